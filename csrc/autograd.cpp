@@ -1,0 +1,454 @@
+// The autograd Functions. A first derivative is one call of a NAME_backward kernel; where a graph
+// of the derivative itself is asked for (create_graph=True), the same derivative is taken in ATen
+// operations, which autograd then differentiates to any order.
+//
+// Forward-mode derivatives and functorch's transforms are refused by torch::autograd::Function; the
+// Python functions send the latter to the reference.
+
+#include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/sigmoid.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops.h"
+
+namespace fastvae::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Calls the operator that `function` implements, below autograd, through the dispatcher: so that
+// tracing sees it.
+template <auto* function, class... Args>
+auto call(const char* name, Args&&... args) {
+  using Signature = std::remove_pointer_t<decltype(function)>;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(std::forward<Args>(args)...);
+}
+
+// An undefined tensor, which autograd reads as no gradient, where none was wanted.
+Tensor if_wanted(bool wanted, const Tensor& t) { return wanted ? t : Tensor(); }
+
+bool graph_wanted() { return at::GradMode::is_enabled(); }
+
+MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; }
+
+// Upstream gradient of the per-row values from that of their reduction.
+Tensor unreduce(const Tensor& grad, Reduction reduction, c10::SymIntArrayRef rows) {
+  if (reduction == Reduction::none) return grad;
+  Tensor per_row = grad;
+  if (reduction == Reduction::mean) {
+    c10::SymInt count = 1;
+    for (const auto& size : rows) count = count * size;
+    per_row = per_row.div(at::Scalar(count));
+  }
+  return per_row.expand_symint(rows);
+}
+
+// [B] or [K, B] beside [.., *E].
+Tensor beside_event(Tensor per_row, int64_t event_dims) {
+  for (int64_t i = 0; i < event_dims; ++i) per_row = per_row.unsqueeze(-1);
+  return per_row;
+}
+
+// Sum over the K samples of a gradient that belongs to [B, *E].
+Tensor fold(const Tensor& grad, bool has_samples) { return has_samples ? grad.sum(0) : grad; }
+
+struct MomentGrads {
+  Tensor mu, logvar, prior_mu, prior_logvar;
+};
+
+// gaussian_kl's gradients as differentiable operations; `grad` is [B].
+MomentGrads gaussian_kl_grads(const Tensor& grad, const Tensor& mu, const Tensor& logvar,
+                              const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar) {
+  const auto dtype = grad.scalar_type();
+  const Tensor g = beside_event(grad, mu.dim() - 1);
+  const Tensor lv = logvar.to(dtype);
+  if (!prior_mu.has_value())
+    return {g * mu.to(dtype), g * (lv.exp() - 1) * 0.5, Tensor(), Tensor()};
+  const Tensor plv = prior_logvar->to(dtype);
+  const Tensor difference = mu.to(dtype) - prior_mu->to(dtype);
+  const Tensor whitened = difference * (-plv).exp();
+  const Tensor ratio = (lv - plv).exp();
+  return {g * whitened, g * (ratio - 1) * 0.5, -(g * whitened),
+          g * (1 - ratio - difference * whitened) * 0.5};
+}
+
+// sigmoid_cross_entropy's gradients likewise; `grad` is [B] or [K, B].
+std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const Tensor& logits,
+                                                      const Tensor& target) {
+  const auto dtype = grad.scalar_type();
+  const Tensor g = beside_event(grad, target.dim() - 1);
+  const Tensor l = logits.to(dtype);
+  return {g * (l.sigmoid() - target_values(target, dtype)),
+          fold(-(g * l), logits.dim() > target.dim())};
+}
+
+Tensor as_input(const Tensor& grad, const Tensor& input) { return grad.to(input.scalar_type()); }
+
+struct Reparameterize : Function<Reparameterize> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               std::optional<c10::SymInt> num_samples, MaybeGenerator generator) {
+    auto [z, key] = call<reparameterize_forward>("fastvae::reparameterize_forward", mu, logvar,
+                                                 num_samples, generator);
+    ctx->save_for_backward({logvar, key});
+    ctx->saved_data["mu_dtype"] = static_cast<int64_t>(mu.scalar_type());
+    return {z};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &logvar = saved[0], &key = saved[1], &grad = grads[0];
+    const auto mu_dtype = static_cast<at::ScalarType>(ctx->saved_data["mu_dtype"].toInt());
+    const bool has_samples = grad.dim() > logvar.dim();
+    const std::array<bool, 2> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    Tensor grad_mu, grad_logvar;
+    if (graph_wanted()) {
+      const auto dtype = sum_dtype({grad});
+      const Tensor g = grad.to(dtype);
+      const Tensor eps = call<normal>("fastvae::normal", key, grad.sym_sizes(), dtype);
+      grad_mu = fold(g, has_samples);
+      grad_logvar = (fold(g * eps, has_samples) * (logvar.to(dtype) * 0.5).exp() * 0.5)
+                        .to(logvar.scalar_type());
+    } else {
+      // Without samples the gradient of mu is the upstream tensor itself.
+      const std::array<bool, 2> computed = {wanted[0] && has_samples, wanted[1]};
+      grad_mu = grad;
+      if (computed[0] || computed[1]) {
+        auto [first, second] = call<reparameterize_backward>("fastvae::reparameterize_backward",
+                                                             grad, logvar, key, computed);
+        if (has_samples) grad_mu = first;
+        grad_logvar = second;
+      }
+    }
+    return {if_wanted(wanted[0], grad_mu.to(mu_dtype)), if_wanted(wanted[1], grad_logvar), Tensor(),
+            Tensor()};
+  }
+};
+
+struct GaussianKL : Function<GaussianKL> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
+                               int64_t reduction) {
+    const Tensor kl = call<gaussian_kl_forward>("fastvae::gaussian_kl_forward", mu, logvar,
+                                                prior_mu, prior_logvar);
+    ctx->save_for_backward(
+        {mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor())});
+    ctx->saved_data["reduction"] = reduction;
+    return {reduce(kl, static_cast<Reduction>(reduction))};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &mu = saved[0], &logvar = saved[1];
+    const MaybeTensor prior_mu = maybe(saved[2]), prior_logvar = maybe(saved[3]);
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const Tensor grad = unreduce(grads[0], reduction, mu.sym_sizes().slice(0, 1));
+    const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        prior_mu.has_value() && ctx->needs_input_grad(2),
+                                        prior_logvar.has_value() && ctx->needs_input_grad(3)};
+    MomentGrads g;
+    if (graph_wanted()) {
+      g = gaussian_kl_grads(grad, mu, logvar, prior_mu, prior_logvar);
+      g.mu = as_input(g.mu, mu);
+      g.logvar = as_input(g.logvar, logvar);
+      if (wanted[2]) g.prior_mu = as_input(g.prior_mu, *prior_mu);
+      if (wanted[3]) g.prior_logvar = as_input(g.prior_logvar, *prior_logvar);
+    } else {
+      std::tie(g.mu, g.logvar, g.prior_mu, g.prior_logvar) = call<gaussian_kl_backward>(
+          "fastvae::gaussian_kl_backward", grad, mu, logvar, prior_mu, prior_logvar, wanted);
+    }
+    return {if_wanted(wanted[0], g.mu), if_wanted(wanted[1], g.logvar),
+            if_wanted(wanted[2], g.prior_mu), if_wanted(wanted[3], g.prior_logvar), Tensor()};
+  }
+};
+
+struct SampleKL : Function<SampleKL> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               MaybeGenerator generator) {
+    auto [z, kl, key] =
+        call<sample_kl_forward>("fastvae::sample_kl_forward", mu, logvar, generator);
+    ctx->save_for_backward({mu, logvar, key});
+    ctx->set_materialize_grads(false);  // z or kl may go unused
+    return {z, kl};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &mu = saved[0], &logvar = saved[1], &key = saved[2];
+    const Tensor &grad_z = grads[0], &grad_kl = grads[1];
+    const std::array<bool, 2> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    if (!grad_z.defined() && !grad_kl.defined()) return {Tensor(), Tensor(), Tensor()};
+    Tensor grad_mu, grad_logvar;
+    if (graph_wanted()) {
+      const auto add = [](const Tensor& a, const Tensor& b) { return a.defined() ? a + b : b; };
+      const auto dtype = sum_dtype({mu, logvar});
+      if (grad_kl.defined()) {
+        const MomentGrads g = gaussian_kl_grads(grad_kl, mu, logvar, {}, {});
+        grad_mu = g.mu;
+        grad_logvar = g.logvar;
+      }
+      if (grad_z.defined()) {
+        const Tensor eps = call<normal>("fastvae::normal", key, mu.sym_sizes(), dtype);
+        const Tensor g = grad_z.to(dtype);
+        grad_mu = add(grad_mu, g);
+        grad_logvar = add(grad_logvar, g * eps * (logvar.to(dtype) * 0.5).exp() * 0.5);
+      }
+      grad_mu = as_input(grad_mu, mu);
+      grad_logvar = as_input(grad_logvar, logvar);
+    } else {
+      std::tie(grad_mu, grad_logvar) = call<sample_kl_backward>(
+          "fastvae::sample_kl_backward", maybe(grad_z), maybe(grad_kl), mu, logvar, key, wanted);
+    }
+    return {if_wanted(wanted[0], grad_mu), if_wanted(wanted[1], grad_logvar), Tensor()};
+  }
+};
+
+struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
+                               int64_t reduction) {
+    const Tensor rows = call<sigmoid_cross_entropy_forward>(
+        "fastvae::sigmoid_cross_entropy_forward", logits, target);
+    ctx->save_for_backward({logits, target});
+    ctx->saved_data["reduction"] = reduction;
+    return {reduce(rows, static_cast<Reduction>(reduction))};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &logits = saved[0], &target = saved[1];
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const Tensor grad =
+        unreduce(grads[0], reduction, logits.sym_sizes().slice(0, 1 + logits.dim() - target.dim()));
+    const std::array<bool, 2> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    Tensor grad_logits, grad_target;
+    if (graph_wanted()) {
+      std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(grad, logits, target);
+      grad_logits = as_input(grad_logits, logits);
+      if (wanted[1]) grad_target = as_input(grad_target, target);
+    } else {
+      std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
+          "fastvae::sigmoid_cross_entropy_backward", grad, logits, target, wanted);
+    }
+    return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor()};
+  }
+};
+
+struct GaussianNLL : Function<GaussianNLL> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& mean, const Tensor& target,
+                               const MaybeTensor& logvar, const MaybeTensor& sigma,
+                               double sigma_value, int64_t reduction) {
+    const Tensor rows = call<gaussian_nll_forward>("fastvae::gaussian_nll_forward", mean, target,
+                                                   logvar, sigma, sigma_value);
+    ctx->save_for_backward({mean, target, logvar.value_or(Tensor()), sigma.value_or(Tensor())});
+    ctx->saved_data["sigma_value"] = sigma_value;
+    ctx->saved_data["reduction"] = reduction;
+    return {reduce(rows, static_cast<Reduction>(reduction))};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &mean = saved[0], &target = saved[1];
+    const MaybeTensor logvar = maybe(saved[2]), sigma = maybe(saved[3]);
+    const double sigma_value = ctx->saved_data["sigma_value"].toDouble();
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const int64_t event_dims = target.dim() - 1;
+    const bool has_samples = mean.dim() > target.dim();
+    const Tensor grad =
+        unreduce(grads[0], reduction, mean.sym_sizes().slice(0, has_samples ? 2 : 1));
+    const auto dtype = grad.scalar_type();
+    const std::array<bool, 3> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        logvar.has_value() && ctx->needs_input_grad(2)};
+    // Absent tensors have no index: sigma, given instead of logvar, has the same one.
+    const bool sigma_wanted = sigma.has_value() && ctx->needs_input_grad(2);
+    Tensor grad_mean, grad_target, grad_logvar, grad_sigma;
+    if (graph_wanted() || sigma_wanted) {
+      const Tensor g = beside_event(grad, event_dims);
+      const Tensor difference = mean.to(dtype) - target_values(target, dtype);
+      Tensor scaled;  // difference * precision
+      if (logvar.has_value())
+        scaled = difference * (-logvar->to(dtype)).exp();
+      else if (sigma.has_value())
+        scaled = difference / sigma->to(dtype).square();
+      else
+        scaled = difference / (sigma_value * sigma_value);
+      // d/dsigma = sum (1 - difference^2 / sigma^2) / sigma
+      if (sigma_wanted)
+        grad_sigma = as_input((g * (1 - difference * scaled)).sum() / sigma->to(dtype), *sigma);
+      if (graph_wanted()) {
+        grad_mean = as_input(g * scaled, mean);
+        if (wanted[1]) grad_target = as_input(fold(-(g * scaled), has_samples), target);
+        if (wanted[2]) grad_logvar = as_input(g * (1 - difference * scaled) * 0.5, *logvar);
+      }
+    }
+    if (!graph_wanted() && (wanted[0] || wanted[1] || wanted[2])) {
+      std::tie(grad_mean, grad_target, grad_logvar) = call<gaussian_nll_backward>(
+          "fastvae::gaussian_nll_backward", grad, mean, target, logvar, sigma, sigma_value, wanted);
+    }
+    return {if_wanted(wanted[0], grad_mean),
+            if_wanted(wanted[1], grad_target),
+            if_wanted(wanted[2], grad_logvar),
+            grad_sigma,
+            Tensor(),
+            Tensor()};
+  }
+};
+
+struct ElboLoss : Function<ElboLoss> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
+                               const Tensor& mu, const Tensor& logvar, const MaybeTensor& beta,
+                               double beta_value, c10::string_view reduction, bool with_grad) {
+    auto [loss, reconstruction, kl, grad_logits] =
+        call<elbo_loss_forward>("fastvae::elbo_loss_forward", logits, target, mu, logvar, beta,
+                                beta_value, reduction, with_grad);
+    ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor()), kl,
+                            if_wanted(with_grad, grad_logits)});
+    ctx->saved_data["beta_value"] = beta_value;
+    ctx->saved_data["reduction"] =
+        static_cast<int64_t>(parse_reduction("fastvae.elbo_loss", reduction));
+    ctx->set_materialize_grads(false);  // most often only the loss is differentiated
+    return {loss, reconstruction, kl};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &logits = saved[0], &target = saved[1], &mu = saved[2], &logvar = saved[3];
+    const MaybeTensor beta = maybe(saved[4]);
+    const Tensor &kl = saved[5], &grad_of_forward = saved[6];
+    const double beta_value = ctx->saved_data["beta_value"].toDouble();
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const std::array<bool, 2> inputs_wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    const std::array<bool, 4> moments_wanted = {ctx->needs_input_grad(2), ctx->needs_input_grad(3),
+                                                false, false};
+    const bool has_samples = logits.dim() > target.dim();
+    const auto batch = target.sym_sizes().slice(0, 1);
+    const auto add = [](const Tensor& a, const Tensor& b) {
+      return a.defined() && b.defined() ? a + b : a.defined() ? a : b;
+    };
+
+    Tensor grad_logits, grad_target, grad_beta;
+    // loss = reconstruction + beta kl
+    const Tensor grad_reconstruction = add(grads[0], grads[1]);
+    if (grad_reconstruction.defined() && (inputs_wanted[0] || inputs_wanted[1])) {
+      Tensor per_row = unreduce(grad_reconstruction, reduction, batch);
+      if (has_samples)
+        per_row = per_row.div(at::Scalar(logits.sym_size(0)))
+                      .expand_symint(logits.sym_sizes().slice(0, 2));
+      if (graph_wanted()) {
+        std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(per_row, logits, target);
+        grad_logits = as_input(grad_logits, logits);
+        if (inputs_wanted[1]) grad_target = as_input(grad_target, target);
+      } else {
+        const bool from_forward = inputs_wanted[0] && grad_of_forward.defined();
+        if (from_forward) {
+          // The forward pass wrote the gradient but for the upstream factor, most often 1.
+          const Tensor& factor = grad_reconstruction;
+          const bool is_one =
+              factor.is_cpu() && !at::isTensorSubclassLike(factor) && factor.item<double>() == 1;
+          grad_logits = is_one ? grad_of_forward : as_input(grad_of_forward * factor, logits);
+        }
+        const std::array<bool, 2> rest = {inputs_wanted[0] && !from_forward, inputs_wanted[1]};
+        if (rest[0] || rest[1]) {
+          auto [first, second] = call<sigmoid_cross_entropy_backward>(
+              "fastvae::sigmoid_cross_entropy_backward", per_row, logits, target, rest);
+          if (rest[0]) grad_logits = first;
+          grad_target = second;
+        }
+      }
+    }
+
+    MomentGrads moments;
+    Tensor grad_kl = grads[2];
+    if (grads[0].defined()) {
+      const Tensor weighted =
+          beta.has_value() ? grads[0] * beta->to(grads[0].scalar_type()) : grads[0] * beta_value;
+      grad_kl = add(grad_kl, weighted);
+      if (beta.has_value() && ctx->needs_input_grad(4))
+        grad_beta = as_input((grads[0] * beta_factor(kl, mu, logvar, reduction)).sum(), *beta);
+    }
+    if (grad_kl.defined() && (moments_wanted[0] || moments_wanted[1])) {
+      const Tensor per_row = unreduce(grad_kl, reduction, batch);
+      if (graph_wanted()) {
+        moments = gaussian_kl_grads(per_row.to(sum_dtype({mu, logvar})), mu, logvar, {}, {});
+        moments.mu = as_input(moments.mu, mu);
+        moments.logvar = as_input(moments.logvar, logvar);
+      } else {
+        std::tie(moments.mu, moments.logvar, std::ignore, std::ignore) =
+            call<gaussian_kl_backward>("fastvae::gaussian_kl_backward", per_row, mu, logvar,
+                                       std::nullopt, std::nullopt, moments_wanted);
+      }
+    }
+    return {if_wanted(inputs_wanted[0], grad_logits),
+            if_wanted(inputs_wanted[1], grad_target),
+            if_wanted(moments_wanted[0], moments.mu),
+            if_wanted(moments_wanted[1], moments.logvar),
+            grad_beta,
+            Tensor(),
+            Tensor(),
+            Tensor()};
+  }
+
+  // d loss / d beta: the KL divergence, differentiable itself where a graph is wanted.
+  static Tensor beta_factor(const Tensor& kl, const Tensor& mu, const Tensor& logvar,
+                            Reduction reduction) {
+    if (!graph_wanted()) return kl;
+    return GaussianKL::apply(mu, logvar, MaybeTensor(), MaybeTensor(),
+                             static_cast<int64_t>(reduction))[0];
+  }
+};
+
+int64_t reduction_code(const char* op, c10::string_view name) {
+  return static_cast<int64_t>(parse_reduction(op, name));
+}
+
+}  // namespace
+
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar,
+                      std::optional<c10::SymInt> num_samples, MaybeGenerator generator) {
+  return Reparameterize::apply(mu, logvar, num_samples, generator)[0];
+}
+
+Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                   const MaybeTensor& prior_logvar, c10::string_view reduction) {
+  return GaussianKL::apply(mu, logvar, prior_mu, prior_logvar,
+                           reduction_code("fastvae.gaussian_kl", reduction))[0];
+}
+
+std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
+                                     MaybeGenerator generator) {
+  const variable_list out = SampleKL::apply(mu, logvar, generator);
+  return {out[0], out[1]};
+}
+
+Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
+                             c10::string_view reduction) {
+  return SigmoidCrossEntropy::apply(logits, target,
+                                    reduction_code("fastvae.sigmoid_cross_entropy", reduction))[0];
+}
+
+Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+                    const MaybeTensor& sigma, double sigma_value, c10::string_view reduction) {
+  return GaussianNLL::apply(mean, target, logvar, sigma, sigma_value,
+                            reduction_code("fastvae.gaussian_nll", reduction))[0];
+}
+
+std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,
+                                             const Tensor& mu, const Tensor& logvar,
+                                             const MaybeTensor& beta, double beta_value,
+                                             c10::string_view reduction) {
+  // A loss that is a scalar knows its gradient up to one factor. Not in float16, where the factor
+  // may be a loss scale that must come before the rounding.
+  const bool with_grad = at::GradMode::is_enabled() && logits.requires_grad() &&
+                         reduction != "none" && logits.scalar_type() != at::kHalf;
+  const variable_list out =
+      ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction, with_grad);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace fastvae::ops

@@ -1,0 +1,43 @@
+"""Build backend: scikit-build-core, and before it a check that PyTorch is there.
+
+PyTorch is no build requirement, because a build environment would fetch another one than the
+installed, and gigabytes of it. Without this check pip would do the same for the run-time
+dependency, and only then fail to build.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from scikit_build_core import build as _backend
+from scikit_build_core.build import *  # noqa: F403  (the backend's hooks)
+
+_PROBE = "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
+
+
+def _require_torch() -> None:
+    # pip's build isolation hides the installed packages through these two.
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    python = env.get("FASTVAE_TORCH_PYTHON", sys.executable)
+    try:
+        found = subprocess.run([python, "-c", _PROBE], env=env, check=False).returncode == 0
+    except OSError as error:
+        sys.exit(f"fastvae: FASTVAE_TORCH_PYTHON={python} cannot be run: {error}")
+    if not found:
+        sys.exit(
+            f"fastvae: install PyTorch first (pip install torch); {python} does not see it. "
+            "With uv or python -m build use --no-build-isolation, or set FASTVAE_TORCH_PYTHON to the python that has it."
+        )
+
+
+def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
+    _require_torch()
+    return list(_backend.get_requires_for_build_wheel(config_settings))
+
+
+def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
+    _require_torch()
+    return list(_backend.get_requires_for_build_editable(config_settings))

@@ -1,0 +1,101 @@
+// Runs of elements between memory and the type that a loop computes in. Bit arithmetic rather than
+// intrinsics, so that one text vectorises on every instruction set.
+#pragma once
+
+#include "../kernels.h"
+
+namespace fastvae::cpu {
+namespace {
+
+template <class T>
+constexpr Dtype dtype_of = sizeof(T) == 8 ? Dtype::f64 : Dtype::f32;
+
+FASTVAE_FN float bf16_to_float(uint16_t x) {
+  return math::bit_cast<float>(static_cast<uint32_t>(x) << 16);
+}
+
+// Round to nearest, ties to even; NaN stays a (quiet) NaN.
+FASTVAE_FN uint16_t float_to_bf16(float x) {
+  const uint32_t bits = math::bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>(x != x ? (bits >> 16) | 0x40u : rounded);
+}
+
+FASTVAE_FN float f16_to_float(uint16_t x) {
+  const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fffu) << 13;
+  // Moves the exponent's bias from 15 to 127, and makes subnormals normal, in one exact product.
+  const float scaled = math::bit_cast<float>(magnitude) * 0x1p112f;
+  const uint32_t finite = math::bit_cast<uint32_t>(scaled);
+  const uint32_t bits = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite;
+  return math::bit_cast<float>(bits | (static_cast<uint32_t>(x & 0x8000u) << 16));
+}
+
+// Round to nearest, ties to even; too large is infinity; NaN stays a NaN.
+FASTVAE_FN uint16_t float_to_f16(float x) {
+  const uint32_t bits = math::bit_cast<uint32_t>(x);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 0.5 puts a subnormal's bits at the end of the mantissa, rounded.
+  const uint32_t subnormal =
+      math::bit_cast<uint32_t>(math::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and more
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
+}
+
+template <class From, class T, class F>
+void convert_run(const void* data, int64_t offset, int64_t n, T* out, F convert) {
+  const From* from = static_cast<const From*>(data) + offset;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(convert(from[i]));
+}
+
+// out[0 .. n-1] = data[offset .. offset + n - 1]
+template <class T>
+void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out) {
+  switch (dtype) {
+    case Dtype::f64:
+      return convert_run<double>(data, offset, n, out, [](double x) { return x; });
+    case Dtype::f32:
+      return convert_run<float>(data, offset, n, out, [](float x) { return x; });
+    case Dtype::bf16:
+      return convert_run<uint16_t>(data, offset, n, out, bf16_to_float);
+    case Dtype::f16:
+      return convert_run<uint16_t>(data, offset, n, out, f16_to_float);
+    case Dtype::u8:  // a true division: x / 255 is what the user's own conversion gives
+      return convert_run<uint8_t>(data, offset, n, out, [](uint8_t x) { return T(x) / T(255); });
+    case Dtype::boolean:
+      return convert_run<uint8_t>(data, offset, n, out, [](uint8_t x) { return T(x); });
+  }
+}
+
+template <class To, class T, class F>
+void write_run(void* data, int64_t offset, int64_t n, const T* from, F convert) {
+  To* to = static_cast<To*>(data) + offset;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(convert(from[i]));
+}
+
+// data[offset .. offset + n - 1] = from[0 .. n-1]
+template <class T>
+void write(Dtype dtype, void* data, int64_t offset, int64_t n, const T* from) {
+  switch (dtype) {
+    case Dtype::f64:
+      return write_run<double>(data, offset, n, from, [](T x) { return x; });
+    case Dtype::f32:
+      return write_run<float>(data, offset, n, from, [](T x) { return x; });
+    case Dtype::bf16:
+      return write_run<uint16_t>(data, offset, n, from,
+                                 [](T x) { return float_to_bf16(static_cast<float>(x)); });
+    case Dtype::f16:
+      return write_run<uint16_t>(data, offset, n, from,
+                                 [](T x) { return float_to_f16(static_cast<float>(x)); });
+    case Dtype::u8:  // no kernel writes images; a mask of 0 and 1 goes to bool
+    case Dtype::boolean:
+      return write_run<uint8_t>(data, offset, n, from, [](T x) { return x; });
+  }
+}
+
+}  // namespace
+}  // namespace fastvae::cpu

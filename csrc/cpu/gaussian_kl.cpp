@@ -1,0 +1,50 @@
+#include "kernels.h"
+#include "loops.h"
+
+namespace fastvae::cpu::CPU_CAPABILITY {
+
+void gaussian_kl(Extent extent, Input mu, Input logvar, Sums kl) {
+  row_sum(
+      extent, kl,
+      [](auto mu, auto logvar)
+          FASTVAE_INLINE { return formulas::gaussian_kl(mu, logvar, math::exp(logvar)); },
+      mu, logvar);
+}
+
+void gaussian_kl_backward(Extent extent, Input grad, Input mu, Input logvar, Output grad_mu,
+                          Output grad_logvar) {
+  map(
+      extent, {grad_mu, grad_logvar},
+      [](auto g, auto mu, auto logvar) FASTVAE_INLINE {
+        return values(g * formulas::gaussian_kl_grad_mu(mu),
+                      g * formulas::gaussian_kl_grad_logvar(math::exp(logvar)));
+      },
+      grad, mu, logvar);
+}
+
+void gaussian_kl_prior(Extent extent, Input mu, Input logvar, Input prior_mu, Input prior_logvar,
+                       Sums kl) {
+  row_sum(
+      extent, kl,
+      [](auto mu, auto logvar, auto prior_mu, auto prior_logvar) FASTVAE_INLINE {
+        const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
+        return formulas::gaussian_kl(logvar, prior_logvar, terms);
+      },
+      mu, logvar, prior_mu, prior_logvar);
+}
+
+void gaussian_kl_prior_backward(Extent extent, Input grad, Input mu, Input logvar, Input prior_mu,
+                                Input prior_logvar, Output grad_mu, Output grad_logvar,
+                                Output grad_prior_mu, Output grad_prior_logvar) {
+  map(
+      extent, {grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar},
+      [](auto g, auto mu, auto logvar, auto prior_mu, auto prior_logvar) FASTVAE_INLINE {
+        const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
+        const auto grad_mu = g * terms.whitened;
+        return values(grad_mu, g * formulas::gaussian_kl_grad_logvar(terms.ratio), -grad_mu,
+                      g * formulas::gaussian_kl_grad_prior_logvar(terms));
+      },
+      grad, mu, logvar, prior_mu, prior_logvar);
+}
+
+}  // namespace fastvae::cpu::CPU_CAPABILITY

@@ -1,0 +1,360 @@
+// The loops that every CPU kernel is made of: tiles of at most kTile elements whose operands lie in
+// L1 as float or double, the formula over them, and the way back to memory.
+//
+// Compiled once per instruction set, so everything here has internal linkage and no header but the
+// torch-free ones is included. How rows are cut depends on the sizes alone, never on the number of
+// threads: the results are the same for any.
+#pragma once
+
+#include <cstdlib>
+#include <utility>
+
+#include "../formulas.h"
+#include "../kernels.h"
+#include "convert.h"
+#include "parallel.h"
+
+#define FASTVAE_INLINE __attribute__((always_inline))
+
+namespace fastvae::cpu {
+namespace {
+
+constexpr int64_t kTile = 1024;  // elements at a time: seven operands of them fill 28 KiB of L1
+constexpr int64_t kSegment = 16 * kTile;  // rows longer than this are shared between threads
+constexpr int64_t kGrain = 32 * 1024;     // elements that pay for waking a thread
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What f returns: `term` is summed over the row, value[0 .. N-1] go to the outputs.
+template <class T, int N>
+struct Values {
+  T term;
+  T value[N > 0 ? N : 1];
+};
+
+template <class T, class... V>
+inline FASTVAE_INLINE Values<T, 1 + sizeof...(V)> values(T first, V... rest) {
+  return {T(0), {first, rest...}};
+}
+
+template <class T, class... V>
+inline FASTVAE_INLINE Values<T, sizeof...(V)> term_and_values(T term, V... rest) {
+  return {term, {rest...}};
+}
+
+// Elements [column, column + columns) of rows [row, row + rows), packed; row = k * B + b.
+struct Piece {
+  int64_t row, rows, column, columns;
+  int64_t size() const { return rows * columns; }
+};
+
+// Address of the piece's row r, as an element offset.
+template <class Operand>
+inline int64_t row_offset(const Extent& extent, const Operand& operand, int64_t row) {
+  // Most calls have one sample; a 64-bit division per row would show at D = 2.
+  if (extent.K == 1) return row * operand.stride_b;
+  return row / extent.B * operand.stride_k + row % extent.B * operand.stride_b;
+}
+
+// Whether the rows of a piece follow one another in memory, so that they are one run of elements.
+template <class Operand>
+inline bool is_packed(const Extent& extent, const Operand& operand, const Piece& piece) {
+  if (piece.rows == 1) return true;
+  return piece.columns == operand.stride_b &&
+         (extent.K == 1 || operand.stride_k == extent.B * operand.stride_b ||
+          piece.row / extent.B == (piece.row + piece.rows - 1) / extent.B);
+}
+
+template <class T>
+void fill(T* out, int64_t n, T value) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = value;
+}
+
+// Numbers [first, first + n) of the stream; returns where in `buffer` (kTile + 8 long) they begin.
+template <class T, bool Normal>
+const T* noise(Key key, int64_t first, int64_t n, T* buffer) {
+  const uint64_t first_block = static_cast<uint64_t>(first) / 4;
+  const int64_t skip = first % 4;
+  const int64_t blocks = ceil_div(skip + n, 4);
+#pragma omp simd
+  for (int64_t j = 0; j < blocks; ++j) {
+    const PhiloxBlock block = philox(key, first_block + static_cast<uint64_t>(j));
+    T* out = buffer + 4 * j;
+    if constexpr (Normal) {
+      const NormalPair<T> a = box_muller<T>(block.word[0], block.word[1]);
+      const NormalPair<T> b = box_muller<T>(block.word[2], block.word[3]);
+      out[0] = a.first;
+      out[1] = a.second;
+      out[2] = b.first;
+      out[3] = b.second;
+    } else {
+      out[0] = uniform<T>(block.word[0]);
+      out[1] = uniform<T>(block.word[1]);
+      out[2] = uniform<T>(block.word[2]);
+      out[3] = uniform<T>(block.word[3]);
+    }
+  }
+  return buffer + skip;
+}
+
+// The piece of an input as T: where it lies if it has that type and is packed, else in `buffer`.
+template <class T>
+const T* load(const Extent& extent, const Input& input, const Piece& piece, T* buffer) {
+  switch (input.kind) {
+    case Input::Kind::constant:
+      fill(buffer, piece.size(), static_cast<T>(input.value));
+      return buffer;
+    case Input::Kind::normal:
+      return noise<T, true>(input.key, piece.row * extent.D + piece.column, piece.size(), buffer);
+    case Input::Kind::uniform:
+      return noise<T, false>(input.key, piece.row * extent.D + piece.column, piece.size(), buffer);
+    case Input::Kind::row:
+      for (int64_t r = 0; r < piece.rows; ++r) {
+        T value = 0;
+        read(input.dtype, input.data, row_offset(extent, input, piece.row + r), 1, &value);
+        fill(buffer + r * piece.columns, piece.columns, value);
+      }
+      return buffer;
+    case Input::Kind::elements:
+      break;
+  }
+  if (is_packed(extent, input, piece)) {
+    const int64_t offset = row_offset(extent, input, piece.row) + piece.column;
+    if (input.dtype == dtype_of<T>) return static_cast<const T*>(input.data) + offset;
+    read(input.dtype, input.data, offset, piece.size(), buffer);
+  } else {
+    for (int64_t r = 0; r < piece.rows; ++r)
+      read(input.dtype, input.data, row_offset(extent, input, piece.row + r) + piece.column,
+           piece.columns, buffer + r * piece.columns);
+  }
+  return buffer;
+}
+
+// Where f may write the piece: the output itself, or `buffer`, which `store` then carries there.
+template <class T>
+T* place(const Extent& extent, const Output& output, const Piece& piece, T* buffer) {
+  if (output.data == nullptr || output.dtype != dtype_of<T> || !is_packed(extent, output, piece))
+    return buffer;
+  return static_cast<T*>(output.data) + row_offset(extent, output, piece.row) + piece.column;
+}
+
+template <class T>
+void store(const Extent& extent, const Output& output, const Piece& piece, const T* from) {
+  if (output.data == nullptr) return;
+  if (is_packed(extent, output, piece)) {
+    write(output.dtype, output.data, row_offset(extent, output, piece.row) + piece.column,
+          piece.size(), from);
+    return;
+  }
+  for (int64_t r = 0; r < piece.rows; ++r)
+    write(output.dtype, output.data, row_offset(extent, output, piece.row + r) + piece.column,
+          piece.columns, from + r * piece.columns);
+}
+
+inline void store_sum(const Sums& sums, int64_t row, double sum) {
+  if (sums.dtype == Dtype::f64)
+    static_cast<double*>(sums.data)[row] = sum;
+  else
+    static_cast<float*>(sums.data)[row] = static_cast<float>(sum);
+}
+
+template <class T, class F, size_t... I>
+inline FASTVAE_INLINE auto call(const F& f, const T* const* in, int64_t i,
+                                std::index_sequence<I...>) {
+  return f(in[I][i]...);
+}
+
+// f over a tile's n elements. Returns the sum of the terms, or, where `terms` is not null, leaves
+// them there: the tile then holds several rows.
+template <class T, int NI, int NO, bool Sum, class F>
+inline FASTVAE_INLINE T run_tile(const F& f, const T* const* in, T* const* out, T* terms,
+                                 int64_t n) {
+  constexpr auto inputs = std::make_index_sequence<NI>();
+  if (Sum && terms == nullptr) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; ++i) {
+      const Values<T, NO> v = call(f, in, i, inputs);
+      for (int o = 0; o < NO; ++o) out[o][i] = v.value[o];
+      sum += v.term;
+    }
+    return sum;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const Values<T, NO> v = call(f, in, i, inputs);
+    for (int o = 0; o < NO; ++o) out[o][i] = v.value[o];
+    if (Sum) terms[i] = v.term;
+  }
+  return 0;
+}
+
+// Buffers of a thread's tile, one per operand.
+template <class T, int N>
+struct Buffers {
+  alignas(64) T buffer[N > 0 ? N : 1][kTile + 16];
+  T* operator[](int i) { return buffer[i]; }
+};
+
+// Walks over all rows; each (k, b) row by itself.
+template <class T, bool Sum, int NI, int NO, class F>
+void walk(const Extent& extent, const Sums& sums, const Output* outputs, const Input* inputs,
+          const F& f) {
+  const int64_t rows = extent.K * extent.B;
+  const int64_t D = extent.D;
+  const int64_t group = D < kTile ? kTile / (D > 0 ? D : 1) : 1;      // whole rows in a tile
+  const int64_t segments = D > kSegment ? ceil_div(D, kSegment) : 1;  // parts of a row
+  double* partial = nullptr;
+  if (Sum && segments > 1)
+    partial = static_cast<double*>(std::malloc(sizeof(double) * rows * segments));
+
+  // Part of one row, or a few whole rows.
+  auto visit = [&](const Piece& piece, T* terms) FASTVAE_INLINE -> T {
+    Buffers<T, NI> in_buffers;
+    Buffers<T, NO> out_buffers;
+    const T* in[NI];
+    T* out[NO > 0 ? NO : 1];
+    for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
+    for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
+    const T sum = run_tile<T, NI, NO, Sum>(f, in, out, terms, piece.size());
+    for (int o = 0; o < NO; ++o)
+      if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
+    return sum;
+  };
+
+  if (group > 1) {
+    parallel_for(ceil_div(rows, group), ceil_div(kGrain, kTile), [&](int64_t begin, int64_t end) {
+      alignas(64) T terms[kTile];
+      for (int64_t g = begin; g < end; ++g) {
+        const int64_t row = g * group;
+        const Piece piece{row, rows - row < group ? rows - row : group, 0, D};
+        visit(piece, terms);
+        if (!Sum) continue;
+        for (int64_t r = 0; r < piece.rows; ++r) {
+          const T* row_terms = terms + r * D;
+          T sum = 0;
+#pragma omp simd reduction(+ : sum)
+          for (int64_t i = 0; i < D; ++i) sum += row_terms[i];
+          store_sum(sums, row + r, static_cast<double>(sum));
+        }
+      }
+    });
+    return;
+  }
+
+  const int64_t segment = segments > 1 ? kSegment : D;
+  parallel_for(rows * segments, ceil_div(kGrain, segment), [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t row = s / segments, first = s % segments * segment;
+      const int64_t last = D - first < segment ? D : first + segment;
+      // Float within a tile, double between tiles: the error of a sum does not grow with D.
+      double sum = 0;
+      for (int64_t column = first; column < last; column += kTile)
+        sum += static_cast<double>(
+            visit({row, 1, column, last - column < kTile ? last - column : kTile}, nullptr));
+      if (!Sum) continue;
+      if (segments > 1)
+        partial[s] = sum;
+      else
+        store_sum(sums, row, sum);
+    }
+  });
+  if (Sum && segments > 1) {
+    for (int64_t row = 0; row < rows; ++row) {
+      double sum = 0;
+      for (int64_t s = 0; s < segments; ++s) sum += partial[row * segments + s];
+      store_sum(sums, row, sum);
+    }
+    std::free(partial);
+  }
+}
+
+// Walks over the rows of the data; what f returns is summed over the K samples of each.
+template <class T, int NI, int NO, class F>
+void walk_folding(const Extent& extent, const Output* outputs, const Input* inputs, const F& f) {
+  const int64_t D = extent.D;
+  const Extent rows_of_data{1, extent.B, D};
+  const int64_t group = D < kTile ? kTile / (D > 0 ? D : 1) : 1;
+  const int64_t tiles_per_row = D > kTile ? ceil_div(D, kTile) : 1;
+  const int64_t tiles = ceil_div(extent.B, group) * tiles_per_row;
+  parallel_for(tiles, ceil_div(kGrain, kTile * extent.K), [&](int64_t begin, int64_t end) {
+    Buffers<T, NI> in_buffers;
+    Buffers<T, NO> out_buffers, sum_buffers;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t row = t / tiles_per_row * group, column = t % tiles_per_row * kTile;
+      const Piece target{row, extent.B - row < group ? extent.B - row : group, column,
+                         D - column < kTile ? D - column : kTile};
+      for (int o = 0; o < NO; ++o) fill(sum_buffers[o], target.size(), T(0));
+      for (int64_t k = 0; k < extent.K; ++k) {
+        Piece piece = target;
+        piece.row += k * extent.B;
+        const T* in[NI];
+        T* out[NO];
+        for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
+        for (int o = 0; o < NO; ++o) out[o] = out_buffers[o];
+        run_tile<T, NI, NO, false>(f, in, out, nullptr, piece.size());
+        for (int o = 0; o < NO; ++o) {
+          T* sum = sum_buffers[o];
+#pragma omp simd
+          for (int64_t i = 0; i < piece.size(); ++i) sum[i] += out[o][i];
+        }
+      }
+      for (int o = 0; o < NO; ++o) store<T>(rows_of_data, outputs[o], target, sum_buffers[o]);
+    }
+  });
+}
+
+template <int N>
+bool any_double(const Input (&inputs)[N]) {
+  for (const Input& input : inputs)
+    if (input.dtype == Dtype::f64) return true;
+  return false;
+}
+
+// The loops by name. f takes the inputs' elements in order and is generic: it runs in double where
+// any input is double, else in float.
+
+template <class F, class... In>
+void row_sum(const Extent& extent, const Sums& sums, const F& f, const In&... in) {
+  const Input inputs[] = {in...};
+  const auto term = [&](auto... x) FASTVAE_INLINE { return term_and_values(f(x...)); };
+  if (any_double(inputs))
+    walk<double, true, sizeof...(In), 0>(extent, sums, nullptr, inputs, term);
+  else
+    walk<float, true, sizeof...(In), 0>(extent, sums, nullptr, inputs, term);
+}
+
+// f returns term_and_values(...): one term, and a value for each output.
+template <int NO, class F, class... In>
+void row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
+                     const F& f, const In&... in) {
+  const Input inputs[] = {in...};
+  if (any_double(inputs))
+    walk<double, true, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
+  else
+    walk<float, true, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
+}
+
+// f returns values(...), one for each output.
+template <int NO, class F, class... In>
+void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
+  const Input inputs[] = {in...};
+  if (any_double(inputs))
+    walk<double, false, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
+  else
+    walk<float, false, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
+}
+
+// As map, summed over the samples: outputs are [B, D].
+template <int NO, class F, class... In>
+void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
+  const Input inputs[] = {in...};
+  if (any_double(inputs))
+    walk_folding<double, sizeof...(In), NO>(extent, outputs, inputs, f);
+  else
+    walk_folding<float, sizeof...(In), NO>(extent, outputs, inputs, f);
+}
+
+}  // namespace
+}  // namespace fastvae::cpu

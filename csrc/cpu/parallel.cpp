@@ -1,0 +1,28 @@
+#include "parallel.h"
+
+#include <torch/csrc/stable/c/shim.h>
+
+namespace fastvae::cpu {
+
+// torch's own parallel_for, through its C interface: at::parallel_for is a template that runs
+// serially in a file compiled without OpenMP, and linking OpenMP could bring a second thread pool.
+void run_parallel(int64_t n, int64_t grain, void (*body)(const void* context, int64_t, int64_t),
+                  const void* context) {
+  struct Call {
+    void (*body)(const void*, int64_t, int64_t);
+    const void* context;
+  } call{body, context};
+  if (n <= grain) {
+    if (n > 0) body(context, 0, n);
+    return;
+  }
+  torch_parallel_for(
+      0, n, grain,
+      [](int64_t begin, int64_t end, void* call) {
+        const Call* c = static_cast<const Call*>(call);
+        c->body(c->context, begin, end);
+      },
+      &call);
+}
+
+}  // namespace fastvae::cpu

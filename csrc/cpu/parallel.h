@@ -1,0 +1,26 @@
+// Threads, without a torch header: the files that include this are compiled per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace fastvae::cpu {
+
+// Calls body(context, begin, end) on torch's intra-op threads over parts of [0, n), each of at
+// least `grain` items. The body must not throw.
+void run_parallel(int64_t n, int64_t grain, void (*body)(const void* context, int64_t, int64_t),
+                  const void* context);
+
+namespace {
+
+template <class F>
+void parallel_for(int64_t n, int64_t grain, const F& f) {
+  run_parallel(
+      n, grain,
+      [](const void* context, int64_t begin, int64_t end) {
+        (*static_cast<const F*>(context))(begin, end);
+      },
+      &f);
+}
+
+}  // namespace
+}  // namespace fastvae::cpu

@@ -1,0 +1,141 @@
+// Every elementwise formula and its derivatives, once, for CPU and CUDA: plain functions of scalars
+// (float or double), no tensors, no memory, no threads. Results are in nats.
+//
+// Limits: where an argument is infinite and the limit exists, the result is the limit; NaN in gives
+// NaN out. The branches below are selects, which a compiler turns into masks.
+#pragma once
+
+#include "simd_math.h"
+
+namespace fastvae::formulas {
+
+// a * b with 0 * inf = 0, the limit where a is the factor that is exactly zero.
+template <class T>
+FASTVAE_FN T product_or_zero(T a, T b) {
+  return a == T(0) ? T(0) : a * b;
+}
+
+// 1 / (1 + e^-l)
+template <class T>
+FASTVAE_FN T sigmoid(T l) {
+  const T y = math::exp(-math::abs(l));
+  return (l < T(0) ? y : T(1)) / (T(1) + y);
+}
+
+// -log Bernoulli(x | sigmoid(l)) = max(l, 0) - l x + log(1 + e^-|l|). The first two terms are
+// |l| (1 - x) for l >= 0 and |l| x for l < 0: no cancellation, and 0 for a sure and right
+// prediction.
+template <class T>
+FASTVAE_FN T sigmoid_cross_entropy(T l, T x) {
+  const T size = math::abs(l);
+  const T miss = l < T(0) ? x : T(1) - x;
+  return product_or_zero(miss, size) + math::log1p_unit(math::exp(-size));
+}
+
+// d/dl = sigmoid(l) - x
+template <class T>
+FASTVAE_FN T sigmoid_cross_entropy_grad_logits(T l, T x) {
+  return sigmoid(l) - x;
+}
+
+// d/dx = -l
+template <class T>
+FASTVAE_FN T sigmoid_cross_entropy_grad_target(T l) {
+  return -l;
+}
+
+// z = mu + sigma eps, sigma = e^(logvar / 2)
+template <class T>
+FASTVAE_FN T reparameterize(T mu, T sigma, T eps) {
+  return mu + sigma * eps;
+}
+
+template <class T>
+FASTVAE_FN T standard_deviation(T logvar) {
+  return math::exp(T(0.5) * logvar);
+}
+
+// dz/dlogvar = sigma eps / 2
+template <class T>
+FASTVAE_FN T reparameterize_grad_logvar(T sigma, T eps) {
+  return T(0.5) * (sigma * eps);
+}
+
+// KL(N(mu, var) || N(0, 1)) = (var + mu^2 - 1 - logvar) / 2
+template <class T>
+FASTVAE_FN T gaussian_kl(T mu, T logvar, T var) {
+  return T(0.5) * (mu * mu + (var - T(1) - math::finite(logvar)));
+}
+
+// d/dmu = mu; d/dlogvar = (var - 1) / 2
+template <class T>
+FASTVAE_FN T gaussian_kl_grad_mu(T mu) {
+  return mu;
+}
+
+template <class T>
+FASTVAE_FN T gaussian_kl_grad_logvar(T var) {
+  return T(0.5) * (var - T(1));
+}
+
+// KL(N(mu, e^logvar) || N(prior_mu, e^prior_logvar)), with its two parts of interest:
+// ratio = e^(logvar - prior_logvar), and the prior's whitened difference of the means.
+template <class T>
+struct PriorTerms {
+  T ratio, difference, whitened;  // whitened = difference / prior variance
+};
+
+template <class T>
+FASTVAE_FN PriorTerms<T> prior_terms(T mu, T logvar, T prior_mu, T prior_logvar) {
+  const T difference = mu - prior_mu;
+  return {math::exp(logvar - prior_logvar), difference,
+          product_or_zero(difference, math::exp(-prior_logvar))};
+}
+
+template <class T>
+FASTVAE_FN T gaussian_kl(T logvar, T prior_logvar, PriorTerms<T> t) {
+  return T(0.5) * (product_or_zero(t.difference, t.whitened) +
+                   (t.ratio - T(1) + (math::finite(prior_logvar) - math::finite(logvar))));
+}
+
+// d/dprior_logvar = (1 - ratio - difference * whitened) / 2; the others are those of the two
+// arguments above: d/dmu = whitened = -d/dprior_mu, d/dlogvar = (ratio - 1) / 2.
+template <class T>
+FASTVAE_FN T gaussian_kl_grad_prior_logvar(PriorTerms<T> t) {
+  return T(0.5) * (T(1) - t.ratio - product_or_zero(t.difference, t.whitened));
+}
+
+// -log N(x | mean, e^logvar) = (log 2 pi + logvar + (x - mean)^2 precision) / 2
+template <class T>
+FASTVAE_FN T gaussian_nll(T mean, T x, T logvar, T precision) {
+  const T difference = mean - x;
+  const T log_two_pi = T(1.8378770664093454836);
+  return T(0.5) * (log_two_pi + logvar + product_or_zero(difference, difference * precision));
+}
+
+// d/dmean = (mean - x) precision = -d/dx
+template <class T>
+FASTVAE_FN T gaussian_nll_grad_mean(T mean, T x, T precision) {
+  return product_or_zero(mean - x, precision);
+}
+
+// d/dlogvar = (1 - (x - mean)^2 precision) / 2
+template <class T>
+FASTVAE_FN T gaussian_nll_grad_logvar(T mean, T x, T precision) {
+  const T difference = mean - x;
+  return T(0.5) * (T(1) - product_or_zero(difference, difference * precision));
+}
+
+// Bernoulli draw: 1 with probability p, for u uniform on [0, 1).
+template <class T>
+FASTVAE_FN T binarize(T p, T u) {
+  return u < p ? T(1) : T(0);
+}
+
+// 1 where p is no probability (NaN among them), else 0.
+template <class T>
+FASTVAE_FN T not_a_probability(T p) {
+  return p >= T(0) && p <= T(1) ? T(0) : T(1);
+}
+
+}  // namespace fastvae::formulas

@@ -1,0 +1,96 @@
+// What the operators ask of a device: the table of kernels and the arguments that they take. No
+// torch header: the CPU kernels are compiled once per instruction set, the CUDA ones by nvcc.
+#pragma once
+
+#include <cstdint>
+
+#include "philox.h"
+
+namespace fastvae {
+
+enum class Dtype : uint8_t { f64, f32, bf16, f16, u8, boolean };
+
+// K samples of a batch of B rows (samples of the data) of D elements (the flattened event).
+struct Extent {
+  int64_t K, B, D;
+};
+
+// What a kernel reads for element e of row (k, b).
+struct Input {
+  enum class Kind : uint8_t {
+    elements,  // data[k * stride_k + b * stride_b + e]; uint8 is read as x / 255
+    row,       // data[k * stride_k + b * stride_b], the same for the whole row
+    constant,  // `value` everywhere; 0 for an upstream gradient that is not there
+    normal,    // standard normal number (k * B + b) * D + e of the stream `key`
+    uniform,   // likewise, uniform on [0, 1)
+  };
+  Kind kind = Kind::constant;
+  Dtype dtype = Dtype::f32;
+  const void* data = nullptr;
+  int64_t stride_k = 0, stride_b = 0;
+  double value = 0;
+  Key key = {};
+};
+
+// Where element e of row (k, b) goes: data[k * stride_k + b * stride_b + e]; nowhere if data is
+// null.
+struct Output {
+  Dtype dtype = Dtype::f32;
+  void* data = nullptr;
+  int64_t stride_k = 0, stride_b = 0;
+};
+
+// Row sums [K, B], contiguous, float32 or float64.
+struct Sums {
+  Dtype dtype = Dtype::f32;
+  void* data = nullptr;
+};
+
+// One implementation of every kernel. `grad_*` inputs are upstream gradients; outputs that nobody
+// asked for have no data. Outputs marked [B, D] are summed over the K samples.
+struct Kernels {
+  const char* name;
+
+  void (*reparameterize)(Extent, Input mu, Input logvar, Input eps, Output z);
+  void (*reparameterize_backward)(Extent, Input grad_z, Input logvar, Input eps,
+                                  Output grad_mu /* [B, D] */, Output grad_logvar /* [B, D] */);
+
+  void (*gaussian_kl)(Extent, Input mu, Input logvar, Sums kl);
+  void (*gaussian_kl_backward)(Extent, Input grad, Input mu, Input logvar, Output grad_mu,
+                               Output grad_logvar);
+  void (*gaussian_kl_prior)(Extent, Input mu, Input logvar, Input prior_mu, Input prior_logvar,
+                            Sums kl);
+  void (*gaussian_kl_prior_backward)(Extent, Input grad, Input mu, Input logvar, Input prior_mu,
+                                     Input prior_logvar, Output grad_mu, Output grad_logvar,
+                                     Output grad_prior_mu, Output grad_prior_logvar);
+
+  void (*sample_kl)(Extent, Input mu, Input logvar, Input eps, Output z, Sums kl);
+  void (*sample_kl_backward)(Extent, Input grad_z, Input grad_kl, Input mu, Input logvar, Input eps,
+                             Output grad_mu, Output grad_logvar);
+
+  void (*sigmoid_cross_entropy)(Extent, Input logits, Input target, Sums out);
+  // The same with d/dlogits * scale written in the same pass: for losses that are scalars.
+  void (*sigmoid_cross_entropy_with_grad)(Extent, Input logits, Input target, double scale,
+                                          Sums out, Output grad_logits);
+  void (*sigmoid_cross_entropy_backward)(Extent, Input grad, Input logits, Input target,
+                                         Output grad_logits);
+  void (*sigmoid_cross_entropy_backward_target)(Extent, Input grad, Input logits,
+                                                Output grad_target /* [B, D] */);
+
+  // precision: one value 1 / sigma^2 with logvar = 2 log sigma; null: e^-logvar of each element.
+  void (*gaussian_nll)(Extent, Input mean, Input target, Input logvar, const Input* precision,
+                       Sums out);
+  void (*gaussian_nll_backward)(Extent, Input grad, Input mean, Input target, Input logvar,
+                                const Input* precision, Output grad_mean, Output grad_logvar);
+  void (*gaussian_nll_backward_target)(Extent, Input grad, Input mean, Input target, Input logvar,
+                                       const Input* precision, Output grad_target /* [B, D] */);
+
+  // `invalid` counts per row what is no probability.
+  void (*binarize)(Extent, Input probability, Input uniform, Output out, Sums invalid);
+
+  // For the tests: a function of simd_math.h, by name, over an array; the raw words of a stream.
+  bool (*evaluate)(const char* function, const float* in, float* out, int64_t n);
+  void (*words)(Key, uint64_t first_block, uint32_t* out, int64_t blocks);
+};
+
+}  // namespace fastvae

@@ -1,0 +1,82 @@
+// The extension module: build information, and hooks for the tests. The operators are not here but
+// in torch's registry (ops.cpp), so no tensor crosses pybind11 and libtorch_python is not linked.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+#include "formulas.h"
+
+namespace py = pybind11;
+namespace formulas = fastvae::formulas;
+namespace math = fastvae::math;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+// One function of simd_math.h by name, on the instruction set in use.
+Floats evaluate(const std::string& function, const Floats& x) {
+  Floats out(x.size());
+  if (!fastvae::cpu::kernels().evaluate(function.c_str(), x.data(), out.mutable_data(), x.size()))
+    throw py::value_error("no elementary function named " + function);
+  return out;
+}
+
+// The raw words of blocks first, first + 1, ... of a stream, four a block.
+py::array_t<uint32_t> words(uint64_t seed, uint64_t offset, uint64_t first_block, int64_t blocks) {
+  py::array_t<uint32_t> out(4 * blocks);
+  fastvae::cpu::kernels().words({seed, offset}, first_block, out.mutable_data(), blocks);
+  return out;
+}
+
+// The formulas in double, over numpy arrays: tests hold them against the papers without any loop.
+void add_formulas(py::module_ m) {
+  m.def("sigmoid", py::vectorize([](double l) { return formulas::sigmoid(l); }));
+  m.def("sigmoid_cross_entropy",
+        py::vectorize([](double l, double x) { return formulas::sigmoid_cross_entropy(l, x); }));
+  m.def("sigmoid_cross_entropy_grad_logits", py::vectorize([](double l, double x) {
+          return formulas::sigmoid_cross_entropy_grad_logits(l, x);
+        }));
+  m.def("gaussian_kl", py::vectorize([](double mu, double logvar) {
+          return formulas::gaussian_kl(mu, logvar, math::exp(logvar));
+        }));
+  m.def("gaussian_kl_grad_logvar", py::vectorize([](double logvar) {
+          return formulas::gaussian_kl_grad_logvar(math::exp(logvar));
+        }));
+  m.def("gaussian_kl_prior", py::vectorize([](double mu, double logvar, double pmu, double plv) {
+          return formulas::gaussian_kl(logvar, plv, formulas::prior_terms(mu, logvar, pmu, plv));
+        }));
+  m.def(
+      "gaussian_kl_grad_prior_logvar",
+      py::vectorize([](double mu, double logvar, double pmu, double plv) {
+        return formulas::gaussian_kl_grad_prior_logvar(formulas::prior_terms(mu, logvar, pmu, plv));
+      }));
+  m.def("gaussian_nll", py::vectorize([](double mean, double x, double logvar) {
+          return formulas::gaussian_nll(mean, x, logvar, math::exp(-logvar));
+        }));
+  m.def("gaussian_nll_grad_mean", py::vectorize([](double mean, double x, double logvar) {
+          return formulas::gaussian_nll_grad_mean(mean, x, math::exp(-logvar));
+        }));
+  m.def("gaussian_nll_grad_logvar", py::vectorize([](double mean, double x, double logvar) {
+          return formulas::gaussian_nll_grad_logvar(mean, x, math::exp(-logvar));
+        }));
+  m.def("reparameterize", py::vectorize([](double mu, double logvar, double eps) {
+          return formulas::reparameterize(mu, formulas::standard_deviation(logvar), eps);
+        }));
+  m.def("reparameterize_grad_logvar", py::vectorize([](double logvar, double eps) {
+          return formulas::reparameterize_grad_logvar(formulas::standard_deviation(logvar), eps);
+        }));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("cpu_capabilities", &fastvae::cpu::compiled, "Instruction sets compiled, lowest first.");
+  m.def(
+      "cpu_capability", [] { return fastvae::cpu::kernels().name; }, "The instruction set in use.");
+  m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
+  m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
+        py::arg("blocks"));
+  add_formulas(m.def_submodule("formulas"));
+}

@@ -1,0 +1,602 @@
+#include "ops.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mean.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <mutex>
+
+#include "rows.h"
+
+namespace fastvae::ops {
+namespace {
+
+// The checks and the allocation of every operator run on meta tensors too: under torch.compile the
+// same bad input gets the same error.
+
+at::TensorOptions like(const Tensor& t, at::ScalarType dtype) { return t.options().dtype(dtype); }
+
+Tensor empty(c10::SymIntArrayRef size, const at::TensorOptions& options) {
+  return at::empty_symint(size, options);
+}
+
+// A gradient of the shape and order of `input`, or nothing.
+Tensor grad_like(const Tensor& input, bool wanted) {
+  return wanted ? at::empty_like(input) : at::empty({0}, input.options());
+}
+
+// A new key: 64 bits of the CPU generator, which torch.manual_seed rules.
+Tensor draw_key(const Tensor& input, const MaybeGenerator& generator) {
+  Tensor key = at::empty({2}, like(input, at::kLong));
+  if (!key.is_cpu()) return key;  // meta
+  auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(
+      generator, at::detail::getDefaultCPUGenerator());
+  int64_t* data = key.mutable_data_ptr<int64_t>();
+  {
+    std::lock_guard<std::mutex> lock(source->mutex_);
+    data[0] = static_cast<int64_t>(source->random64());
+  }
+  data[1] = 0;
+  return key;
+}
+
+void check_generator(const char* op, const Tensor& input, const MaybeGenerator& generator) {
+  TORCH_CHECK_VALUE(!generator.has_value() || !generator->defined() || input.is_meta() ||
+                        generator->device().type() == input.device().type(),
+                    op, ": generator must be on the device of the input, ", input.device(),
+                    ", got one on ", generator->device());
+}
+
+void check_moments(const char* op, const Tensor& mu, const Tensor& logvar) {
+  check_floating(op, "mu", mu);
+  check_floating(op, "logvar", logvar);
+  check_batch(op, "mu", mu);
+  check_same_shape(op, "mu", mu, "logvar", logvar);
+  check_same_device(op, "mu", mu, "logvar", logvar);
+}
+
+// logits (or mean) [B, *E] or [K, B, *E] against target [B, *E]; true if there is a K.
+bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target) {
+  check_floating(op, name, logits);
+  check_target(op, target);
+  check_batch(op, "target", target);
+  check_same_device(op, name, logits, "target", target);
+  const auto sizes = logits.sym_sizes();
+  const bool has_samples = logits.dim() == target.dim() + 1;
+  TORCH_CHECK_VALUE((has_samples ? sizes.slice(1) : sizes) == target.sym_sizes(), op, ": ", name,
+                    " must have the shape of target, [B, *E], or [K, B, *E] with samples, got ",
+                    name, " ", sizes, " and target ", target.sym_sizes());
+  return has_samples;
+}
+
+}  // namespace
+
+Reduction parse_reduction(const char* op, c10::string_view name) {
+  if (name == "none") return Reduction::none;
+  if (name == "mean") return Reduction::mean;
+  TORCH_CHECK_VALUE(name == "sum", op, ": reduction must be 'none', 'mean' or 'sum', got '", name,
+                    "'");
+  return Reduction::sum;
+}
+
+Tensor reduce(const Tensor& rows, Reduction reduction) {
+  if (reduction == Reduction::none) return rows;
+  return reduction == Reduction::mean ? rows.mean() : rows.sum();
+}
+
+Tensor target_values(const Tensor& target, at::ScalarType dtype) {
+  if (target.scalar_type() == at::kByte) return target.to(dtype).div(255);
+  return target.to(dtype);
+}
+
+at::ScalarType sum_dtype(std::initializer_list<MaybeTensor> inputs) {
+  for (const MaybeTensor& input : inputs)
+    if (input.has_value() && input->defined() && input->scalar_type() == at::kDouble)
+      return at::kDouble;
+  return at::kFloat;
+}
+
+// reparameterize
+
+std::tuple<Tensor, Tensor> reparameterize_forward(const Tensor& mu, const Tensor& logvar,
+                                                  std::optional<c10::SymInt> num_samples,
+                                                  MaybeGenerator generator) {
+  const char* op = "fastvae.reparameterize";
+  check_moments(op, mu, logvar);
+  check_generator(op, mu, generator);
+  TORCH_CHECK_VALUE(!num_samples.has_value() || *num_samples >= 1, op,
+                    ": num_samples must be at least 1, got ", *num_samples);
+  c10::SymDimVector size(mu.sym_sizes().begin(), mu.sym_sizes().end());
+  if (num_samples.has_value()) size.insert(size.begin(), *num_samples);
+  const auto dtype = c10::promoteTypes(mu.scalar_type(), logvar.scalar_type());
+  Tensor z = empty(size, like(mu, dtype));
+  Tensor key = draw_key(mu, generator);
+  if (z.is_meta() || z.numel() == 0) return {z, key};
+  const Rows rows(z, mu.dim() - 1, RowOrder::row_major, {mu, logvar});
+  kernels_for(z).reparameterize(rows.extent, rows.input(0), rows.input(1), normal_input(key),
+                                rows.output(z));
+  return {z, key};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& logvar,
+                                                   const Tensor& key, std::array<bool, 2> mask) {
+  // Contiguous, as the order of the noise is.
+  auto grad = [&](bool wanted, at::ScalarType dtype) {
+    return wanted ? empty(logvar.sym_sizes(), like(logvar, dtype))
+                  : at::empty({0}, like(logvar, dtype));
+  };
+  Tensor grad_mu = grad(mask[0], grad_z.scalar_type());
+  Tensor grad_logvar = grad(mask[1], logvar.scalar_type());
+  if (logvar.is_meta() || logvar.numel() == 0) return {grad_mu, grad_logvar};
+  const Rows rows(grad_z, logvar.dim() - 1, RowOrder::row_major, {grad_z, logvar});
+  kernels_for(logvar).reparameterize_backward(rows.extent, rows.input(0), rows.input(1),
+                                              normal_input(key), rows.output(grad_mu, mask[0]),
+                                              rows.output(grad_logvar, mask[1]));
+  return {grad_mu, grad_logvar};
+}
+
+Tensor normal(const Tensor& key, c10::SymIntArrayRef size, at::ScalarType dtype) {
+  Tensor out = empty(size, like(key, dtype));
+  if (out.is_meta() || out.numel() == 0) return out;
+  const Rows rows(out, out.dim(), RowOrder::row_major, {});
+  Input zero;
+  if (dtype == at::kDouble) zero.dtype = Dtype::f64;
+  kernels_for(out).reparameterize(rows.extent, zero, zero, normal_input(key), rows.output(out));
+  return out;
+}
+
+// gaussian_kl
+
+namespace {
+
+void check_prior(const char* op, const Tensor& mu, const MaybeTensor& prior_mu,
+                 const MaybeTensor& prior_logvar) {
+  TORCH_CHECK_VALUE(prior_mu.has_value() == prior_logvar.has_value(), op,
+                    ": prior_mu and prior_logvar come together, got only ",
+                    prior_mu.has_value() ? "prior_mu" : "prior_logvar");
+  if (!prior_mu.has_value()) return;
+  check_floating(op, "prior_mu", *prior_mu);
+  check_floating(op, "prior_logvar", *prior_logvar);
+  check_same_shape(op, "mu", mu, "prior_mu", *prior_mu);
+  check_same_shape(op, "mu", mu, "prior_logvar", *prior_logvar);
+  check_same_device(op, "mu", mu, "prior_mu", *prior_mu);
+  check_same_device(op, "mu", mu, "prior_logvar", *prior_logvar);
+}
+
+}  // namespace
+
+Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                           const MaybeTensor& prior_logvar) {
+  const char* op = "fastvae.gaussian_kl";
+  check_moments(op, mu, logvar);
+  check_prior(op, mu, prior_mu, prior_logvar);
+  Tensor kl =
+      empty(mu.sym_sizes().slice(0, 1), like(mu, sum_dtype({mu, logvar, prior_mu, prior_logvar})));
+  if (kl.is_meta() || kl.numel() == 0) return kl;
+  const Kernels& kernels = kernels_for(mu);
+  if (prior_mu.has_value()) {
+    const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar});
+    kernels.gaussian_kl_prior(rows.extent, rows.input(0), rows.input(1), rows.input(2),
+                              rows.input(3), sums_of(kl));
+  } else {
+    const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar});
+    kernels.gaussian_kl(rows.extent, rows.input(0), rows.input(1), sums_of(kl));
+  }
+  return kl;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
+    const Tensor& grad, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+    const MaybeTensor& prior_logvar, std::array<bool, 4> mask) {
+  const Tensor& prior_mu_like = prior_mu.has_value() ? *prior_mu : mu;
+  const Tensor& prior_logvar_like = prior_logvar.has_value() ? *prior_logvar : logvar;
+  Tensor grad_mu = grad_like(mu, mask[0]);
+  Tensor grad_logvar = grad_like(logvar, mask[1]);
+  Tensor grad_prior_mu = grad_like(prior_mu_like, mask[2]);
+  Tensor grad_prior_logvar = grad_like(prior_logvar_like, mask[3]);
+  const auto result = std::make_tuple(grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar);
+  if (mu.is_meta() || mu.numel() == 0) return result;
+  const Kernels& kernels = kernels_for(mu);
+  const Input g = row_input(grad, /*has_samples=*/false);
+  if (prior_mu.has_value()) {
+    Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar},
+              {{grad_mu, mask[0]},
+               {grad_logvar, mask[1]},
+               {grad_prior_mu, mask[2]},
+               {grad_prior_logvar, mask[3]}});
+    kernels.gaussian_kl_prior_backward(rows.extent, g, rows.input(0), rows.input(1), rows.input(2),
+                                       rows.input(3), rows.output(0), rows.output(1),
+                                       rows.output(2), rows.output(3));
+    rows.finish();
+  } else {
+    Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar},
+              {{grad_mu, mask[0]}, {grad_logvar, mask[1]}});
+    kernels.gaussian_kl_backward(rows.extent, g, rows.input(0), rows.input(1), rows.output(0),
+                                 rows.output(1));
+    rows.finish();
+  }
+  return result;
+}
+
+// sample_kl
+
+std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Tensor& logvar,
+                                                     MaybeGenerator generator) {
+  const char* op = "fastvae.sample_kl";
+  check_moments(op, mu, logvar);
+  check_generator(op, mu, generator);
+  const auto dtype = c10::promoteTypes(mu.scalar_type(), logvar.scalar_type());
+  Tensor z = empty(mu.sym_sizes(), like(mu, dtype));
+  Tensor kl = empty(mu.sym_sizes().slice(0, 1), like(mu, sum_dtype({mu, logvar})));
+  Tensor key = draw_key(mu, generator);
+  if (kl.is_meta() || kl.numel() == 0) return {z, kl, key};
+  const Rows rows(z, mu.dim() - 1, RowOrder::row_major, {mu, logvar});
+  kernels_for(mu).sample_kl(rows.extent, rows.input(0), rows.input(1), normal_input(key),
+                            rows.output(z), sums_of(kl));
+  return {z, kl, key};
+}
+
+std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
+                                              const Tensor& mu, const Tensor& logvar,
+                                              const Tensor& key, std::array<bool, 2> mask) {
+  auto grad = [&](const Tensor& input, bool wanted) {
+    return wanted ? empty(input.sym_sizes(), input.options()) : at::empty({0}, input.options());
+  };
+  Tensor grad_mu = grad(mu, mask[0]);
+  Tensor grad_logvar = grad(logvar, mask[1]);
+  if (mu.is_meta() || mu.numel() == 0) return {grad_mu, grad_logvar};
+  // An upstream gradient that is not there is 0 everywhere: its place is held, not read.
+  const Rows rows(mu, mu.dim() - 1, RowOrder::row_major,
+                  {mu, logvar, grad_z.has_value() ? *grad_z : mu});
+  kernels_for(mu).sample_kl_backward(
+      rows.extent, grad_z.has_value() ? rows.input(2) : Input(),
+      grad_kl.has_value() ? row_input(*grad_kl, false) : Input(), rows.input(0), rows.input(1),
+      normal_input(key), rows.output(grad_mu, mask[0]), rows.output(grad_logvar, mask[1]));
+  return {grad_mu, grad_logvar};
+}
+
+// sigmoid_cross_entropy
+
+namespace {
+
+// Row sums, and in the same pass `scale` times their gradient where grad_logits is defined.
+Tensor sigmoid_cross_entropy_rows(const char* op, const Tensor& logits, const Tensor& target,
+                                  double scale, const Tensor& grad_logits) {
+  const bool has_samples = check_samples(op, "logits", logits, target);
+  Tensor out = empty(logits.sym_sizes().slice(0, has_samples ? 2 : 1),
+                     like(logits, sum_dtype({logits, target})));
+  if (out.is_meta() || out.numel() == 0) return out;
+  const Kernels& kernels = kernels_for(logits);
+  const int64_t event = target.dim() - 1;
+  if (grad_logits.defined()) {
+    Rows rows(logits, event, RowOrder::any, {logits, target}, {{grad_logits, true}});
+    kernels.sigmoid_cross_entropy_with_grad(rows.extent, rows.input(0), rows.input(1), scale,
+                                            sums_of(out), rows.output(0));
+    rows.finish();
+  } else {
+    const Rows rows(logits, event, RowOrder::any, {logits, target});
+    kernels.sigmoid_cross_entropy(rows.extent, rows.input(0), rows.input(1), sums_of(out));
+  }
+  return out;
+}
+
+}  // namespace
+
+Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target) {
+  return sigmoid_cross_entropy_rows("fastvae.sigmoid_cross_entropy", logits, target, 1.0, {});
+}
+
+std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
+                                                          const Tensor& target,
+                                                          std::array<bool, 2> mask) {
+  Tensor grad_logits = grad_like(logits, mask[0]);
+  Tensor grad_target = grad_like(target, mask[1]);
+  if (logits.is_meta() || logits.numel() == 0) {
+    if (mask[1] && !target.is_meta()) grad_target.zero_();
+    return {grad_logits, grad_target};
+  }
+  const Kernels& kernels = kernels_for(logits);
+  const int64_t event = target.dim() - 1;
+  const Input g = row_input(grad, logits.dim() > target.dim());
+  if (mask[0]) {
+    Rows rows(logits, event, RowOrder::any, {logits, target}, {{grad_logits, true}});
+    kernels.sigmoid_cross_entropy_backward(rows.extent, g, rows.input(0), rows.input(1),
+                                           rows.output(0));
+    rows.finish();
+  }
+  if (mask[1]) {
+    Rows rows(logits, event, RowOrder::any, {logits}, {{grad_target, true}});
+    kernels.sigmoid_cross_entropy_backward_target(rows.extent, g, rows.input(0), rows.output(0));
+    rows.finish();
+  }
+  return {grad_logits, grad_target};
+}
+
+// gaussian_nll
+
+namespace {
+
+// The spread of a Gaussian: per element, or one value with its precision.
+struct Spread {
+  Tensor logvar_tensor, precision_tensor;  // own what the inputs point to
+  Input logvar, precision;
+  bool fixed;
+};
+
+Spread fixed_spread(const MaybeTensor& sigma, double sigma_value, at::ScalarType dtype) {
+  Spread spread;
+  spread.fixed = true;
+  if (sigma.has_value()) {
+    const Tensor s = sigma->to(dtype);
+    spread.logvar_tensor = s.log().mul_(2);
+    spread.precision_tensor = s.square().reciprocal_();
+    spread.logvar = scalar_input(spread.logvar_tensor);
+    spread.precision = scalar_input(spread.precision_tensor);
+  } else {
+    spread.logvar.value = 2 * std::log(sigma_value);
+    spread.precision.value = 1 / (sigma_value * sigma_value);
+  }
+  return spread;
+}
+
+void check_spread(const char* op, const Tensor& mean, const MaybeTensor& logvar,
+                  const MaybeTensor& sigma, double sigma_value) {
+  if (logvar.has_value()) {
+    check_floating(op, "logvar", *logvar);
+    check_same_shape(op, "mean", mean, "logvar", *logvar);
+    check_same_device(op, "mean", mean, "logvar", *logvar);
+    return;
+  }
+  if (sigma.has_value()) {
+    check_floating(op, "sigma", *sigma);
+    TORCH_CHECK_VALUE(sigma->dim() == 0, op, ": sigma must be a float or a 0-d tensor, got shape ",
+                      sigma->sym_sizes());
+    check_same_device(op, "mean", mean, "sigma", *sigma);
+    if (!sigma->is_cpu()) return;  // a value on another device is not waited for
+    sigma_value = sigma->to(at::kDouble).const_data_ptr<double>()[0];
+  }
+  TORCH_CHECK_VALUE(std::isfinite(sigma_value) && sigma_value > 0, op,
+                    ": sigma must be positive and finite, got ", sigma_value);
+}
+
+}  // namespace
+
+Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+                            const MaybeTensor& sigma, double sigma_value) {
+  const char* op = "fastvae.gaussian_nll";
+  const bool has_samples = check_samples(op, "mean", mean, target);
+  check_spread(op, mean, logvar, sigma, sigma_value);
+  Tensor out = empty(mean.sym_sizes().slice(0, has_samples ? 2 : 1),
+                     like(mean, sum_dtype({mean, target, logvar})));
+  if (out.is_meta() || out.numel() == 0) return out;
+  const Kernels& kernels = kernels_for(mean);
+  const int64_t event = target.dim() - 1;
+  if (logvar.has_value()) {
+    const Rows rows(mean, event, RowOrder::any, {mean, target, *logvar});
+    kernels.gaussian_nll(rows.extent, rows.input(0), rows.input(1), rows.input(2), nullptr,
+                         sums_of(out));
+  } else {
+    const Rows rows(mean, event, RowOrder::any, {mean, target});
+    const Spread spread = fixed_spread(sigma, sigma_value, out.scalar_type());
+    kernels.gaussian_nll(rows.extent, rows.input(0), rows.input(1), spread.logvar,
+                         &spread.precision, sums_of(out));
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(
+    const Tensor& grad, const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+    const MaybeTensor& sigma, double sigma_value, std::array<bool, 3> mask) {
+  Tensor grad_mean = grad_like(mean, mask[0]);
+  Tensor grad_target = grad_like(target, mask[1]);
+  Tensor grad_logvar = grad_like(logvar.has_value() ? *logvar : mean, mask[2]);
+  const auto result = std::make_tuple(grad_mean, grad_target, grad_logvar);
+  if (mean.is_meta() || mean.numel() == 0) {
+    if (mask[1] && !target.is_meta()) grad_target.zero_();
+    return result;
+  }
+  const Kernels& kernels = kernels_for(mean);
+  const int64_t event = target.dim() - 1;
+  const Input g = row_input(grad, mean.dim() > target.dim());
+  Spread spread;
+  if (!logvar.has_value()) spread = fixed_spread(sigma, sigma_value, grad.scalar_type());
+  const Input* precision = logvar.has_value() ? nullptr : &spread.precision;
+  const Tensor& third = logvar.has_value() ? *logvar : mean;
+  if (mask[0] || mask[2]) {
+    Rows rows(mean, event, RowOrder::any, {mean, target, third},
+              {{grad_mean, mask[0]}, {grad_logvar, mask[2]}});
+    kernels.gaussian_nll_backward(rows.extent, g, rows.input(0), rows.input(1), rows.input(2),
+                                  precision, rows.output(0), rows.output(1));
+    rows.finish();
+  }
+  if (mask[1]) {
+    Rows rows(mean, event, RowOrder::any, {mean, target, third}, {{grad_target, true}});
+    kernels.gaussian_nll_backward_target(rows.extent, g, rows.input(0), rows.input(1),
+                                         rows.input(2), precision, rows.output(0));
+    rows.finish();
+  }
+  return result;
+}
+
+// elbo_loss
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
+    const Tensor& logits, const Tensor& target, const Tensor& mu, const Tensor& logvar,
+    const MaybeTensor& beta, double beta_value, c10::string_view reduction_name, bool with_grad) {
+  const char* op = "fastvae.elbo_loss";
+  const Reduction reduction = parse_reduction(op, reduction_name);
+  const bool has_samples = check_samples(op, "logits", logits, target);
+  check_moments(op, mu, logvar);
+  check_same_device(op, "logits", logits, "mu", mu);
+  TORCH_CHECK_VALUE(mu.sym_size(0) == target.sym_size(0), op,
+                    ": logits and mu must have the same batch size, got logits ",
+                    logits.sym_sizes(), " and mu ", mu.sym_sizes());
+  if (beta.has_value()) {
+    check_floating(op, "beta", *beta);
+    TORCH_CHECK_VALUE(beta->dim() == 0, op, ": beta must be a float or a 0-d tensor, got shape ",
+                      beta->sym_sizes());
+    check_same_device(op, "logits", logits, "beta", *beta);
+  } else {
+    TORCH_CHECK_VALUE(std::isfinite(beta_value), op, ": beta must be finite, got ", beta_value);
+  }
+
+  Tensor grad_logits = grad_like(logits, with_grad);
+  double scale = 1;
+  if (with_grad && !logits.is_meta()) {
+    if (has_samples) scale /= static_cast<double>(logits.size(0));
+    if (reduction == Reduction::mean) scale /= static_cast<double>(target.size(0));
+  }
+  Tensor reconstruction =
+      sigmoid_cross_entropy_rows(op, logits, target, scale, with_grad ? grad_logits : Tensor());
+  // The expectation over q of eq. 5, by its K samples.
+  if (has_samples) reconstruction = reconstruction.mean(0);
+  reconstruction = reduce(reconstruction, reduction);
+  const Tensor kl = reduce(gaussian_kl_forward(mu, logvar, {}, {}), reduction);
+  const Tensor weighted =
+      beta.has_value() ? kl.mul(beta->to(kl.scalar_type())) : kl.mul(beta_value);
+  return {reconstruction.add(weighted), reconstruction, kl, grad_logits};
+}
+
+// binarize
+
+Tensor binarize(const Tensor& images, MaybeGenerator generator) {
+  const char* op = "fastvae.binarize";
+  TORCH_CHECK_VALUE(images.scalar_type() == at::kByte || is_supported_floating(images), op,
+                    ": images must be uint8 or floating point, got ", images.scalar_type());
+  check_batch(op, "images", images);
+  check_generator(op, images, generator);
+  Tensor out = empty(images.sym_sizes(), like(images, at::kBool));
+  const Tensor key = draw_key(images, generator);
+  if (out.is_meta() || out.numel() == 0) return out;
+  const Rows rows(images, images.dim() - 1, RowOrder::row_major, {images});
+  const Tensor invalid = at::empty({images.size(0)}, like(images, sum_dtype({images})));
+  kernels_for(images).binarize(rows.extent, rows.input(0), uniform_input(key), rows.output(out),
+                               sums_of(invalid));
+  if (invalid.is_cpu() && images.scalar_type() != at::kByte) {
+    const double count = invalid.sum().item<double>();
+    TORCH_CHECK_VALUE(count == 0, op, ": floating-point images must lie in [0, 1], got ", count,
+                      " values that do not");
+  }
+  return out;
+}
+
+}  // namespace fastvae::ops
+
+namespace {
+
+// Noise drawn from a generator: not a pure function of the arguments.
+const std::vector<at::Tag> pure = {at::Tag::pt2_compliant_tag};
+const std::vector<at::Tag> seeded = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+
+}  // namespace
+
+TORCH_LIBRARY(fastvae, m) {
+  namespace ops = fastvae::ops;
+
+  m.def(
+      "reparameterize(Tensor mu, Tensor logvar, SymInt? num_samples=None, "
+      "Generator? generator=None) -> Tensor",
+      seeded);
+  m.def(
+      "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu=None, Tensor? prior_logvar=None, "
+      "str reduction='none') -> Tensor",
+      pure);
+  m.def("sample_kl(Tensor mu, Tensor logvar, Generator? generator=None) -> (Tensor z, Tensor kl)",
+        seeded);
+  m.def("sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none') -> Tensor",
+        pure);
+  m.def(
+      "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
+      "str reduction='none') -> Tensor",
+      pure);
+  m.def(
+      "elbo_loss(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
+      "float beta_value, str reduction='mean') "
+      "-> (Tensor loss, Tensor reconstruction, Tensor kl)",
+      pure);
+  m.def("binarize(Tensor images, Generator? generator=None) -> Tensor", seeded);
+
+  m.impl("reparameterize", c10::DispatchKey::CompositeImplicitAutograd, ops::reparameterize);
+  m.impl("gaussian_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_kl);
+  m.impl("sample_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl);
+  m.impl("sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
+         ops::sigmoid_cross_entropy);
+  m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
+  m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
+
+  m.def(
+      "reparameterize_forward(Tensor mu, Tensor logvar, SymInt? num_samples, "
+      "Generator? generator) -> (Tensor z, Tensor key)",
+      seeded);
+  m.def(
+      "reparameterize_backward(Tensor grad_z, Tensor logvar, Tensor key, bool[2] mask) "
+      "-> (Tensor, Tensor)",
+      pure);
+  m.def("normal(Tensor key, SymInt[] size, ScalarType dtype) -> Tensor", pure);
+  m.def(
+      "gaussian_kl_forward(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar) "
+      "-> Tensor",
+      pure);
+  m.def(
+      "gaussian_kl_backward(Tensor grad, Tensor mu, Tensor logvar, Tensor? prior_mu, "
+      "Tensor? prior_logvar, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "sample_kl_forward(Tensor mu, Tensor logvar, Generator? generator) "
+      "-> (Tensor z, Tensor kl, Tensor key)",
+      seeded);
+  m.def(
+      "sample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, "
+      "bool[2] mask) -> (Tensor, Tensor)",
+      pure);
+  m.def("sigmoid_cross_entropy_forward(Tensor logits, Tensor target) -> Tensor", pure);
+  m.def(
+      "sigmoid_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, bool[2] mask) "
+      "-> (Tensor, Tensor)",
+      pure);
+  m.def(
+      "gaussian_nll_forward(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, "
+      "float sigma_value) -> Tensor",
+      pure);
+  m.def(
+      "gaussian_nll_backward(Tensor grad, Tensor mean, Tensor target, Tensor? logvar, "
+      "Tensor? sigma, float sigma_value, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "elbo_loss_forward(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
+      "float beta_value, str reduction, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+      pure);
+}
+
+namespace {
+
+// The same functions serve every device; they ask kernels_for(tensor) for its kernels, and a build
+// without them says so.
+void implement(torch::Library& m) {
+  namespace ops = fastvae::ops;
+  m.impl("reparameterize_forward", ops::reparameterize_forward);
+  m.impl("reparameterize_backward", ops::reparameterize_backward);
+  m.impl("normal", ops::normal);
+  m.impl("gaussian_kl_forward", ops::gaussian_kl_forward);
+  m.impl("gaussian_kl_backward", ops::gaussian_kl_backward);
+  m.impl("sample_kl_forward", ops::sample_kl_forward);
+  m.impl("sample_kl_backward", ops::sample_kl_backward);
+  m.impl("sigmoid_cross_entropy_forward", ops::sigmoid_cross_entropy_forward);
+  m.impl("sigmoid_cross_entropy_backward", ops::sigmoid_cross_entropy_backward);
+  m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
+  m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
+  m.impl("elbo_loss_forward", ops::elbo_loss_forward);
+  m.impl("binarize", ops::binarize);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(fastvae, CUDA, m) { implement(m); }
+TORCH_LIBRARY_IMPL(fastvae, Meta, m) { implement(m); }

@@ -1,0 +1,91 @@
+// The operators, as torch sees them. ops.cpp: schemas, checks, allocation, dispatch to a device's
+// kernels. autograd.cpp: the Functions behind the public operators. One stem per operator:
+// NAME is public, NAME_forward and NAME_backward are its parts below autograd.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/string_view.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+namespace fastvae::ops {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using MaybeGenerator = std::optional<at::Generator>;
+
+// How the per-sample values [B] or [K, B] become the result.
+enum class Reduction { none, mean, sum };
+Reduction parse_reduction(const char* op, c10::string_view name);
+Tensor reduce(const Tensor& rows, Reduction reduction);
+
+// uint8 images as numbers in [0, 1], bool as 0 and 1; the rest as it is.
+Tensor target_values(const Tensor& target, at::ScalarType dtype);
+// Dtype of row sums: double where any input is, else float.
+at::ScalarType sum_dtype(std::initializer_list<MaybeTensor> inputs);
+
+// Outputs that a mask leaves out come back empty. `key` is int64 [2]: the seed and offset of the
+// noise stream that the forward pass drew.
+
+std::tuple<Tensor, Tensor> reparameterize_forward(const Tensor& mu, const Tensor& logvar,
+                                                  std::optional<c10::SymInt> num_samples,
+                                                  MaybeGenerator generator);
+std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& logvar,
+                                                   const Tensor& key, std::array<bool, 2> mask);
+
+// Standard normals 0, 1, 2, ... of the stream `key`.
+Tensor normal(const Tensor& key, c10::SymIntArrayRef size, at::ScalarType dtype);
+
+Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                           const MaybeTensor& prior_logvar);
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
+    const Tensor& grad, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+    const MaybeTensor& prior_logvar, std::array<bool, 4> mask);
+
+std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Tensor& logvar,
+                                                     MaybeGenerator generator);
+std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
+                                              const Tensor& mu, const Tensor& logvar,
+                                              const Tensor& key, std::array<bool, 2> mask);
+
+Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target);
+std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
+                                                          const Tensor& target,
+                                                          std::array<bool, 2> mask);
+
+// Either logvar, or the standard deviation: the 0-d tensor sigma, or else sigma_value.
+Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+                            const MaybeTensor& sigma, double sigma_value);
+std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(
+    const Tensor& grad, const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+    const MaybeTensor& sigma, double sigma_value, std::array<bool, 3> mask);
+
+// beta: the 0-d tensor, or else beta_value. grad_logits is d reconstruction / d logits if asked
+// for.
+std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
+    const Tensor& logits, const Tensor& target, const Tensor& mu, const Tensor& logvar,
+    const MaybeTensor& beta, double beta_value, c10::string_view reduction, bool with_grad);
+
+Tensor binarize(const Tensor& images, MaybeGenerator generator);
+
+// The public, differentiable operators.
+
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar,
+                      std::optional<c10::SymInt> num_samples, MaybeGenerator generator);
+Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                   const MaybeTensor& prior_logvar, c10::string_view reduction);
+std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
+                                     MaybeGenerator generator);
+Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
+                             c10::string_view reduction);
+Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+                    const MaybeTensor& sigma, double sigma_value, c10::string_view reduction);
+std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,
+                                             const Tensor& mu, const Tensor& logvar,
+                                             const MaybeTensor& beta, double beta_value,
+                                             c10::string_view reduction);
+
+}  // namespace fastvae::ops

@@ -1,0 +1,189 @@
+#include "rows.h"
+
+#include <algorithm>
+
+#include "cpu/dispatch.h"
+
+namespace fastvae::ops {
+namespace {
+
+Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble:
+      return Dtype::f64;
+    case at::kFloat:
+      return Dtype::f32;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    case at::kHalf:
+      return Dtype::f16;
+    case at::kByte:
+      return Dtype::u8;
+    case at::kBool:
+      return Dtype::boolean;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", t.scalar_type());
+  }
+}
+
+bool is_row_major(const Tensor& t, int64_t event_dims) {
+  int64_t expected = 1;
+  for (int64_t i = t.dim() - 1; i >= t.dim() - event_dims; --i) {
+    if (t.size(i) == 1) continue;
+    if (t.stride(i) != expected) return false;
+    expected *= t.size(i);
+  }
+  return true;
+}
+
+// Whether the event's elements fill one run of memory, in any order.
+bool is_dense(const Tensor& t, int64_t event_dims) {
+  c10::SmallVector<std::pair<int64_t, int64_t>, 6> dims;
+  for (int64_t i = t.dim() - event_dims; i < t.dim(); ++i)
+    if (t.size(i) != 1) dims.emplace_back(t.stride(i), t.size(i));
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+bool same_order(const Tensor& a, const Tensor& b, int64_t event_dims) {
+  for (int64_t i = 1; i <= event_dims; ++i)
+    if (a.size(-i) != 1 && a.stride(-i) != b.stride(-i)) return false;
+  return true;
+}
+
+int64_t batch_stride(const Tensor& t, int64_t event_dims) {
+  const int64_t leading = t.dim() - event_dims;
+  return leading >= 1 ? t.stride(leading - 1) : 0;
+}
+
+int64_t sample_stride(const Tensor& t, int64_t event_dims) {
+  return t.dim() - event_dims >= 2 ? t.stride(0) : 0;
+}
+
+Input noise_input(Input::Kind kind, const Tensor& key) {
+  const int64_t* data = key.const_data_ptr<int64_t>();
+  Input input;
+  input.kind = kind;
+  input.key = {static_cast<uint64_t>(data[0]), static_cast<uint64_t>(data[1])};
+  return input;
+}
+
+}  // namespace
+
+void check_floating(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK_VALUE(is_supported_floating(t), op, ": ", name,
+                    " must be float32, float64, bfloat16 or float16, got ", t.scalar_type());
+}
+
+void check_target(const char* op, const Tensor& target) {
+  TORCH_CHECK_VALUE(is_supported_floating(target) || target.scalar_type() == at::kByte ||
+                        target.scalar_type() == at::kBool,
+                    op, ": target must be float32, float64, bfloat16, float16, uint8 or bool, got ",
+                    target.scalar_type());
+}
+
+void check_batch(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK_VALUE(t.dim() >= 1, op, ": ", name,
+                    " must have a batch dimension, [B, *E], got a 0-d tensor");
+}
+
+void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                      const Tensor& b) {
+  TORCH_CHECK_VALUE(a.sym_sizes() == b.sym_sizes(), op, ": ", name_a, " and ", name_b,
+                    " must have the same shape, got ", name_a, " ", a.sym_sizes(), " and ", name_b,
+                    " ", b.sym_sizes());
+}
+
+void check_same_device(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                       const Tensor& b) {
+  TORCH_CHECK_VALUE(a.device() == b.device(), op, ": ", name_a, " and ", name_b,
+                    " must be on the same device, got ", name_a, " on ", a.device(), " and ",
+                    name_b, " on ", b.device());
+}
+
+const Kernels& kernels_for(const Tensor& t) {
+  TORCH_CHECK(t.is_cpu(), "fastvae: this build has kernels for CPU tensors only, got one on ",
+              t.device());
+  return cpu::kernels();
+}
+
+Input normal_input(const Tensor& key) { return noise_input(Input::Kind::normal, key); }
+
+Input uniform_input(const Tensor& key) { return noise_input(Input::Kind::uniform, key); }
+
+Input row_input(const Tensor& per_row, bool has_samples) {
+  Input input;
+  input.kind = Input::Kind::row;
+  input.dtype = dtype_of(per_row);
+  input.data = per_row.const_data_ptr();
+  input.stride_k = has_samples ? per_row.stride(0) : 0;
+  input.stride_b = per_row.stride(has_samples ? 1 : 0);
+  return input;
+}
+
+Input scalar_input(const Tensor& scalar) {
+  Input input;
+  input.kind = Input::Kind::row;
+  input.dtype = dtype_of(scalar);
+  input.data = scalar.const_data_ptr();
+  return input;
+}
+
+Sums sums_of(const Tensor& sums) { return {dtype_of(sums), sums.mutable_data_ptr()}; }
+
+Rows::Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRef<Tensor> inputs,
+           at::ArrayRef<Result> outputs)
+    : extent{1, 1, 1}, event_dims_(event_dims), given_(outputs.begin(), outputs.end()) {
+  const int64_t leading = shaped.dim() - event_dims;
+  if (leading == 2) extent.K = shaped.size(0);
+  if (leading >= 1) extent.B = shaped.size(leading - 1);
+  for (int64_t i = leading; i < shaped.dim(); ++i) extent.D *= shaped.size(i);
+
+  bool alike = order == RowOrder::any && is_dense(shaped, event_dims);
+  for (const Tensor& t : inputs) alike = alike && same_order(shaped, t, event_dims);
+  for (const Result& r : outputs)
+    alike = alike && (!r.wanted || same_order(shaped, r.tensor, event_dims));
+
+  for (const Tensor& t : inputs)
+    inputs_.push_back(alike || is_row_major(t, event_dims) ? t : t.contiguous());
+  for (const Result& r : outputs) {
+    const bool in_place = !r.wanted || alike || is_row_major(r.tensor, event_dims);
+    outputs_.push_back(
+        {in_place ? r.tensor : at::empty(r.tensor.sizes(), r.tensor.options()), r.wanted});
+  }
+}
+
+Input Rows::input(size_t i) const {
+  const Tensor& t = inputs_[i];
+  Input input;
+  input.kind = Input::Kind::elements;
+  input.dtype = dtype_of(t);
+  input.data = t.const_data_ptr();
+  input.stride_k = sample_stride(t, event_dims_);
+  input.stride_b = batch_stride(t, event_dims_);
+  return input;
+}
+
+Output Rows::output(const Tensor& t, bool wanted) const {
+  Output output;
+  if (!wanted) return output;
+  output.dtype = dtype_of(t);
+  output.data = t.mutable_data_ptr();
+  output.stride_k = sample_stride(t, event_dims_);
+  output.stride_b = batch_stride(t, event_dims_);
+  return output;
+}
+
+Output Rows::output(size_t i) const { return output(outputs_[i].tensor, outputs_[i].wanted); }
+
+void Rows::finish() {
+  for (size_t i = 0; i < outputs_.size(); ++i)
+    if (!outputs_[i].tensor.is_same(given_[i].tensor)) given_[i].tensor.copy_(outputs_[i].tensor);
+}
+
+}  // namespace fastvae::ops

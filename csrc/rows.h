@@ -1,0 +1,70 @@
+// From tensors to what kernels take: the checks that name what was wrong, and rows of elements read
+// where they lie.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
+
+#include "kernels.h"
+
+namespace fastvae::ops {
+
+using at::Tensor;
+
+inline bool is_supported_floating(const Tensor& t) {
+  const auto dtype = t.scalar_type();
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
+}
+
+void check_floating(const char* op, const char* name, const Tensor& t);
+void check_target(const char* op, const Tensor& target);
+void check_batch(const char* op, const char* name, const Tensor& t);
+void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                      const Tensor& b);
+void check_same_device(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                       const Tensor& b);
+
+// The kernels for the tensor's device; an error if this build has none.
+const Kernels& kernels_for(const Tensor& t);
+
+Input normal_input(const Tensor& key);
+Input uniform_input(const Tensor& key);
+Input row_input(const Tensor& per_row, bool has_samples);  // [B] or [K, B], any strides
+Input scalar_input(const Tensor& scalar);                  // 0-d
+Sums sums_of(const Tensor& sums);
+
+enum class RowOrder {
+  row_major,  // the order of the event's indices matters: the noise is numbered along it
+  any,        // it does not, as long as all tensors have the same one
+};
+
+// The rows of some tensors [B, *E] or [K, B, *E] with the same event. Tensors whose rows are runs
+// of elements in the wanted order are used where they lie, with any batch stride; others are
+// copied.
+class Rows {
+ public:
+  struct Result {
+    Tensor tensor;
+    bool wanted;
+  };
+
+  // The extent is that of `shaped`, whose last `event_dims` dimensions are the event.
+  Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRef<Tensor> inputs,
+       at::ArrayRef<Result> outputs = {});
+
+  Extent extent;
+  Input input(size_t i) const;
+  Output output(size_t i) const;
+  Output output(const Tensor& row_major, bool wanted = true) const;
+  // Copies back the outputs that could not be written in place.
+  void finish();
+
+ private:
+  int64_t event_dims_;
+  c10::SmallVector<Tensor, 4> inputs_;
+  c10::SmallVector<Result, 4> outputs_, given_;
+};
+
+}  // namespace fastvae::ops

@@ -1,0 +1,79 @@
+"""Variational auto-encoders in PyTorch with fused kernels for sampling, KL and the ELBO."""
+
+from __future__ import annotations
+
+import torch as _torch
+
+try:
+    from ._build import torch_version as _built_for
+except ModuleNotFoundError as _error:
+    raise ImportError(
+        "fastvae is not built: this is its source folder. Run `pip install -e .` here, or start Python "
+        "in another folder to use the installed package."
+    ) from _error
+
+
+def _release(version: str) -> tuple[str, str]:
+    """'2.13.0+cpu' -> ('2.13', 'cpu'): what must agree for compiled code to fit."""
+    public, _, local = version.partition("+")
+    return ".".join(public.split(".")[:2]), local
+
+
+# Before the extension is loaded: with another torch it may fail to, or worse, not fail.
+if _release(_built_for) != _release(_torch.__version__):
+    raise ImportError(
+        f"fastvae was compiled for torch {_built_for} but torch {_torch.__version__} is installed; "
+        "reinstall it: pip install --force-reinstall --no-deps --no-cache-dir fastvae "
+        "(with a path to its source instead of the name, if that is where it came from)"
+    )
+
+from importlib.metadata import version as _version  # noqa: E402
+
+from . import _C, models, nn, reference  # noqa: E402
+from .distributions import DiagonalGaussian  # noqa: E402
+from .ops import (  # noqa: E402
+    ELBO,
+    binarize,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_nll,
+    reparameterize,
+    sample_kl,
+    sigmoid_cross_entropy,
+)
+
+__version__ = _version("fastvae")
+
+__all__ = [
+    "ELBO",
+    "DiagonalGaussian",
+    "binarize",
+    "build_info",
+    "elbo_loss",
+    "gaussian_kl",
+    "gaussian_nll",
+    "models",
+    "nn",
+    "reference",
+    "reparameterize",
+    "sample_kl",
+    "sigmoid_cross_entropy",
+]
+
+
+def build_info() -> dict[str, object]:
+    """What this build was made for and what it runs on.
+
+    Returns:
+        ``version``; ``torch`` (in use) and ``built_for_torch``; ``cpu_capabilities`` (instruction sets
+        compiled, lowest first) and ``cpu_capability`` (the one in use: torch's choice, which the environment
+        variable ``ATEN_CPU_CAPABILITY`` can lower); ``cuda_architectures`` (compiled; empty: CPU only).
+    """
+    return {
+        "version": __version__,
+        "torch": _torch.__version__,
+        "built_for_torch": _built_for,
+        "cpu_capabilities": _C.cpu_capabilities(),
+        "cpu_capability": _C.cpu_capability(),
+        "cuda_architectures": [],
+    }

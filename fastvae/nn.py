@@ -1,0 +1,54 @@
+"""The operators as modules."""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor, nn
+
+from . import ops
+
+
+class Reparameterize(nn.Module):
+    """:func:`fastvae.reparameterize` as a module: samples in training and in evaluation alike.
+
+    Args:
+        num_samples: ``K``, or None for one sample without a dimension of its own.
+    """
+
+    def __init__(self, num_samples: int | None = None) -> None:
+        super().__init__()
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"fastvae.nn.Reparameterize: num_samples must be at least 1, got {num_samples}")
+        self.num_samples = num_samples
+
+    def forward(self, mu: Tensor, logvar: Tensor, generator: Generator | None = None) -> Tensor:
+        """``[B, *E]`` twice to ``[B, *E]`` or ``[K, B, *E]``."""
+        return ops.reparameterize(mu, logvar, num_samples=self.num_samples, generator=generator)
+
+    def extra_repr(self) -> str:
+        return f"num_samples={self.num_samples}"
+
+
+class ELBOLoss(nn.Module):
+    """:func:`fastvae.elbo_loss` as a module.
+
+    Args:
+        beta: weight of the KL divergence. A float is kept as it is; set the attribute to a 0-d tensor for a
+            schedule that recompiles nothing.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
+    """
+
+    beta: float | Tensor
+
+    def __init__(self, beta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"fastvae.nn.ELBOLoss: reduction must be 'none', 'mean' or 'sum', got '{reduction}'")
+        self.beta = beta
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> ops.ELBO:
+        """``logits [B, *E]`` or ``[K, B, *E]``, ``target [B, *E]``, ``mu`` and ``logvar [B, *L]``; nats."""
+        return ops.elbo_loss(logits, target, mu, logvar, beta=self.beta, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, reduction='{self.reduction}'"

@@ -1,0 +1,241 @@
+"""The operators: each is one call of a C++ operator, which checks, allocates, runs and differentiates.
+
+Checks, shapes for tracing and autograd live in C++ (``csrc/ops.cpp``, ``csrc/autograd.cpp``), so the same bad
+input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule: every floating
+dtype is taken as it is and accumulated in at least float32. Under the transforms of ``torch.func`` the
+functions are those of :mod:`fastvae.reference`, which are plain PyTorch; forward-mode derivatives outside
+of them are refused.
+
+Throughout, ``B`` is the batch, ``E`` the event (all other dimensions), ``K`` the number of samples of the
+latent variable. Sums run over the event and are in nats. Tensors whose rows are dense are read where they
+lie, with any batch stride: ``h.chunk(2, -1)`` and ``moments.chunk(2, 1)`` cost no copy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from . import _C, reference  # noqa: F401  (_C registers the operators)
+
+_transformed = torch._C._are_functorch_transforms_active
+
+_reparameterize = torch.ops.fastvae.reparameterize.default
+_gaussian_kl = torch.ops.fastvae.gaussian_kl.default
+_sample_kl = torch.ops.fastvae.sample_kl.default
+_sigmoid_cross_entropy = torch.ops.fastvae.sigmoid_cross_entropy.default
+_gaussian_nll = torch.ops.fastvae.gaussian_nll.default
+_elbo_loss = torch.ops.fastvae.elbo_loss.default
+_binarize = torch.ops.fastvae.binarize.default
+
+
+class ELBO(NamedTuple):
+    """The negative evidence lower bound and its two terms, in nats; ``loss = reconstruction + beta * kl``."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, *, num_samples: int | None = None, generator: Generator | None = None
+) -> Tensor:
+    """Sample ``z = mu + exp(logvar / 2) * eps`` with ``eps ~ N(0, I)``.
+
+    No ``eps`` is stored for the backward pass: the noise of an element is a function of its index and of
+    a key that the generator gives (Philox4x32-10, Box-Muller), and is computed again.
+
+    Args:
+        mu: ``[B, *E]``, floating point.
+        logvar: ``[B, *E]``, floating point; the logarithm of the variance.
+        num_samples: ``K``, how many samples of each row to draw; ``mu`` and ``logvar`` are not expanded.
+        generator: source of the key; the default generator of the device if None. A generator cannot be
+            an argument under ``torch.compile(fullgraph=True)``.
+
+    Returns:
+        ``[B, *E]``, or ``[K, B, *E]`` with ``num_samples``, in the promoted dtype of the inputs.
+
+    Raises:
+        ValueError: shapes or devices differ, a dtype is not floating point, ``num_samples`` is below 1.
+
+    Source: Kingma & Welling 2013 (arXiv:1312.6114), eq. 10; Doersch 2016 (arXiv:1606.05908), eq. 10.
+    """
+    if _transformed():
+        return reference.reparameterize(mu, logvar, num_samples=num_samples, generator=generator)
+    return _reparameterize(mu, logvar, num_samples, generator)
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    reduction: str = "none",
+) -> Tensor:
+    """KL divergence of the diagonal Gaussian N(``mu``, exp(``logvar``)) from the prior, summed over E.
+
+    Args:
+        mu: ``[B, *E]``, floating point.
+        logvar: ``[B, *E]``, floating point.
+        prior_mu: ``[B, *E]``, floating point; None, together with ``prior_logvar``, for the prior N(0, I).
+        prior_logvar: ``[B, *E]``, floating point. A prior that all rows share is given by ``.expand``, which
+            is read in place.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over the batch.
+
+    Returns:
+        ``[B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: shapes or devices differ, a dtype is not floating point, one half of the prior is
+            missing, the reduction is unknown.
+
+    Source: Doersch 2016 (arXiv:1606.05908), eq. 7 without a prior, eq. 6 with one.
+    """
+    if _transformed():
+        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction=reduction)
+    return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+
+def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """``reparameterize`` and ``gaussian_kl`` (against N(0, I)) in one pass over ``mu`` and ``logvar``.
+
+    Args:
+        mu: ``[B, *E]``, floating point.
+        logvar: ``[B, *E]``, floating point.
+        generator: as for :func:`reparameterize`.
+
+    Returns:
+        ``(z, kl)``: the sample ``[B, *E]`` and the divergence ``[B]`` in nats.
+
+    Raises:
+        ValueError: shapes or devices differ, a dtype is not floating point.
+
+    Source: Doersch 2016 (arXiv:1606.05908), eq. 7 and 10.
+    """
+    if _transformed():
+        return reference.sample_kl(mu, logvar, generator=generator)
+    z, kl = _sample_kl(mu, logvar, generator)
+    return z, kl
+
+
+def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    """Negative log-likelihood of ``target`` under Bernoulli(sigmoid(``logits``)), summed over E.
+
+    Args:
+        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        target: ``[B, *E]`` on the same device, never expanded: floating point in [0, 1], bool, or uint8
+            read as x / 255. A floating-point target that requires it gets its gradient, ``-logits``.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown.
+
+    Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.1, Bernoulli decoder, in logit form.
+    """
+    if _transformed():
+        return reference.sigmoid_cross_entropy(logits, target, reduction=reduction)
+    return _sigmoid_cross_entropy(logits, target, reduction)
+
+
+def gaussian_nll(
+    mean: Tensor,
+    target: Tensor,
+    *,
+    sigma: float | Tensor | None = None,
+    logvar: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """Negative log-likelihood of ``target`` under N(``mean``, sigma^2), summed over E, constants included.
+
+    Args:
+        mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        target: ``[B, *E]`` on the same device: floating point, bool, or uint8 read as x / 255.
+        sigma: one standard deviation, a positive float or a 0-d tensor, which gets its gradient.
+        logvar: a log variance for each element, of the shape of ``mean``. Exactly one of the two is given.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, both or neither of ``sigma``
+            and ``logvar``, sigma not positive and finite, the reduction is unknown.
+
+    Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.2; Doersch 2016 (arXiv:1606.05908), section 2.4.3.
+    """
+    if _transformed():
+        return reference.gaussian_nll(mean, target, sigma=sigma, logvar=logvar, reduction=reduction)
+    if (sigma is None) == (logvar is None):
+        raise ValueError(
+            "fastvae.gaussian_nll: give exactly one of sigma and logvar, got "
+            + ("neither" if sigma is None else "both")
+        )
+    if isinstance(sigma, Tensor):
+        return _gaussian_nll(mean, target, None, sigma, 1.0, reduction)
+    return _gaussian_nll(mean, target, logvar, None, 1.0 if sigma is None else float(sigma), reduction)
+
+
+def elbo_loss(
+    logits: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    beta: float | Tensor = 1.0,
+    reduction: str = "mean",
+) -> ELBO:
+    """The negative ELBO of a VAE with Bernoulli outputs: reconstruction + ``beta`` * KL.
+
+    With ``"mean"`` and ``"sum"`` the gradient of the logits is written in the forward pass, and the
+    backward pass only scales it where the upstream factor is not 1.
+
+    Args:
+        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point; the reconstruction is the mean over the K samples,
+            the Monte-Carlo estimate of the expectation over q.
+        target: ``[B, *E]``: floating point in [0, 1], bool, or uint8 read as x / 255.
+        mu: ``[B, *L]``, floating point: mean of q(z given x).
+        logvar: ``[B, *L]``, floating point: its log variance.
+        beta: weight of the KL divergence, a float or a 0-d tensor (a schedule recompiles nothing, and the
+            tensor gets its gradient). Other values than 1 no longer bound the likelihood.
+        reduction: ``"mean"`` over the batch, ``"sum"`` over it, or ``"none"``.
+
+    Returns:
+        :class:`ELBO` ``(loss, reconstruction, kl)``, scalars or ``[B]``, in nats.
+
+    Raises:
+        ValueError: shapes, batch sizes or devices do not fit, a dtype is not one of those, ``beta`` is not
+            finite or not 0-d, the reduction is unknown.
+
+    Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and 7; beta: Higgins et al. 2017 (beta-VAE), eq. 4.
+    """
+    if _transformed():
+        return ELBO(*reference.elbo_loss(logits, target, mu, logvar, beta=beta, reduction=reduction))
+    if isinstance(beta, Tensor):
+        return ELBO(*_elbo_loss(logits, target, mu, logvar, beta, 1.0, reduction))
+    return ELBO(*_elbo_loss(logits, target, mu, logvar, None, float(beta), reduction))
+
+
+def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
+    """Draw each pixel from Bernoulli(pixel): dynamic binarisation, anew at every call.
+
+    Args:
+        images: ``[B, *E]``, uint8 read as x / 255, or floating point in [0, 1].
+        generator: as for :func:`reparameterize`.
+
+    Returns:
+        bool ``[B, *E]``, a target for :func:`sigmoid_cross_entropy` of one byte a pixel.
+
+    Raises:
+        ValueError: the dtype is another one, or a value lies outside [0, 1].
+
+    Source: Burda et al. 2015 (arXiv:1509.00519), section 5.1; Salakhutdinov & Murray 2008.
+    """
+    if _transformed():
+        return reference.binarize(images, generator=generator)
+    return _binarize(images, generator)

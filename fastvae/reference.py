@@ -1,0 +1,181 @@
+"""The operators of :mod:`fastvae.ops` in plain PyTorch, written from the papers.
+
+They are what the kernels are held against, and what runs under the transforms of ``torch.func``. Nothing is
+shared with the kernels: not a formula, not the noise. Arguments and results are those of the functions of the
+same name there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+from torch.nn import functional
+
+
+def _event_sum(terms: Tensor, event_dims: int) -> Tensor:
+    return terms.sum(dim=tuple(range(-event_dims, 0))) if event_dims else terms
+
+
+def _reduce(per_sample: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return per_sample
+    if reduction == "mean":
+        return per_sample.mean()
+    if reduction == "sum":
+        return per_sample.sum()
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got '{reduction}'")
+
+
+def _at_least_float(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _values(target: Tensor, dtype: torch.dtype) -> Tensor:
+    return target.to(dtype) / 255 if target.dtype == torch.uint8 else target.to(dtype)
+
+
+def _same_shape(**tensors: Tensor | None) -> None:
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes must be the same, got {shapes}")
+
+
+def _event_fits(name: str, x: Tensor, target: Tensor) -> None:
+    if x.shape not in (target.shape, (*x.shape[:1], *target.shape)):
+        raise ValueError(
+            f"{name} must have the shape of target, or [K, *target.shape], got {name} {tuple(x.shape)} "
+            f"and target {tuple(target.shape)}"
+        )
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, *, num_samples: int | None = None, generator: Generator | None = None
+) -> Tensor:
+    """``mu + sigma * eps`` (Doersch, eq. 10), with torch's own normal numbers."""
+    _same_shape(mu=mu, logvar=logvar)
+    shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+    dtype = _at_least_float(mu, logvar)
+    eps = torch.randn(shape, dtype=dtype, device=mu.device, generator=generator)
+    z = mu.to(dtype) + torch.sqrt(torch.exp(logvar.to(dtype))) * eps
+    return z.to(torch.promote_types(mu.dtype, logvar.dtype))
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    reduction: str = "none",
+) -> Tensor:
+    """Doersch, eq. 6, for diagonal covariances; eq. 7 is the prior of mean 0 and log variance 0."""
+    _same_shape(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    if (prior_mu is None) != (prior_logvar is None):
+        raise ValueError("prior_mu and prior_logvar come together")
+    m1 = torch.zeros_like(mu) if prior_mu is None else prior_mu
+    s1 = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
+    dtype = _at_least_float(mu, logvar, m1, s1)
+    m0, s0, m1, s1 = (t.to(dtype) for t in (mu, logvar, m1, s1))
+    trace = torch.exp(s0) / torch.exp(s1)
+    mahalanobis = (m1 - m0) ** 2 / torch.exp(s1)
+    log_determinants = s1 - s0
+    kl = _event_sum((trace + mahalanobis - 1 + log_determinants) / 2, mu.dim() - 1)
+    return _reduce(kl, reduction)
+
+
+def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The two functions above."""
+    return reparameterize(mu, logvar, generator=generator), gaussian_kl(mu, logvar)
+
+
+def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    """-log p(target), p Bernoulli (Kingma & Welling, App. C.1): -x log s(l) - (1 - x) log s(-l)."""
+    _event_fits("logits", logits, target)
+    dtype = _at_least_float(logits, target)
+    logit, x = logits.to(dtype), _values(target, dtype)
+    terms = x * functional.softplus(-logit) + (1 - x) * functional.softplus(logit)
+    return _reduce(_event_sum(terms, target.dim() - 1), reduction)
+
+
+def gaussian_nll(
+    mean: Tensor,
+    target: Tensor,
+    *,
+    sigma: float | Tensor | None = None,
+    logvar: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """-log N(target; mean, sigma^2) (Kingma & Welling, App. C.2)."""
+    _event_fits("mean", mean, target)
+    if (sigma is None) == (logvar is None):
+        raise ValueError("give exactly one of sigma and logvar")
+    dtype = _at_least_float(mean, target, *([] if logvar is None else [logvar]))
+    if logvar is not None:
+        _same_shape(mean=mean, logvar=logvar)
+        deviation = torch.exp(logvar.to(dtype) / 2)
+    else:
+        if not isinstance(sigma, Tensor) and not (math.isfinite(float(sigma or 0)) and float(sigma or 0) > 0):
+            raise ValueError(f"sigma must be positive and finite, got {sigma}")
+        deviation = torch.as_tensor(sigma, dtype=dtype, device=mean.device)
+    standardised = (_values(target, dtype) - mean.to(dtype)) / deviation
+    terms = standardised**2 / 2 + torch.log(deviation) + math.log(2 * math.pi) / 2
+    return _reduce(_event_sum(terms, target.dim() - 1), reduction)
+
+
+def elbo_loss(
+    logits: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    beta: float | Tensor = 1.0,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The negative of the right-hand side of Doersch's eq. 5, its KL weighted by ``beta``."""
+    reconstruction = sigmoid_cross_entropy(logits, target)
+    if logits.dim() > target.dim():
+        reconstruction = reconstruction.mean(0)
+    reconstruction = _reduce(reconstruction, reduction)
+    kl = gaussian_kl(mu, logvar, reduction=reduction)
+    return reconstruction + beta * kl, reconstruction, kl
+
+
+def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
+    """Bernoulli draws with torch's own generator."""
+    return torch.bernoulli(_values(images, _at_least_float(images)), generator=generator).bool()
+
+
+def philox_words(seed: int, offset: int, first_block: int, blocks: int) -> NDArray[np.uint32]:
+    """Words ``4 * first_block ...`` of a noise stream: Philox4x32-10 (Salmon et al. 2011, section 3.3).
+
+    Returns:
+        uint32 ``[4 * blocks]``; the counter of block ``j`` is ``(j, offset)`` as two 64-bit halves, the key
+        ``seed``, low words first.
+    """
+    low = np.uint64(0xFFFFFFFF)
+    block = np.uint64(first_block) + np.arange(blocks, dtype=np.uint64)
+    counter = [block & low, block >> np.uint64(32)]
+    counter += [np.full_like(block, offset & 0xFFFFFFFF), np.full_like(block, offset >> 32)]
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        left, right = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
+        counter = [
+            (right >> np.uint64(32)) ^ counter[1] ^ np.uint64(key[0]),
+            right & low,
+            (left >> np.uint64(32)) ^ counter[3] ^ np.uint64(key[1]),
+            left & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(counter, axis=1).reshape(-1).astype(np.uint32)
+
+
+def philox_normal(seed: int, offset: int, count: int) -> NDArray[np.float64]:
+    """Standard normals ``0 ... count - 1`` of a noise stream: pairs of words through Box & Muller (1958)."""
+    words = philox_words(seed, offset, 0, -(-count // 4)).astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[0::2] + 0.5) / 2.0**32))
+    angle = 2 * np.pi * words[1::2] / 2.0**32
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]
