@@ -64,7 +64,7 @@ FASTVAE_FN T reparameterize_grad_logvar(T sigma, T eps) {
 // KL(N(mu, var) || N(0, 1)) = (var + mu^2 - 1 - logvar) / 2
 template <class T>
 FASTVAE_FN T gaussian_kl(T mu, T logvar, T var) {
-  return T(0.5) * (mu * mu + (var - T(1) - math::finite(logvar)));
+  return T(0.5) * (mu * mu + (var - T(1) - math::below_infinity(logvar)));
 }
 
 // d/dmu = mu; d/dlogvar = (var - 1) / 2
@@ -94,8 +94,9 @@ FASTVAE_FN PriorTerms<T> prior_terms(T mu, T logvar, T prior_mu, T prior_logvar)
 
 template <class T>
 FASTVAE_FN T gaussian_kl(T logvar, T prior_logvar, PriorTerms<T> t) {
-  return T(0.5) * (product_or_zero(t.difference, t.whitened) +
-                   (t.ratio - T(1) + (math::finite(prior_logvar) - math::finite(logvar))));
+  return T(0.5) *
+         (product_or_zero(t.difference, t.whitened) +
+          (t.ratio - T(1) + (-math::below_infinity(-prior_logvar) - math::below_infinity(logvar))));
 }
 
 // d/dprior_logvar = (1 - ratio - difference * whitened) / 2; the others are those of the two
@@ -105,12 +106,15 @@ FASTVAE_FN T gaussian_kl_grad_prior_logvar(PriorTerms<T> t) {
   return T(0.5) * (T(1) - t.ratio - product_or_zero(t.difference, t.whitened));
 }
 
-// -log N(x | mean, e^logvar) = (log 2 pi + logvar + (x - mean)^2 precision) / 2
+// -log N(x | mean, e^logvar) = (log 2 pi + logvar + (x - mean)^2 precision) / 2; a miss of infinite
+// precision is infinitely bad.
 template <class T>
 FASTVAE_FN T gaussian_nll(T mean, T x, T logvar, T precision) {
   const T difference = mean - x;
+  const T square = product_or_zero(difference, difference * precision);
   const T log_two_pi = T(1.8378770664093454836);
-  return T(0.5) * (log_two_pi + logvar + product_or_zero(difference, difference * precision));
+  const bool infinite = square > std::numeric_limits<T>::max();
+  return T(0.5) * (infinite ? square : log_two_pi + logvar + square);
 }
 
 // d/dmean = (mean - x) precision = -d/dx

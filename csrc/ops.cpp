@@ -7,6 +7,7 @@
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -596,6 +597,17 @@ void implement(torch::Library& m) {
 }
 
 }  // namespace
+
+// Asked for a derivative by themselves, the parts below autograd refuse: without this torch would
+// warn and give none.
+TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
+  for (const char* name :
+       {"reparameterize_forward", "reparameterize_backward", "normal", "gaussian_kl_forward",
+        "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
+        "sigmoid_cross_entropy_forward", "sigmoid_cross_entropy_backward", "gaussian_nll_forward",
+        "gaussian_nll_backward", "elbo_loss_forward"})
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+}
 
 TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }
 TORCH_LIBRARY_IMPL(fastvae, CUDA, m) { implement(m); }

@@ -33,12 +33,11 @@ FASTVAE_FN To bit_cast(From from) {
 FASTVAE_FN float abs(float x) { return ::fabsf(x); }
 FASTVAE_FN double abs(double x) { return ::fabs(x); }
 
-// x held within the finite numbers: lets `inf - x` keep its sign. NaN stays NaN.
+// x, but the largest finite number for infinity: `inf - below_infinity(inf)` is still inf, not NaN.
 template <class T>
-FASTVAE_FN T finite(T x) {
+FASTVAE_FN T below_infinity(T x) {
   const T limit = std::numeric_limits<T>::max();
-  x = x > limit ? limit : x;
-  return x < -limit ? -limit : x;
+  return x > limit ? limit : x;
 }
 
 #ifdef __CUDA_ARCH__

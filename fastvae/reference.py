@@ -97,7 +97,7 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
     _event_fits("logits", logits, target)
     dtype = _at_least_float(logits, target)
     logit, x = logits.to(dtype), _values(target, dtype)
-    terms = x * functional.softplus(-logit) + (1 - x) * functional.softplus(logit)
+    terms = -x * functional.logsigmoid(logit) - (1 - x) * functional.logsigmoid(-logit)
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 

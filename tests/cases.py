@@ -1,0 +1,154 @@
+"""The operators as a table: what to call, what to hold it against, and inputs to do so with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import fastvae
+from fastvae import reference
+
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# Every tail of a vector, a row of an image, and rows of more than one tile.
+SIZES = [1, 7, 8, 9, 15, 16, 17, 31, 784, 3072]
+K = 3
+SEED = 5
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call an operator.
+
+    ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    function: Callable[..., Tensor | Outputs]
+    reference: Callable[..., Tensor | Outputs]
+
+    def call(self, *tensors: Tensor) -> Outputs:
+        """The operator, with the same noise at every call."""
+        torch.manual_seed(SEED)
+        return as_tuple(self.function(*tensors))
+
+    def expected(self, *tensors: Tensor) -> Outputs:
+        """The reference, with the noise of ``call``."""
+        return as_tuple(self.reference(*tensors))
+
+    def inputs(self, batch: int, event: Sequence[int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """Fresh leaves, rounded to ``dtype``."""
+        tensors = []
+        for kind in self.kinds:
+            shape = ((K,) if kind.startswith("K") else ()) + (batch, *event)
+            x = torch.rand(shape, dtype=torch.float64)
+            if kind.endswith("real"):
+                x = torch.randn(shape, dtype=torch.float64) * 1.5
+            tensors.append(x.to(dtype))
+        return tensors
+
+
+def as_tuple(x: Tensor | Outputs) -> Outputs:
+    return (x,) if isinstance(x, Tensor) else tuple(x)
+
+
+def noise(shape: Sequence[int]) -> Tensor:
+    """The noise that a seeded call draws for ``shape``, in float64, from the reference's own Philox."""
+    torch.manual_seed(SEED)
+    key = torch.ops.fastvae.reparameterize_forward(torch.zeros(1), torch.zeros(1), None, None)[1]
+    seed, offset = (int(k) & (2**64 - 1) for k in key)
+    count = torch.Size(shape).numel()
+    return torch.from_numpy(reference.philox_normal(seed, offset, count)).reshape(tuple(shape))
+
+
+def sample(mu: Tensor, logvar: Tensor, samples: tuple[int, ...] = ()) -> Tensor:
+    return mu + torch.exp(logvar / 2) * noise((*samples, *mu.shape))
+
+
+CASES = [
+    Case(
+        "reparameterize",
+        ("real", "real"),
+        lambda m, v: fastvae.reparameterize(m, v),
+        lambda m, v: sample(m, v),
+    ),
+    Case(
+        "reparameterize_samples",
+        ("real", "real"),
+        lambda m, v: fastvae.reparameterize(m, v, num_samples=K),
+        lambda m, v: sample(m, v, (K,)),
+    ),
+    Case("gaussian_kl", ("real",) * 2, fastvae.gaussian_kl, reference.gaussian_kl),
+    Case("gaussian_kl_prior", ("real",) * 4, fastvae.gaussian_kl, reference.gaussian_kl),
+    Case(
+        "gaussian_kl_mean",
+        ("real",) * 2,
+        lambda *t: fastvae.gaussian_kl(*t, reduction="mean"),
+        lambda *t: reference.gaussian_kl(*t).mean(),
+    ),
+    Case(
+        "sample_kl",
+        ("real", "real"),
+        lambda m, v: fastvae.sample_kl(m, v),
+        lambda m, v: (sample(m, v), reference.gaussian_kl(m, v)),
+    ),
+    Case(
+        "sigmoid_cross_entropy",
+        ("real", "unit"),
+        fastvae.sigmoid_cross_entropy,
+        reference.sigmoid_cross_entropy,
+    ),
+    Case(
+        "sigmoid_cross_entropy_samples",
+        ("K real", "unit"),
+        fastvae.sigmoid_cross_entropy,
+        reference.sigmoid_cross_entropy,
+    ),
+    Case(
+        "sigmoid_cross_entropy_sum",
+        ("real", "unit"),
+        lambda *t: fastvae.sigmoid_cross_entropy(*t, reduction="sum"),
+        lambda *t: reference.sigmoid_cross_entropy(*t).sum(),
+    ),
+    Case(
+        "gaussian_nll_sigma",
+        ("real", "unit"),
+        lambda m, x: fastvae.gaussian_nll(m, x, sigma=0.7),
+        lambda m, x: reference.gaussian_nll(m, x, sigma=0.7),
+    ),
+    Case(
+        "gaussian_nll_logvar",
+        ("real", "unit", "real"),
+        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+    ),
+    Case(
+        "gaussian_nll_samples",
+        ("K real", "unit", "K real"),
+        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+    ),
+    Case(
+        "elbo_loss",
+        ("real", "unit", "real", "real"),
+        lambda *t: fastvae.elbo_loss(*t, beta=0.7),
+        lambda *t: reference.elbo_loss(*t, beta=0.7),
+    ),
+    Case(
+        "elbo_loss_none",
+        ("real", "unit", "real", "real"),
+        lambda *t: fastvae.elbo_loss(*t, beta=0.7, reduction="none"),
+        lambda *t: reference.elbo_loss(*t, beta=0.7, reduction="none"),
+    ),
+    Case(
+        "elbo_loss_samples",
+        ("K real", "unit", "real", "real"),
+        lambda *t: fastvae.elbo_loss(*t, reduction="sum"),
+        lambda *t: reference.elbo_loss(*t, reduction="sum"),
+    ),
+]

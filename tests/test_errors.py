@@ -1,0 +1,204 @@
+"""Bad input gets one error that names what was wrong and what is expected: eager, and when traced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fastvae
+from fastvae import nn
+
+X = torch.zeros
+
+ERRORS: list[tuple[str, Callable[[], object], str]] = [
+    (
+        "shape",
+        lambda: fastvae.reparameterize(X(3, 4), X(3, 5)),
+        "reparameterize: mu and logvar must have the same shape, got mu [3, 4] and logvar [3, 5]",
+    ),
+    (
+        "dtype",
+        lambda: fastvae.reparameterize(X(3, 4, dtype=torch.int64), X(3, 4)),
+        "mu must be float32, float64, bfloat16 or float16, got Long",
+    ),
+    (
+        "0-d",
+        lambda: fastvae.reparameterize(X(()), X(())),
+        "mu must have a batch dimension, [B, *E], got a 0-d tensor",
+    ),
+    (
+        "samples",
+        lambda: fastvae.reparameterize(X(3, 4), X(3, 4), num_samples=0),
+        "num_samples must be at least 1, got 0",
+    ),
+    (
+        "device",
+        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4, device="meta")),
+        "mu and logvar must be on the same device, got mu on cpu and logvar on meta",
+    ),
+    (
+        "half a prior",
+        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4), X(3, 4)),
+        "prior_mu and prior_logvar come together, got only prior_mu",
+    ),
+    (
+        "prior shape",
+        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4), X(4), X(4)),
+        "mu and prior_mu must have the same shape, got mu [3, 4] and prior_mu [4]",
+    ),
+    (
+        "prior dtype",
+        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4), X(3, 4), X(3, 4).int()),
+        "prior_logvar must be float32, float64, bfloat16 or float16, got Int",
+    ),
+    (
+        "kl reduction",
+        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4), reduction="batchmean"),
+        "gaussian_kl: reduction must be 'none', 'mean' or 'sum', got 'batchmean'",
+    ),
+    (
+        "sample_kl",
+        lambda: fastvae.sample_kl(X(3, 4), X(4, 4)),
+        "sample_kl: mu and logvar must have the same shape, got mu [3, 4] and logvar [4, 4]",
+    ),
+    (
+        "target shape",
+        lambda: fastvae.sigmoid_cross_entropy(X(3, 4), X(3, 1)),
+        "logits must have the shape of target, [B, *E], or [K, B, *E] with samples, got logits [3, 4] and target [3, 1]",
+    ),
+    (
+        "target samples",
+        lambda: fastvae.sigmoid_cross_entropy(X(2, 3, 4), X(2, 4)),
+        "got logits [2, 3, 4] and target [2, 4]",
+    ),
+    (
+        "target dtype",
+        lambda: fastvae.sigmoid_cross_entropy(X(3, 4), X(3, 4).long()),
+        "target must be float32, float64, bfloat16, float16, uint8 or bool, got Long",
+    ),
+    (
+        "logits dtype",
+        lambda: fastvae.sigmoid_cross_entropy(X(3, 4).byte(), X(3, 4)),
+        "logits must be float32, float64, bfloat16 or float16, got Byte",
+    ),
+    (
+        "reduction",
+        lambda: fastvae.sigmoid_cross_entropy(X(3, 4), X(3, 4), reduction="max"),
+        "sigmoid_cross_entropy: reduction must be 'none', 'mean' or 'sum', got 'max'",
+    ),
+    (
+        "neither",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4)),
+        "give exactly one of sigma and logvar, got neither",
+    ),
+    (
+        "both",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), sigma=1.0, logvar=X(3, 4)),
+        "give exactly one of sigma and logvar, got both",
+    ),
+    (
+        "sigma 0",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), sigma=0.0),
+        "sigma must be positive and finite, got 0",
+    ),
+    (
+        "sigma nan",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), sigma=torch.nan),
+        "sigma must be positive and finite, got nan",
+    ),
+    (
+        "sigma tensor",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), sigma=torch.tensor(-2.0)),
+        "sigma must be positive and finite, got -2",
+    ),
+    (
+        "sigma shape",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), sigma=X(4)),
+        "sigma must be a float or a 0-d tensor, got shape [4]",
+    ),
+    (
+        "logvar shape",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), logvar=X(4)),
+        "mean and logvar must have the same shape, got mean [3, 4] and logvar [4]",
+    ),
+    (
+        "elbo batch",
+        lambda: fastvae.elbo_loss(X(3, 4), X(3, 4), X(2, 4), X(2, 4)),
+        "elbo_loss: logits and mu must have the same batch size, got logits [3, 4] and mu [2, 4]",
+    ),
+    (
+        "beta shape",
+        lambda: fastvae.elbo_loss(*[X(3, 4)] * 4, beta=X(3)),
+        "beta must be a float or a 0-d tensor, got shape [3]",
+    ),
+    ("beta inf", lambda: fastvae.elbo_loss(*[X(3, 4)] * 4, beta=torch.inf), "beta must be finite, got inf"),
+    (
+        "elbo reduction",
+        lambda: fastvae.elbo_loss(*[X(3, 4)] * 4, reduction=""),
+        "elbo_loss: reduction must be 'none', 'mean' or 'sum', got ''",
+    ),
+    (
+        "binarize dtype",
+        lambda: fastvae.binarize(X(3, 4).long()),
+        "images must be uint8 or floating point, got Long",
+    ),
+    ("binarize 0-d", lambda: fastvae.binarize(X(())), "images must have a batch dimension"),
+    (
+        "moments",
+        lambda: fastvae.DiagonalGaussian(X(3, 5)),
+        "moments must be [B, 2L] or [B, 2C, H, W], with an even dimension 1, got [3, 5]",
+    ),
+    (
+        "clamp",
+        lambda: fastvae.DiagonalGaussian(X(3, 4), clamp=(1.0, -1.0)),
+        "clamp must be (low, high), got (1.0, -1.0)",
+    ),
+    (
+        "module reduction",
+        lambda: nn.ELBOLoss(reduction="avg"),
+        "reduction must be 'none', 'mean' or 'sum', got 'avg'",
+    ),
+    ("module samples", lambda: nn.Reparameterize(0), "num_samples must be at least 1, got 0"),
+]
+
+# Only values of tensors are unknown when traced.
+KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("sigma tensor", "device")]
+
+
+@pytest.mark.parametrize(("call", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+def test_error_names_what_was_wrong(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [e[1:] for e in KNOWN_WHEN_TRACED], ids=[e[0] for e in KNOWN_WHEN_TRACED]
+)
+def test_error_is_the_same_when_traced(call: Callable[[], object], message: str) -> None:
+    with FakeTensorMode(), pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_error_of_something_that_is_no_generator() -> None:
+    with pytest.raises(RuntimeError, match="Generator"):
+        fastvae.reparameterize(X(3, 4), X(3, 4), generator=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: torch.func.vmap(fastvae.gaussian_kl)(X(2, 3, 4), X(2, 3, 5)),
+        lambda: torch.func.vmap(fastvae.sigmoid_cross_entropy)(X(2, 3, 4), X(2, 3, 5)),
+        lambda: torch.func.vmap(lambda m, x: fastvae.gaussian_nll(m, x, sigma=-1.0))(X(2, 3, 4), X(2, 3, 4)),
+        lambda: torch.func.vmap(lambda m, v: fastvae.gaussian_kl(m, v, reduction="x"))(
+            X(2, 3, 4), X(2, 3, 4)
+        ),
+    ],
+)
+def test_error_under_transforms(call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"got "):
+        call()

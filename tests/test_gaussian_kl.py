@@ -1,0 +1,123 @@
+"""gaussian_kl, reparameterize and sample_kl: sharp bounds, limits, closed forms, gradients that are not copied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import FLOATS, SIZES
+from tolerances import assert_within, row_sum
+
+import fastvae
+from fastvae import reference
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gaussian_kl_is_within_its_bound(dtype: torch.dtype, size: int) -> None:
+    mu, logvar, pmu, plv = (torch.randn(5, size, dtype=torch.float64).mul(2).to(dtype) for _ in range(4))
+    m, v, pm, pv = (t.double() for t in (mu, logvar, pmu, plv))
+    magnitude = ((v.exp() + m**2 + 1 + v.abs()) / 2).sum(1)
+    assert_within(
+        fastvae.gaussian_kl(mu, logvar), reference.gaussian_kl(m, v), row_sum(magnitude, size, dtype)
+    )
+    ratio, whitened = (v - pv).exp(), (m - pm) ** 2 * (-pv).exp()
+    # The argument of the exponential is rounded, so its result has a relative error of |argument| u.
+    magnitude = ((ratio * (1 + (v - pv).abs()) + whitened + 1 + v.abs() + pv.abs()) / 2).sum(1)
+    assert_within(
+        fastvae.gaussian_kl(mu, logvar, pmu, plv),
+        reference.gaussian_kl(m, v, pm, pv),
+        row_sum(magnitude, size, dtype),
+    )
+
+
+def test_gaussian_kl_of_the_prior_itself_is_zero() -> None:
+    mu, logvar = torch.randn(4, 9), torch.randn(4, 9)
+    assert torch.equal(fastvae.gaussian_kl(torch.zeros(4, 9), torch.zeros(4, 9)), torch.zeros(4))
+    assert torch.equal(fastvae.gaussian_kl(mu, logvar, mu, logvar), torch.zeros(4))
+
+
+def test_gaussian_kl_of_known_values() -> None:
+    """Eq. 7 by hand: mu 1, var 1 gives 1/2; mu 0, var e gives (e - 2) / 2."""
+    mu, logvar = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    expected = torch.tensor([0.5, 0.3591409142])
+    torch.testing.assert_close(fastvae.gaussian_kl(mu, logvar), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gaussian_kl_has_its_limits(dtype: torch.dtype) -> None:
+    inf = torch.inf
+    mu = torch.tensor([[0.0], [0.0], [inf], [-inf], [torch.nan], [0.0]], dtype=dtype)
+    logvar = torch.tensor([[inf], [-inf], [0.0], [0.0], [0.0], [torch.nan]], dtype=dtype)
+    kl = fastvae.gaussian_kl(mu, logvar)
+    assert kl[:4].tolist() == [inf] * 4
+    assert kl[4:].isnan().all()
+    zero = torch.zeros(2, 1, dtype=dtype)
+    wide = torch.tensor([[inf], [-inf]], dtype=dtype)
+    assert fastvae.gaussian_kl(zero, zero, zero, wide).tolist() == [inf] * 2
+    z, fused = fastvae.sample_kl(mu, logvar)
+    assert torch.equal(fused[:4], kl[:4])
+    assert fused[4:].isnan().all()
+    assert z[4:].isnan().all()
+
+
+def test_gaussian_kl_reads_an_expanded_prior_in_place_and_sums_its_gradient() -> None:
+    mu, logvar = torch.randn(6, 5), torch.randn(6, 5)
+    prior = torch.randn(2, 5, requires_grad=True)
+    shared = prior[0].expand(6, 5), prior[1].expand(6, 5)
+    fastvae.gaussian_kl(mu, logvar, *shared, reduction="sum").backward()
+    wide = prior.detach().double().requires_grad_()
+    reference.gaussian_kl(
+        mu.double(), logvar.double(), wide[0].expand(6, 5), wide[1].expand(6, 5), reduction="sum"
+    ).backward()
+    torch.testing.assert_close(prior.grad.double(), wide.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_reparameterize_gives_mu_the_upstream_tensor_itself() -> None:
+    mu, logvar = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    z = fastvae.reparameterize(mu, logvar)
+    upstream = torch.randn(3, 4)
+    grad_mu, _ = torch.autograd.grad(z, (mu, logvar), upstream)
+    assert grad_mu.data_ptr() == upstream.data_ptr()
+
+
+def test_reparameterize_stores_no_noise() -> None:
+    """What the graph keeps is logvar and a key of two integers."""
+    mu, logvar = torch.randn(64, 50, requires_grad=True), torch.randn(64, 50, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        fastvae.reparameterize(mu, logvar, num_samples=20)
+    assert sorted(t.numel() for t in saved) == [2, 64 * 50]
+
+
+@pytest.mark.parametrize("samples", [None, 7])
+def test_reparameterize_backward_uses_the_noise_of_its_forward(samples: int | None) -> None:
+    mu = torch.randn(5, 31, requires_grad=True)
+    logvar = torch.randn(5, 31, requires_grad=True)
+    z = fastvae.reparameterize(mu, logvar, num_samples=samples)
+    fastvae.reparameterize(mu, logvar)  # the generator moves on in between
+    (grad,) = torch.autograd.grad(z.sum(), logvar)
+    # dz/dlogvar = (z - mu) / 2, the noise of the forward pass in it
+    expected = ((z - mu) / 2).double()
+    expected = (expected if samples is None else expected.sum(0)).detach()
+    assert_within(grad, expected, torch.tensor(1e-5))
+
+
+def test_sample_kl_is_reparameterize_and_gaussian_kl() -> None:
+    mu, logvar = torch.randn(300, 37), torch.randn(300, 37)
+    torch.manual_seed(1)
+    z, kl = fastvae.sample_kl(mu, logvar)
+    torch.manual_seed(1)
+    assert torch.equal(z, fastvae.reparameterize(mu, logvar))
+    torch.testing.assert_close(kl, fastvae.gaussian_kl(mu, logvar), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("use", ["z", "kl"])
+def test_sample_kl_with_one_result_unused(use: str) -> None:
+    mu, logvar = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    torch.manual_seed(1)
+    z, kl = fastvae.sample_kl(mu, logvar)
+    fused = torch.autograd.grad((z if use == "z" else kl).sum(), (mu, logvar))
+    torch.manual_seed(1)
+    single = fastvae.reparameterize(mu, logvar) if use == "z" else fastvae.gaussian_kl(mu, logvar)
+    for a, b in zip(fused, torch.autograd.grad(single.sum(), (mu, logvar)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

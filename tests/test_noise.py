@@ -1,0 +1,120 @@
+"""The noise: known answers, one stream for one key, first checks of its quality."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import noise
+from scipy import stats
+
+import fastvae
+from fastvae import _C, reference
+
+# Philox4x32-10 of the Random123 distribution's known-answer file: counter (4 words), key (2 words), result.
+KNOWN_ANSWERS = [
+    ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter: list[int], key: list[int], result: list[int]) -> None:
+    seed, offset, block = key[0] | key[1] << 32, counter[2] | counter[3] << 32, counter[0] | counter[1] << 32
+    assert _C.words(seed, offset, block, 1).tolist() == result
+    assert reference.philox_words(seed, offset, block, 1).tolist() == result
+
+
+def test_philox_words_match_reference_over_many_blocks() -> None:
+    args = (0x123456789ABCDEF0, 0xFEDCBA9876543210, 2**32 - 500, 1000)  # the counter's carry in the middle
+    assert np.array_equal(_C.words(*args), reference.philox_words(*args))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 1000), (2, 5000), (1000, 3), (4, 3, 9, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_of_element_i_is_number_i_of_the_stream(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    zero = torch.zeros(shape, dtype=dtype)
+    torch.manual_seed(5)
+    actual = fastvae.reparameterize(zero, zero)
+    # Relative to at most 6.8: the radius is within a few ulp, sine and cosine within 1.2e-7.
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(actual.double(), noise(shape), rtol=0, atol=tolerance)
+
+
+def test_noise_is_the_same_for_any_dtype_samples_and_operator() -> None:
+    zero = torch.zeros(6, 35)
+    expected = noise((6, 35)).float()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        torch.manual_seed(5)
+        z = fastvae.reparameterize(zero.to(dtype), zero.to(dtype))
+        torch.testing.assert_close(
+            z, expected.to(dtype), rtol=2**-7 if dtype != torch.float32 else 0, atol=2e-6
+        )
+    torch.manual_seed(5)
+    z, _ = fastvae.sample_kl(zero, zero)
+    torch.testing.assert_close(z, expected, rtol=0, atol=2e-6)
+    torch.manual_seed(5)
+    z = fastvae.reparameterize(zero[:2], zero[:2], num_samples=3)
+    torch.testing.assert_close(z.reshape(6, 35), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_noise_is_one_stream_for_any_number_of_threads(threads: int) -> None:
+    zero = torch.zeros(500, 777)
+    before = torch.get_num_threads()
+    torch.manual_seed(5)
+    expected = fastvae.reparameterize(zero, zero)
+    try:
+        torch.set_num_threads(threads)
+        torch.manual_seed(5)
+        assert torch.equal(fastvae.reparameterize(zero, zero), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_noise_compiled_is_the_eager_noise() -> None:
+    torch._dynamo.reset()
+    zero = torch.zeros(10, 20)
+    compiled = torch.compile(lambda m, v: fastvae.reparameterize(m, v), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    eager = [fastvae.reparameterize(zero, zero) for _ in range(2)]
+    torch.manual_seed(5)
+    again = [compiled(zero, zero) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(eager, again, strict=True))
+    assert not torch.equal(eager[0], eager[1])
+
+
+def test_noise_of_a_given_generator() -> None:
+    zero = torch.zeros(3, 4)
+    state = torch.get_rng_state()
+    first = fastvae.reparameterize(zero, zero, generator=torch.Generator().manual_seed(1))
+    again = fastvae.reparameterize(zero, zero, generator=torch.Generator().manual_seed(1))
+    other = fastvae.reparameterize(zero, zero, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_is_standard_normal_and_independent() -> None:
+    """10^6 numbers; bounds are five standard errors, or a p-value of 1e-6, and the seed is fixed."""
+    n = 1_000_000
+    zero = torch.zeros(1000, 1000)
+    a, b = (fastvae.reparameterize(zero, zero).double().numpy().ravel() for _ in range(2))
+    # Even moments of N(0, 1): 1, 3, 15, 105; the variance of x^k is E x^2k - (E x^k)^2.
+    moments = {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96), 5: (0, 945), 6: (15, 10170)}
+    for power, (mean, variance) in moments.items():
+        assert abs((a**power).mean() - mean) < 5 * np.sqrt(variance / n), power
+    assert stats.kstest(a, "norm").pvalue > 1e-6
+    for x, y in (
+        (a[:-1], a[1:]),
+        (a[::2], a[1::2]),
+        (a[:-1000], a[1000:]),
+        (a, b),
+        (a[:-1] ** 2, a[1:] ** 2),
+    ):
+        assert abs(np.corrcoef(x, y)[0, 1]) < 5 / np.sqrt(len(x))

@@ -1,0 +1,110 @@
+"""sigmoid_cross_entropy: sharp bounds, limits, targets of every dtype, samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import FLOATS, SIZES
+from tolerances import assert_within, elementwise, row_sum
+
+import fastvae
+from fastvae import reference
+
+TARGETS = [*FLOATS, torch.uint8, torch.bool]
+
+
+def target_of(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.rand(shape) < 0.5
+    return torch.rand(shape, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("target_dtype", TARGETS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_sigmoid_cross_entropy_is_within_its_bound(
+    dtype: torch.dtype, target_dtype: torch.dtype, size: int
+) -> None:
+    logits = (torch.randn(5, size, dtype=torch.float64) * 6).to(dtype).requires_grad_()
+    target = target_of(target_dtype, 5, size)
+    wide = torch.float64 if torch.float64 in (dtype, target_dtype) else torch.float32
+    actual = fastvae.sigmoid_cross_entropy(logits, target)
+    exact_target = target.double() / 255 if target_dtype == torch.uint8 else target.double()
+    expected = reference.sigmoid_cross_entropy(logits.double(), exact_target)
+    assert actual.dtype == wide
+    # All terms are positive: the magnitude of the sum is the sum.
+    assert_within(actual, expected, row_sum(expected, size, wide))
+
+    weight = torch.linspace(-1, 2, 5, dtype=wide)
+    (grad,) = torch.autograd.grad(actual, logits, weight)
+    right = weight.double()[:, None] * (torch.sigmoid(logits.detach().double()) - exact_target)
+    assert_within(grad, right, elementwise(weight.abs().double()[:, None], dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [1e4, torch.inf])
+def test_sigmoid_cross_entropy_has_its_limits(dtype: torch.dtype, size: float) -> None:
+    logits = torch.tensor([[size], [-size], [size], [-size]], dtype=dtype, requires_grad=True)
+    target = torch.tensor([[1.0], [0.0], [0.0], [1.0]])
+    out = fastvae.sigmoid_cross_entropy(logits, target)
+    exact = logits.detach().abs().flatten().to(out.dtype)  # float16 and bfloat16 round 1e4
+    assert torch.equal(
+        out,
+        torch.stack(
+            [0 * exact[0].nan_to_num(posinf=0), exact[1].nan_to_num(posinf=0) * 0, exact[2], exact[3]]
+        ),
+    )
+    out.sum().backward()
+    assert torch.equal(logits.grad.float().flatten(), torch.tensor([0.0, 0.0, 1.0, -1.0]))
+
+
+def test_sigmoid_cross_entropy_keeps_nan() -> None:
+    nan = torch.nan
+    logits = torch.tensor([[nan, 0.0], [0.0, 0.0], [1.0, 2.0]], requires_grad=True)
+    target = torch.tensor([[0.0, 0.0], [nan, 0.0], [1.0, 0.5]])
+    out = fastvae.sigmoid_cross_entropy(logits, target)
+    assert out.isnan().tolist() == [True, True, False]
+    out.sum().backward()
+    assert logits.grad.isnan().tolist() == [[True, False], [True, False], [False, False]]
+
+
+def test_sigmoid_cross_entropy_of_sure_and_right_pixels_is_tiny_not_zero() -> None:
+    """-log(1 - e^-20) ~ e^-20: a max(l, 0) - l x form would round it away beside 20."""
+    logits = torch.full((1, 3), 20.0)
+    out = fastvae.sigmoid_cross_entropy(logits, torch.ones(1, 3))
+    torch.testing.assert_close(out, torch.tensor([3 * 2.0611536e-09]), rtol=1e-6, atol=0)
+
+
+def test_sigmoid_cross_entropy_reads_uint8_as_255ths() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)[None]
+    logits = torch.randn(1, 256)
+    as_float = fastvae.sigmoid_cross_entropy(logits, pixels.float() / 255)
+    assert torch.equal(fastvae.sigmoid_cross_entropy(logits, pixels), as_float)
+
+
+def test_sigmoid_cross_entropy_never_expands_the_target() -> None:
+    """Peak extra memory of K = 50 is the output's, not that of 50 targets."""
+    logits, target = torch.randn(50, 20, 784), torch.rand(20, 784)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fastvae.sigmoid_cross_entropy(logits, target)
+    allocated = sum(max(0, e.self_cpu_memory_usage) for e in profile.events())
+    assert allocated <= 2 * 50 * 20 * 4
+
+
+def test_sigmoid_cross_entropy_gives_the_target_its_gradient_over_samples() -> None:
+    logits = torch.randn(4, 3, 33)
+    target = torch.rand(3, 33, requires_grad=True)
+    weight = torch.rand(4, 3)
+    (fastvae.sigmoid_cross_entropy(logits, target) * weight).sum().backward()
+    assert_within(target.grad, -(weight[..., None] * logits).double().sum(0), torch.tensor(1e-5))
+
+
+@pytest.mark.slow
+def test_sigmoid_cross_entropy_of_more_than_2_31_elements() -> None:
+    rows, size = 3, 2**30 // 3 * 2 + 5
+    logits = torch.zeros(1, dtype=torch.bfloat16).expand(rows, size)  # stride 0: copied, 4 GiB
+    target = torch.ones(rows, size, dtype=torch.bool)
+    out = fastvae.sigmoid_cross_entropy(logits, target)
+    assert_within(out, torch.full((rows,), size * 0.6931471805599453), torch.tensor(size * 1e-6))

@@ -1,0 +1,121 @@
+"""The operators under torch's transforms: compile with inductor, export, autocast, torch.func."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, Case, as_tuple
+
+import fastvae
+from fastvae import reference
+
+DETERMINISTIC = [c for c in CASES if not c.name.startswith(("reparameterize", "sample_kl"))]
+each_case = pytest.mark.parametrize("case", DETERMINISTIC, ids=lambda c: c.name)
+
+
+@each_case
+def test_functorch_grad_vmap_and_jvp(case: Case) -> None:
+    inputs = case.inputs(3, (5,))
+
+    def total(*t: torch.Tensor) -> torch.Tensor:
+        return sum(o.sum() for o in as_tuple(case.function(*t)))  # type: ignore[return-value]
+
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    expected = torch.autograd.grad(total(*leaves), leaves)
+    every = tuple(range(len(inputs)))
+    for a, b in zip(torch.func.grad(total, argnums=every)(*inputs), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    compiled = torch.compile(lambda *t: torch.func.grad(total, argnums=every)(*t), backend="aot_eager")
+    for a, b in zip(compiled(*inputs), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+    stacked = [torch.stack([t, 2 * t]) for t in inputs]
+    for a, b in zip(
+        as_tuple(torch.func.vmap(case.function)(*stacked)), as_tuple(case.function(*inputs)), strict=True
+    ):
+        torch.testing.assert_close(a[0], b)
+
+    ones = tuple(torch.ones_like(t) for t in inputs)
+    _, tangent = torch.func.jvp(total, tuple(inputs), ones)
+    torch.testing.assert_close(tangent, sum(g.sum() for g in expected))
+
+
+def test_functorch_noise_obeys_vmap_randomness() -> None:
+    mu = torch.zeros(4, 3, 5)
+    sample = torch.func.vmap(lambda m: fastvae.reparameterize(m, m), randomness="different")(mu)
+    assert not torch.equal(sample[0], sample[1])
+    same = torch.func.vmap(lambda m: fastvae.sample_kl(m, m)[0], randomness="same")(mu)
+    assert torch.equal(same[0], same[1])
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(lambda m: fastvae.reparameterize(m, m))(mu)
+    grad = torch.func.grad(lambda v: (fastvae.reparameterize(mu[0], v) ** 2).sum())(mu[0])
+    assert grad.abs().sum() > 0
+    draws = torch.func.vmap(lambda x: fastvae.binarize(x), randomness="different")(
+        torch.full((2, 3, 50), 0.5)
+    )
+    assert draws.dtype == torch.bool
+
+
+def test_the_private_test_for_transforms_is_there() -> None:
+    """ops.py asks torch._C for active transforms; without the function it must not import."""
+    assert torch._C._are_functorch_transforms_active() is False
+    assert torch.func.vmap(lambda x: x + int(torch._C._are_functorch_transforms_active()))(
+        torch.zeros(2)
+    ).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["elbo_loss", "sample_kl"])
+def test_inductor_gives_eager_values_and_gradients(name: str) -> None:
+    torch._dynamo.reset()
+    case = next(c for c in CASES if c.name == name)
+    compiled = torch.compile(case.function, fullgraph=True, dynamic=True)
+    for batch, size in ((3, 17), (6, 40)):
+        inputs = [t.requires_grad_() for t in case.inputs(batch, (size,), torch.float32)]
+        again = [t.detach().clone().requires_grad_() for t in inputs]
+        torch.manual_seed(5)
+        outputs = as_tuple(compiled(*inputs))
+        torch.manual_seed(5)
+        expected = as_tuple(case.function(*again))
+        for a, b in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(a, b)
+        sum(o.sum() for o in outputs).backward()  # type: ignore[union-attr]
+        sum(o.sum() for o in expected).backward()  # type: ignore[union-attr]
+        for a, b in zip(inputs, again, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_export(case: Case) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return as_tuple(case.function(*t))
+
+    inputs = tuple(case.inputs(3, (17,), torch.float32))
+    program = torch.export.export(Module(), inputs)
+    torch.manual_seed(5)
+    exported = program.module()(*inputs)
+    for a, b in zip(exported, case.call(*inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_keeps_half_inputs_and_float32_sums() -> None:
+    layer = torch.nn.Linear(20, 40)
+    x = torch.rand(6, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        mu, logvar = layer(x).chunk(2, -1)
+        z, kl = fastvae.sample_kl(mu, logvar)
+        loss = fastvae.sigmoid_cross_entropy(z, x, reduction="mean") + kl.mean()
+    assert (mu.dtype, z.dtype, kl.dtype, loss.dtype) == (torch.bfloat16,) * 2 + (torch.float32,) * 2
+    expected = reference.gaussian_kl(mu.double(), logvar.double())
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.isfinite().all()
+
+
+def test_derivatives_of_internal_operators_are_refused() -> None:
+    """A kernel without a derivative must not give a zero one in silence."""
+    logits = torch.randn(2, 3, requires_grad=True)
+    out = torch.ops.fastvae.sigmoid_cross_entropy_forward(logits, torch.rand(2, 3))
+    with pytest.raises(RuntimeError):
+        out.sum().backward()
