@@ -28,6 +28,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // What f returns: `term` is summed over the row, value[0 .. N-1] go to the outputs.
 template <class T, int N>
 struct Values {
+  static constexpr int count = N;
   T term;
   T value[N > 0 ? N : 1];
 };
@@ -159,35 +160,39 @@ inline void store_sum(const Sums& sums, int64_t row, double sum) {
     static_cast<float*>(sums.data)[row] = static_cast<float>(sum);
 }
 
-template <class T, class F, size_t... I>
-inline FASTVAE_INLINE auto call(const F& f, const T* const* in, int64_t i,
-                                std::index_sequence<I...>) {
-  return f(in[I][i]...);
-}
-
-// f over a tile's n elements. Returns the sum of the terms, or, where `terms` is not null, leaves
-// them there: the tile then holds several rows.
-template <class T, int NI, int NO, bool Sum, class F>
-inline FASTVAE_INLINE T run_tile(const F& f, const T* const* in, T* const* out, T* terms,
-                                 int64_t n) {
-  constexpr auto inputs = std::make_index_sequence<NI>();
+// f over n elements, its values to out0 .. out3 as far as it has them. Returns the sum of the terms, or
+// leaves them in `terms` where that is not null. The pointers are parameters, not arrays in memory: only
+// then does the compiler see that the loop does not change them.
+template <bool Sum, class T, class F, class... In>
+inline FASTVAE_INLINE T run(const F& f, int64_t n, T* terms, T* out0, T* out1, T* out2, T* out3,
+                            const In*... in) {
+  const auto visit = [=](int64_t i) FASTVAE_INLINE -> T {
+    const auto v = f(in[i]...);
+    if constexpr (v.count > 0) out0[i] = v.value[0];
+    if constexpr (v.count > 1) out1[i] = v.value[1];
+    if constexpr (v.count > 2) out2[i] = v.value[2];
+    if constexpr (v.count > 3) out3[i] = v.value[3];
+    return v.term;
+  };
   if (Sum && terms == nullptr) {
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; ++i) {
-      const Values<T, NO> v = call(f, in, i, inputs);
-      for (int o = 0; o < NO; ++o) out[o][i] = v.value[o];
-      sum += v.term;
-    }
+    for (int64_t i = 0; i < n; ++i) sum += visit(i);
     return sum;
   }
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const Values<T, NO> v = call(f, in, i, inputs);
-    for (int o = 0; o < NO; ++o) out[o][i] = v.value[o];
-    if (Sum) terms[i] = v.term;
+    const T term = visit(i);
+    if (Sum) terms[i] = term;
   }
   return 0;
+}
+
+template <int NO, bool Sum, class T, class F, size_t... I>
+inline FASTVAE_INLINE T run_tile(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
+                                 std::index_sequence<I...>) {
+  return run<Sum>(f, n, terms, NO > 0 ? out[0] : nullptr, NO > 1 ? out[1] : nullptr,
+                  NO > 2 ? out[2] : nullptr, NO > 3 ? out[3] : nullptr, in[I]...);
 }
 
 // Buffers of a thread's tile, one per operand.
@@ -217,7 +222,7 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
     T* out[NO > 0 ? NO : 1];
     for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
     for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
-    const T sum = run_tile<T, NI, NO, Sum>(f, in, out, terms, piece.size());
+    const T sum = run_tile<NO, Sum>(f, in, out, terms, piece.size(), std::make_index_sequence<NI>());
     for (int o = 0; o < NO; ++o)
       if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
     return sum;
@@ -293,7 +298,7 @@ void walk_folding(const Extent& extent, const Output* outputs, const Input* inpu
         T* out[NO];
         for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
         for (int o = 0; o < NO; ++o) out[o] = out_buffers[o];
-        run_tile<T, NI, NO, false>(f, in, out, nullptr, piece.size());
+        run_tile<NO, false, T>(f, in, out, nullptr, piece.size(), std::make_index_sequence<NI>());
         for (int o = 0; o < NO; ++o) {
           T* sum = sum_buffers[o];
 #pragma omp simd

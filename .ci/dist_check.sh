@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds the sdist and, from it, the wheel; checks what they hold; installs the wheel into an environment
+# of its own and uses it there. PYTHON has torch and pip.
+set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+source=$PWD
+
+"$PYTHON" -m pip install --quiet build
+# The backend asks for torch, which the build's environment has not.
+FASTVAE_TORCH_PYTHON=$PYTHON "$PYTHON" -m build --sdist --outdir "$work/dist" "$source" >"$work/log" 2>&1 ||
+  { cat "$work/log"; exit 1; }
+tar -xzf "$work"/dist/fastvae-*.tar.gz -C "$work"
+cd "$work"/fastvae-*/
+
+echo "sdist:"
+git -C "$source" ls-files -- csrc fastvae tests benchmarks CMakeLists.txt pyproject.toml README.md LICENSE CHANGELOG.md |
+  sort >"$work/expected"
+find . -type f ! -name PKG-INFO ! -name .gitignore | sed 's|^\./||' | sort >"$work/actual"
+diff "$work/expected" "$work/actual" || { echo "the sdist does not hold what it should"; exit 1; }
+echo "  as tracked: $(wc -l <"$work/actual") files"
+
+"$PYTHON" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" .
+echo "wheel:"
+"$PYTHON" -m zipfile -l "$work"/wheel/fastvae-*.whl | awk 'NR > 1 {print $1}' | grep -v '\.dist-info/' | sort >"$work/actual"
+{ git -C "$source" ls-files -- fastvae; echo fastvae/_build.py; } | sort >"$work/expected"
+diff "$work/expected" <(grep -v '\.so$' "$work/actual") || { echo "the wheel does not hold what it should"; exit 1; }
+[ "$(grep -c '^fastvae/_C\..*\.so$' "$work/actual")" = 1 ] || { echo "the wheel holds no extension"; exit 1; }
+echo "  the package and its extension: $(wc -l <"$work/actual") files"
+
+"$PYTHON" -m venv "$work/venv"
+# The environment's torch and the extras come from the one that built the wheel; fastvae itself does not.
+"$PYTHON" -c 'import torch, os; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
+  >"$("$work/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/torch.pth"
+"$work/venv/bin/python" -m pip install --quiet --no-deps "$work"/wheel/fastvae-*.whl
+cd "$work"
+"$work/venv/bin/python" - <<'EOF'
+import pathlib, sys
+import torch, fastvae
+
+assert pathlib.Path(fastvae.__file__).is_relative_to(sys.prefix), fastvae.__file__
+logits = torch.randn(8, 784, requires_grad=True)
+moments = torch.randn(8, 64, requires_grad=True)
+loss = fastvae.elbo_loss(logits, torch.rand(8, 784), *moments.chunk(2, -1)).loss
+loss.backward()
+assert logits.grad.isfinite().all() and moments.grad.isfinite().all()
+print("installed:", fastvae.build_info())
+EOF
+"$work/venv/bin/fastvae" info
+"$work/venv/bin/fastvae" train --epochs 1 --out "$work/run"
+test -s "$work/run/samples.png"

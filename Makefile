@@ -1,0 +1,50 @@
+# Everything runs in .venv, which `make` sets up: `make test` and `make train` are enough on a machine
+# with Python, its venv module and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+bin := $(VENV)/bin
+
+.PHONY: install test test-slow train lint format bench dist-check clean
+
+# torch first, and from the constraints: the build finds it, and development has one version.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet -c constraints.txt torch numpy
+	touch $@
+
+# Editable, and built anew when what is compiled changes.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	$(bin)/python -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+install: $(VENV)/.installed
+
+test: install
+	$(bin)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(bin)/python -m pytest -m slow
+
+train: install
+	$(bin)/fastvae train
+
+lint: install
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+
+format: install
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+
+bench: install
+	$(bin)/python benchmarks/bench_ops.py
+
+# The wheel and the sdist hold what they should, and the wheel works away from the source.
+dist-check: install
+	PYTHON=$(abspath $(bin))/python .ci/dist_check.sh
+
+clean:
+	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
