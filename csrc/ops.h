@@ -1,6 +1,6 @@
-// The operators, as torch sees them. ops.cpp: schemas, checks, allocation, dispatch to a device's
-// kernels. autograd.cpp: the Functions behind the public operators. One stem per operator:
-// NAME is public, NAME_forward and NAME_backward are its parts below autograd.
+// The operators, as torch sees them. library.cpp: their schemas. ops.cpp: checks, allocation,
+// dispatch to a device's kernels. autograd.cpp: the Functions behind the public operators. One stem
+// per operator: NAME is public, NAME_forward and NAME_backward are its parts below autograd.
 #pragma once
 
 #include <ATen/core/Generator.h>

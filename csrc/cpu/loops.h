@@ -160,9 +160,9 @@ inline void store_sum(const Sums& sums, int64_t row, double sum) {
     static_cast<float*>(sums.data)[row] = static_cast<float>(sum);
 }
 
-// f over n elements, its values to out0 .. out3 as far as it has them. Returns the sum of the terms, or
-// leaves them in `terms` where that is not null. The pointers are parameters, not arrays in memory: only
-// then does the compiler see that the loop does not change them.
+// f over n elements, its values to out0 .. out3 as far as it has them. Returns the sum of the
+// terms, or leaves them in `terms` where that is not null. The pointers are parameters, not arrays
+// in memory: only then does the compiler see that the loop does not change them.
 template <bool Sum, class T, class F, class... In>
 inline FASTVAE_INLINE T run(const F& f, int64_t n, T* terms, T* out0, T* out1, T* out2, T* out3,
                             const In*... in) {
@@ -222,7 +222,8 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
     T* out[NO > 0 ? NO : 1];
     for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
     for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
-    const T sum = run_tile<NO, Sum>(f, in, out, terms, piece.size(), std::make_index_sequence<NI>());
+    const T sum =
+        run_tile<NO, Sum>(f, in, out, terms, piece.size(), std::make_index_sequence<NI>());
     for (int o = 0; o < NO; ++o)
       if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
     return sum;

@@ -1,0 +1,131 @@
+// The operators' schemas and where each is implemented. Public operators are composites: their
+// autograd Functions (autograd.cpp) call the parts, NAME_forward and NAME_backward, of which
+// tracing sees each one.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include "ops.h"
+
+namespace {
+
+const std::vector<at::Tag> pure = {at::Tag::pt2_compliant_tag};
+// Noise drawn from a generator: not a pure function of the arguments.
+const std::vector<at::Tag> seeded = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+
+}  // namespace
+
+TORCH_LIBRARY(fastvae, m) {
+  namespace ops = fastvae::ops;
+
+  m.def(
+      "reparameterize(Tensor mu, Tensor logvar, SymInt? num_samples=None, "
+      "Generator? generator=None) -> Tensor",
+      seeded);
+  m.def(
+      "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu=None, Tensor? prior_logvar=None, "
+      "str reduction='none') -> Tensor",
+      pure);
+  m.def("sample_kl(Tensor mu, Tensor logvar, Generator? generator=None) -> (Tensor z, Tensor kl)",
+        seeded);
+  m.def("sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none') -> Tensor",
+        pure);
+  m.def(
+      "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
+      "str reduction='none') -> Tensor",
+      pure);
+  m.def(
+      "elbo_loss(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
+      "float beta_value, str reduction='mean') "
+      "-> (Tensor loss, Tensor reconstruction, Tensor kl)",
+      pure);
+  m.def("binarize(Tensor images, Generator? generator=None) -> Tensor", seeded);
+
+  m.impl("reparameterize", c10::DispatchKey::CompositeImplicitAutograd, ops::reparameterize);
+  m.impl("gaussian_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_kl);
+  m.impl("sample_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl);
+  m.impl("sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
+         ops::sigmoid_cross_entropy);
+  m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
+  m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
+
+  m.def(
+      "reparameterize_forward(Tensor mu, Tensor logvar, SymInt? num_samples, "
+      "Generator? generator) -> (Tensor z, Tensor key)",
+      seeded);
+  m.def(
+      "reparameterize_backward(Tensor grad_z, Tensor logvar, Tensor key, bool[2] mask) "
+      "-> (Tensor, Tensor)",
+      pure);
+  m.def("normal(Tensor key, SymInt[] size, ScalarType dtype) -> Tensor", pure);
+  m.def(
+      "gaussian_kl_forward(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar) "
+      "-> Tensor",
+      pure);
+  m.def(
+      "gaussian_kl_backward(Tensor grad, Tensor mu, Tensor logvar, Tensor? prior_mu, "
+      "Tensor? prior_logvar, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "sample_kl_forward(Tensor mu, Tensor logvar, Generator? generator) "
+      "-> (Tensor z, Tensor kl, Tensor key)",
+      seeded);
+  m.def(
+      "sample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, "
+      "bool[2] mask) -> (Tensor, Tensor)",
+      pure);
+  m.def("sigmoid_cross_entropy_forward(Tensor logits, Tensor target) -> Tensor", pure);
+  m.def(
+      "sigmoid_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, bool[2] mask) "
+      "-> (Tensor, Tensor)",
+      pure);
+  m.def(
+      "gaussian_nll_forward(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, "
+      "float sigma_value) -> Tensor",
+      pure);
+  m.def(
+      "gaussian_nll_backward(Tensor grad, Tensor mean, Tensor target, Tensor? logvar, "
+      "Tensor? sigma, float sigma_value, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "elbo_loss_forward(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
+      "float beta_value, str reduction, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+      pure);
+}
+
+namespace {
+
+// The same functions serve every device; they ask kernels_for(tensor) for its kernels, and a build
+// without them says so.
+void implement(torch::Library& m) {
+  namespace ops = fastvae::ops;
+  m.impl("reparameterize_forward", ops::reparameterize_forward);
+  m.impl("reparameterize_backward", ops::reparameterize_backward);
+  m.impl("normal", ops::normal);
+  m.impl("gaussian_kl_forward", ops::gaussian_kl_forward);
+  m.impl("gaussian_kl_backward", ops::gaussian_kl_backward);
+  m.impl("sample_kl_forward", ops::sample_kl_forward);
+  m.impl("sample_kl_backward", ops::sample_kl_backward);
+  m.impl("sigmoid_cross_entropy_forward", ops::sigmoid_cross_entropy_forward);
+  m.impl("sigmoid_cross_entropy_backward", ops::sigmoid_cross_entropy_backward);
+  m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
+  m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
+  m.impl("elbo_loss_forward", ops::elbo_loss_forward);
+  m.impl("binarize", ops::binarize);
+}
+
+}  // namespace
+
+// Asked for a derivative by themselves, the parts below autograd refuse: without this torch would
+// warn and give none.
+TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
+  for (const char* name :
+       {"reparameterize_forward", "reparameterize_backward", "normal", "gaussian_kl_forward",
+        "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
+        "sigmoid_cross_entropy_forward", "sigmoid_cross_entropy_backward", "gaussian_nll_forward",
+        "gaussian_nll_backward", "elbo_loss_forward"})
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(fastvae, CUDA, m) { implement(m); }
+TORCH_LIBRARY_IMPL(fastvae, Meta, m) { implement(m); }
