@@ -167,9 +167,7 @@ def measure(operator: Operator, batch: int, size: int) -> list[dict[str, Any]]:
         "forward": {name: (lambda f=f: f(*inputs)) for name, f in functions.items()}
     }
     if operator.differentiable:
-        modes["forward+backward"] = {
-            name: backward_of(f, [t.clone() for t in inputs]) for name, f in functions.items()
-        }
+        modes["forward+backward"] = {name: backward_of(f, [t.clone() for t in inputs]) for name, f in functions.items()}
     rows = []
     for mode, contenders in modes.items():
         with torch.set_grad_enabled(mode != "forward"):
@@ -194,7 +192,9 @@ def main() -> None:
     torch.manual_seed(0)
     result: dict[str, Any] = {"machine": machine(), "copy_bytes_per_second": copy_bandwidth(), "rows": []}
     print(f"{result['machine']}\ncopy: {result['copy_bytes_per_second'] / 1e9:.1f} GB/s read\n")
-    print(f"{'operator':22} {'shape':>12} {'mode':17} {'fastvae':>18} {'eager':>9} {'compile':>9} {'x eager':>8} {'x compile':>9}")
+    print(
+        f"{'operator':22} {'shape':>12} {'mode':17} {'fastvae':>18} {'eager':>9} {'compile':>9} x eager x compile"
+    )
     for operator in OPERATORS:
         if arguments.only in (None, operator.name):
             for batch, size in operator.shapes:

@@ -50,9 +50,7 @@ def compare(
             for _ in range(calls[name]):
                 function()
             samples[name].append((time.perf_counter() - start) / calls[name])
-    return {
-        name: Timing(statistics.median(s), *statistics.quantiles(s, n=4)[::2]) for name, s in samples.items()
-    }
+    return {name: Timing(statistics.median(s), *statistics.quantiles(s, n=4)[::2]) for name, s in samples.items()}
 
 
 def copy_bandwidth(bytes_read: int = 1 << 28) -> float:

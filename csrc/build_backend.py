@@ -29,7 +29,7 @@ def _require_torch() -> None:
     if not found:
         sys.exit(
             f"fastvae: install PyTorch first (pip install torch); {python} does not see it. "
-            "With uv or python -m build use --no-build-isolation, or set FASTVAE_TORCH_PYTHON to the python that has it."
+            "uv and python -m build hide it: use --no-build-isolation, or FASTVAE_TORCH_PYTHON=PYTHON."
         )
 
 

@@ -72,6 +72,4 @@ class DiagonalGaussian:
         return ops.gaussian_nll(self.mean, sample, logvar=self.logvar)
 
 
-@register_kl(DiagonalGaussian, DiagonalGaussian)
-def _kl(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    return p.kl(q)
+register_kl(DiagonalGaussian, DiagonalGaussian)(DiagonalGaussian.kl)

@@ -13,22 +13,24 @@ lie, with any batch stride: ``h.chunk(2, -1)`` and ``moments.chunk(2, 1)`` cost 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from . import _C, reference  # noqa: F401  (_C registers the operators)
+from . import _C as _C  # registers the operators
+from . import reference
 
 _transformed = torch._C._are_functorch_transforms_active
 
-_reparameterize = torch.ops.fastvae.reparameterize.default
-_gaussian_kl = torch.ops.fastvae.gaussian_kl.default
-_sample_kl = torch.ops.fastvae.sample_kl.default
-_sigmoid_cross_entropy = torch.ops.fastvae.sigmoid_cross_entropy.default
-_gaussian_nll = torch.ops.fastvae.gaussian_nll.default
-_elbo_loss = torch.ops.fastvae.elbo_loss.default
-_binarize = torch.ops.fastvae.binarize.default
+_reparameterize: Callable[..., Tensor] = torch.ops.fastvae.reparameterize.default
+_gaussian_kl: Callable[..., Tensor] = torch.ops.fastvae.gaussian_kl.default
+_sample_kl: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl.default
+_sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.sigmoid_cross_entropy.default
+_gaussian_nll: Callable[..., Tensor] = torch.ops.fastvae.gaussian_nll.default
+_elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
+_binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
 
 
 class ELBO(NamedTuple):
@@ -117,8 +119,7 @@ def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None)
     """
     if _transformed():
         return reference.sample_kl(mu, logvar, generator=generator)
-    z, kl = _sample_kl(mu, logvar, generator)
-    return z, kl
+    return _sample_kl(mu, logvar, generator)
 
 
 def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:

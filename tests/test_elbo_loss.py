@@ -19,9 +19,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_elbo_loss_gradients_for_any_upstream_factor(
-    reduction: str, factor: float, dtype: torch.dtype
-) -> None:
+def test_elbo_loss_gradients_for_any_upstream_factor(reduction: str, factor: float, dtype: torch.dtype) -> None:
     tensors = inputs(dtype)
     wide = [t.detach().double().requires_grad_() for t in tensors]
     beta, wide_beta = (torch.tensor(0.3, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -77,9 +75,7 @@ def test_elbo_loss_writes_one_gradient_and_nothing_else_of_its_size() -> None:
 
 def test_elbo_loss_beta_schedule_recompiles_nothing() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda *t: fastvae.elbo_loss(*t[:4], beta=t[4]).loss, fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda *t: fastvae.elbo_loss(*t[:4], beta=t[4]).loss, fullgraph=True, backend="aot_eager")
     tensors = inputs()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for beta in (0.0, 0.5, 1.0):

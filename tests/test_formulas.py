@@ -25,7 +25,7 @@ def test_sigmoid_cross_entropy_formula() -> None:
     expected = -(U * special.log_expit(A) + (1 - U) * special.log_expit(-A))
     np.testing.assert_allclose(F.sigmoid_cross_entropy(A, U), expected, **CLOSE)
     np.testing.assert_allclose(F.sigmoid(A), special.expit(A), **CLOSE)
-    slope = derivative(lambda l: F.sigmoid_cross_entropy(l, U), A)
+    slope = derivative(lambda logit: F.sigmoid_cross_entropy(logit, U), A)
     np.testing.assert_allclose(F.sigmoid_cross_entropy_grad_logits(A, U), slope, rtol=1e-7, atol=1e-8)
 
 

@@ -17,9 +17,7 @@ def test_gaussian_kl_is_within_its_bound(dtype: torch.dtype, size: int) -> None:
     mu, logvar, pmu, plv = (torch.randn(5, size, dtype=torch.float64).mul(2).to(dtype) for _ in range(4))
     m, v, pm, pv = (t.double() for t in (mu, logvar, pmu, plv))
     magnitude = ((v.exp() + m**2 + 1 + v.abs()) / 2).sum(1)
-    assert_within(
-        fastvae.gaussian_kl(mu, logvar), reference.gaussian_kl(m, v), row_sum(magnitude, size, dtype)
-    )
+    assert_within(fastvae.gaussian_kl(mu, logvar), reference.gaussian_kl(m, v), row_sum(magnitude, size, dtype))
     ratio, whitened = (v - pv).exp(), (m - pm) ** 2 * (-pv).exp()
     # The argument of the exponential is rounded, so its result has a relative error of |argument| u.
     magnitude = ((ratio * (1 + (v - pv).abs()) + whitened + 1 + v.abs() + pv.abs()) / 2).sum(1)

@@ -32,9 +32,7 @@ def test_gaussian_nll_is_within_its_bound(dtype: torch.dtype, sigma: float, size
     v = logvar.double()
     expected = reference.gaussian_nll(mean.double(), target.double(), logvar=v)
     magnitude = (squares * (-v).exp() * (1 + v.abs()) / 2 + constant + v.abs() / 2).sum(1)
-    assert_within(
-        fastvae.gaussian_nll(mean, target, logvar=logvar), expected, row_sum(magnitude, size, dtype)
-    )
+    assert_within(fastvae.gaussian_nll(mean, target, logvar=logvar), expected, row_sum(magnitude, size, dtype))
 
 
 def test_gaussian_nll_is_torchs_own_density() -> None:

@@ -52,9 +52,7 @@ def test_noise_is_the_same_for_any_dtype_samples_and_operator() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         torch.manual_seed(5)
         z = fastvae.reparameterize(zero.to(dtype), zero.to(dtype))
-        torch.testing.assert_close(
-            z, expected.to(dtype), rtol=2**-7 if dtype != torch.float32 else 0, atol=2e-6
-        )
+        torch.testing.assert_close(z, expected.to(dtype), rtol=2**-7 if dtype != torch.float32 else 0, atol=2e-6)
     torch.manual_seed(5)
     z, _ = fastvae.sample_kl(zero, zero)
     torch.testing.assert_close(z, expected, rtol=0, atol=2e-6)

@@ -21,8 +21,7 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 def upstream(outputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Gradients that differ from row to row, the same at every call."""
     return [
-        torch.linspace(0.5, 1.5, max(1, o.numel()), dtype=torch.float64)[: o.numel()].reshape(o.shape)
-        for o in outputs
+        torch.linspace(0.5, 1.5, max(1, o.numel()), dtype=torch.float64)[: o.numel()].reshape(o.shape) for o in outputs
     ]
 
 
@@ -32,10 +31,7 @@ def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor
 
 
 def bound(expected: Tensor, case_size: int, stored: torch.dtype, computed: torch.dtype) -> Tensor:
-    """Bound for any case: inputs are of order 1, so a term is at most about 100 and a row's terms n times their largest.
-
-    The operators' own tests hold them to sharper ones.
-    """
+    """Bound for any case: n roundings of the largest result. The operators' own tests hold them to sharper ones."""
     depth = 20 + min(case_size, 1024) / 4
     scale = expected.abs().max().clamp_min(1.0) if expected.numel() else torch.ones(())
     return (depth * unit(computed) + UNIT[stored]) * scale * 4
@@ -55,9 +51,7 @@ def test_values_and_gradients_match_reference(case: Case, size: int, dtype: torc
     right_grads = gradients(expected, wide)
     for actual, right in zip(gradients(outputs, inputs), right_grads, strict=True):
         assert actual.dtype == dtype
-        assert_within(
-            actual, right, bound(right, size, dtype, dtype) + (2.0**-24 if dtype == torch.float16 else 0)
-        )
+        assert_within(actual, right, bound(right, size, dtype, dtype) + (2.0**-24 if dtype == torch.float16 else 0))
 
 
 @each_case
@@ -82,11 +76,7 @@ def test_empty_and_single(case: Case, shape: tuple[int, tuple[int, ...]]) -> Non
 
 def strided_rows(x: Tensor) -> Tensor:
     """Half of a chunk: dense rows with a batch stride of twice their length."""
-    return (
-        torch.cat([x, x.flip(-1)], dim=-1).chunk(2, -1)[0]
-        if x.dim() == 2
-        else torch.cat([x, x], 1).chunk(2, 1)[0]
-    )
+    return torch.cat([x, x.flip(-1)], dim=-1).chunk(2, -1)[0] if x.dim() == 2 else torch.cat([x, x], 1).chunk(2, 1)[0]
 
 
 LAYOUTS = {
@@ -220,7 +210,7 @@ def test_forward_mode_is_refused(case: Case) -> None:
     inputs = case.inputs(2, (3,))
     with torch.autograd.forward_ad.dual_level():
         duals = [torch.autograd.forward_ad.make_dual(t, torch.ones_like(t)) for t in inputs]
-        with pytest.raises(RuntimeError, match="forward mode|forward AD|jvp"):
+        with pytest.raises(RuntimeError, match=r"forward mode|forward AD|jvp"):
             case.call(*duals)
 
 
@@ -258,9 +248,7 @@ dtypes = st.sampled_from(FLOATS)
     event=st.lists(st.integers(0, 7), max_size=3),
     data=st.data(),
 )
-def test_any_shape_and_mixture_of_dtypes(
-    case: Case, batch: int, event: list[int], data: st.DataObject
-) -> None:
+def test_any_shape_and_mixture_of_dtypes(case: Case, batch: int, event: list[int], data: st.DataObject) -> None:
     inputs = leaves([t.to(data.draw(dtypes)) for t in case.inputs(batch, event)])
     wide = leaves([t.double() for t in inputs])
     # elbo_loss computes each of its two terms in the type that their own inputs ask for.
@@ -269,16 +257,12 @@ def test_any_shape_and_mixture_of_dtypes(
     size = torch.Size(event).numel()
     for actual, right in zip(outputs, expected, strict=True):
         assert_within(actual, right, bound(right, size, actual.dtype, computed))
-    for actual, right, source in zip(
-        gradients(outputs, inputs), gradients(expected, wide), inputs, strict=True
-    ):
+    for actual, right, source in zip(gradients(outputs, inputs), gradients(expected, wide), inputs, strict=True):
         assert actual.dtype == source.dtype
         # With mixed dtypes an upstream gradient may have been rounded to z's dtype, and again to mu's.
         narrow = max(UNIT[t.dtype] for t in (source, *outputs))
         assert_within(
             actual,
             right,
-            8 * (narrow + unit(computed) * (20 + size)) * right.abs().max().clamp_min(1)
-            if right.numel()
-            else right,
+            8 * (narrow + unit(computed) * (20 + size)) * right.abs().max().clamp_min(1) if right.numel() else right,
         )

@@ -50,14 +50,10 @@ def test_public_names_are_there_and_documented() -> None:
 
 
 def test_bare_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
-    shutil.copytree(
-        SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C*", "_build.py", "__pycache__")
-    )
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C*", "_build.py", "__pycache__"))
     result = python("import fastvae", tmp_path)
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith(
-        "ImportError: fastvae is not built: this is its source folder. Run `pip install -e .`"
-    )
+    assert last.startswith("ImportError: fastvae is not built: this is its source folder. Run `pip install -e .`")
 
 
 def test_another_torch_is_refused_before_the_extension_is_loaded(tmp_path: Path) -> None:

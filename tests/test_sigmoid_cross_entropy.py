@@ -24,9 +24,7 @@ def target_of(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("target_dtype", TARGETS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_sigmoid_cross_entropy_is_within_its_bound(
-    dtype: torch.dtype, target_dtype: torch.dtype, size: int
-) -> None:
+def test_sigmoid_cross_entropy_is_within_its_bound(dtype: torch.dtype, target_dtype: torch.dtype, size: int) -> None:
     logits = (torch.randn(5, size, dtype=torch.float64) * 6).to(dtype).requires_grad_()
     target = target_of(target_dtype, 5, size)
     wide = torch.float64 if torch.float64 in (dtype, target_dtype) else torch.float32
@@ -52,9 +50,7 @@ def test_sigmoid_cross_entropy_has_its_limits(dtype: torch.dtype, size: float) -
     exact = logits.detach().abs().flatten().to(out.dtype)  # float16 and bfloat16 round 1e4
     assert torch.equal(
         out,
-        torch.stack(
-            [0 * exact[0].nan_to_num(posinf=0), exact[1].nan_to_num(posinf=0) * 0, exact[2], exact[3]]
-        ),
+        torch.stack([0 * exact[0].nan_to_num(posinf=0), exact[1].nan_to_num(posinf=0) * 0, exact[2], exact[3]]),
     )
     out.sum().backward()
     assert torch.equal(logits.grad.float().flatten(), torch.tensor([0.0, 0.0, 1.0, -1.0]))

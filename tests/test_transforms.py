@@ -30,9 +30,7 @@ def test_functorch_grad_vmap_and_jvp(case: Case) -> None:
         torch.testing.assert_close(a, b)
 
     stacked = [torch.stack([t, 2 * t]) for t in inputs]
-    for a, b in zip(
-        as_tuple(torch.func.vmap(case.function)(*stacked)), as_tuple(case.function(*inputs)), strict=True
-    ):
+    for a, b in zip(as_tuple(torch.func.vmap(case.function)(*stacked)), as_tuple(case.function(*inputs)), strict=True):
         torch.testing.assert_close(a[0], b)
 
     ones = tuple(torch.ones_like(t) for t in inputs)
@@ -50,18 +48,17 @@ def test_functorch_noise_obeys_vmap_randomness() -> None:
         torch.func.vmap(lambda m: fastvae.reparameterize(m, m))(mu)
     grad = torch.func.grad(lambda v: (fastvae.reparameterize(mu[0], v) ** 2).sum())(mu[0])
     assert grad.abs().sum() > 0
-    draws = torch.func.vmap(lambda x: fastvae.binarize(x), randomness="different")(
-        torch.full((2, 3, 50), 0.5)
-    )
+    draws = torch.func.vmap(lambda x: fastvae.binarize(x), randomness="different")(torch.full((2, 3, 50), 0.5))
     assert draws.dtype == torch.bool
 
 
 def test_the_private_test_for_transforms_is_there() -> None:
     """ops.py asks torch._C for active transforms; without the function it must not import."""
     assert torch._C._are_functorch_transforms_active() is False
-    assert torch.func.vmap(lambda x: x + int(torch._C._are_functorch_transforms_active()))(
-        torch.zeros(2)
-    ).tolist() == [1, 1]
+    assert torch.func.vmap(lambda x: x + int(torch._C._are_functorch_transforms_active()))(torch.zeros(2)).tolist() == [
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("name", ["elbo_loss", "sample_kl"])

@@ -1,0 +1,3 @@
+"""Written by CMake at each build."""
+
+torch_version: str
