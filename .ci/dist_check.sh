@@ -14,9 +14,8 @@ tar -xzf "$work"/dist/fastvae-*.tar.gz -C "$work"
 cd "$work"/fastvae-*/
 
 echo "sdist:"
-git -C "$source" ls-files -- csrc fastvae tests benchmarks CMakeLists.txt pyproject.toml README.md LICENSE CHANGELOG.md |
-  sort >"$work/expected"
-find . -type f ! -name PKG-INFO ! -name .gitignore | sed 's|^\./||' | sort >"$work/actual"
+git -C "$source" ls-files | grep -v '^\.' | sort >"$work/expected"
+find . -type f ! -path ./PKG-INFO | sed 's|^\./||' | sort >"$work/actual"
 diff "$work/expected" "$work/actual" || { echo "the sdist does not hold what it should"; exit 1; }
 echo "  as tracked: $(wc -l <"$work/actual") files"
 
@@ -27,6 +26,14 @@ echo "wheel:"
 diff "$work/expected" <(grep -v '\.so$' "$work/actual") || { echo "the wheel does not hold what it should"; exit 1; }
 [ "$(grep -c '^fastvae/_C\..*\.so$' "$work/actual")" = 1 ] || { echo "the wheel holds no extension"; exit 1; }
 echo "  the package and its extension: $(wc -l <"$work/actual") files"
+
+# A function that the linker may share between files, compiled for AVX-512, could be the copy that a machine
+# without it runs: the kernels must define none.
+kernels=$(find build -path '*kernels_*' -name '*.o')
+[ -n "$kernels" ] || { echo "no kernel objects to look at"; exit 1; }
+if echo "$kernels" | xargs nm -C | grep -E ' [WVu] '; then
+  echo "kernels compiled per instruction set define symbols that are not their own"; exit 1
+fi
 
 "$PYTHON" -m venv "$work/venv"
 # The environment's torch and the extras come from the one that built the wheel; fastvae itself does not.

@@ -266,3 +266,31 @@ def test_any_shape_and_mixture_of_dtypes(case: Case, batch: int, event: list[int
             right,
             8 * (narrow + unit(computed) * (20 + size)) * right.abs().max().clamp_min(1) if right.numel() else right,
         )
+
+
+# Magnitudes whose squares and exponentials stay finite in float32, as the reference's do in double.
+reals = st.floats(-40, 40, width=32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=st.sampled_from(CASES), data=st.data())
+def test_any_values(case: Case, data: st.DataObject) -> None:
+    shapes = [t.shape for t in case.inputs(2, (3,))]
+    inputs = []
+    for kind, shape in zip(case.kinds, shapes, strict=True):
+        values = st.floats(0, 1, width=32) if kind.endswith("unit") else reals
+        flat = data.draw(st.lists(values, min_size=shape.numel(), max_size=shape.numel()))
+        inputs.append(torch.tensor(flat).reshape(shape))
+    leaf, wide = leaves(inputs), leaves([t.double() for t in inputs])
+    outputs, expected = case.call(*leaf), case.expected(*wide)
+    # An exponential's argument is rounded: |argument| u, here at most 80 u, relative to the largest part of a result,
+    # which is at most the largest of all results, one of the inputs, or the difference that cancelled them.
+    scale = max(float(t.detach().abs().max()) for t in (*expected, *wide)) + 1
+    limit = torch.tensor((80 + 20 + 12) * UNIT[torch.float32] * scale, dtype=torch.float64)
+    for actual, right in zip(outputs, expected, strict=True):
+        assert_within(actual, right, limit)
+    right_grads = gradients(expected, wide)
+    scale = max(scale, *(float(g.abs().max()) for g in right_grads))
+    limit = torch.tensor((80 + 20 + 12) * UNIT[torch.float32] * scale, dtype=torch.float64)
+    for actual, right in zip(gradients(outputs, leaf), right_grads, strict=True):
+        assert_within(actual, right, limit)
