@@ -9,6 +9,8 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sigmoid.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -60,6 +62,26 @@ Tensor beside_event(Tensor per_row, int64_t event_dims) {
 // Sum over the K samples of a gradient that belongs to [B, *E].
 Tensor fold(const Tensor& grad, bool has_samples) { return has_samples ? grad.sum(0) : grad; }
 
+Tensor as_input(const Tensor& grad, const Tensor& input) { return grad.to(input.scalar_type()); }
+
+Tensor add_defined(const Tensor& a, const Tensor& b) {
+  return a.defined() && b.defined() ? a + b : a.defined() ? a : b;
+}
+
+// See ops.h. aten.empty is among the few that are never merged with their equals.
+MaybeTensor unique_if_traced(const Tensor& input) {
+  if (!at::isTensorSubclassLike(input)) return std::nullopt;
+  return at::empty({0}, input.options());
+}
+
+// d (sigma eps) / d logvar, summed over samples, as differentiable operations.
+Tensor sample_grad_logvar(const Tensor& grad_z, const Tensor& logvar, const Tensor& key,
+                          bool has_samples) {
+  const auto dtype = grad_z.scalar_type();
+  const Tensor eps = call<normal>("fastvae::normal", key, grad_z.sym_sizes(), dtype);
+  return fold(grad_z * eps, has_samples) * (logvar.to(dtype) * 0.5).exp() * 0.5;
+}
+
 struct MomentGrads {
   Tensor mu, logvar, prior_mu, prior_logvar;
 };
@@ -90,15 +112,16 @@ std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const 
           fold(-(g * l), logits.dim() > target.dim())};
 }
 
-Tensor as_input(const Tensor& grad, const Tensor& input) { return grad.to(input.scalar_type()); }
-
 struct Reparameterize : Function<Reparameterize> {
+  static constexpr bool is_traceable = true;  // by compiled autograd
+
   static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
                                std::optional<c10::SymInt> num_samples, MaybeGenerator generator) {
     auto [z, key] = call<reparameterize_forward>("fastvae::reparameterize_forward", mu, logvar,
-                                                 num_samples, generator);
-    ctx->save_for_backward({logvar, key});
+                                                 num_samples, generator, unique_if_traced(mu));
+    ctx->save_for_backward({if_wanted(logvar.requires_grad(), logvar), key});
     ctx->saved_data["mu_dtype"] = static_cast<int64_t>(mu.scalar_type());
+    ctx->saved_data["has_samples"] = num_samples.has_value();
     return {z};
   }
 
@@ -106,33 +129,28 @@ struct Reparameterize : Function<Reparameterize> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &logvar = saved[0], &key = saved[1], &grad = grads[0];
     const auto mu_dtype = static_cast<at::ScalarType>(ctx->saved_data["mu_dtype"].toInt());
-    const bool has_samples = grad.dim() > logvar.dim();
-    const std::array<bool, 2> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
-    Tensor grad_mu, grad_logvar;
-    if (graph_wanted()) {
-      const auto dtype = sum_dtype({grad});
-      const Tensor g = grad.to(dtype);
-      const Tensor eps = call<normal>("fastvae::normal", key, grad.sym_sizes(), dtype);
+    const bool has_samples = ctx->saved_data["has_samples"].toBool();
+    const bool mu_wanted = ctx->needs_input_grad(0), logvar_wanted = ctx->needs_input_grad(1);
+    Tensor grad_mu = grad, grad_logvar;  // without samples, mu's is the upstream tensor itself
+    if (graph_wanted() || !logvar_wanted) {
+      const Tensor g = has_samples || graph_wanted() ? grad.to(sum_dtype({grad})) : grad;
       grad_mu = fold(g, has_samples);
-      grad_logvar = (fold(g * eps, has_samples) * (logvar.to(dtype) * 0.5).exp() * 0.5)
-                        .to(logvar.scalar_type());
+      if (logvar_wanted)
+        grad_logvar = as_input(sample_grad_logvar(g, logvar, key, has_samples), logvar);
     } else {
-      // Without samples the gradient of mu is the upstream tensor itself.
-      const std::array<bool, 2> computed = {wanted[0] && has_samples, wanted[1]};
-      grad_mu = grad;
-      if (computed[0] || computed[1]) {
-        auto [first, second] = call<reparameterize_backward>("fastvae::reparameterize_backward",
-                                                             grad, logvar, key, computed);
-        if (has_samples) grad_mu = first;
-        grad_logvar = second;
-      }
+      const std::array<bool, 2> mask = {mu_wanted && has_samples, true};
+      auto [folded, by_logvar] = call<reparameterize_backward>("fastvae::reparameterize_backward",
+                                                               grad, logvar, key, mask);
+      if (has_samples) grad_mu = folded;
+      grad_logvar = by_logvar;
     }
-    return {if_wanted(wanted[0], grad_mu.to(mu_dtype)), if_wanted(wanted[1], grad_logvar), Tensor(),
-            Tensor()};
+    return {mu_wanted ? grad_mu.to(mu_dtype) : Tensor(), grad_logvar, Tensor(), Tensor()};
   }
 };
 
 struct GaussianKL : Function<GaussianKL> {
+  static constexpr bool is_traceable = true;
+
   static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
                                const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
                                int64_t reduction) {
@@ -170,10 +188,12 @@ struct GaussianKL : Function<GaussianKL> {
 };
 
 struct SampleKL : Function<SampleKL> {
+  static constexpr bool is_traceable = true;
+
   static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
                                MaybeGenerator generator) {
-    auto [z, kl, key] =
-        call<sample_kl_forward>("fastvae::sample_kl_forward", mu, logvar, generator);
+    auto [z, kl, key] = call<sample_kl_forward>("fastvae::sample_kl_forward", mu, logvar, generator,
+                                                unique_if_traced(mu));
     ctx->save_for_backward({mu, logvar, key});
     ctx->set_materialize_grads(false);  // z or kl may go unused
     return {z, kl};
@@ -187,18 +207,15 @@ struct SampleKL : Function<SampleKL> {
     if (!grad_z.defined() && !grad_kl.defined()) return {Tensor(), Tensor(), Tensor()};
     Tensor grad_mu, grad_logvar;
     if (graph_wanted()) {
-      const auto add = [](const Tensor& a, const Tensor& b) { return a.defined() ? a + b : b; };
-      const auto dtype = sum_dtype({mu, logvar});
       if (grad_kl.defined()) {
         const MomentGrads g = gaussian_kl_grads(grad_kl, mu, logvar, {}, {});
         grad_mu = g.mu;
         grad_logvar = g.logvar;
       }
       if (grad_z.defined()) {
-        const Tensor eps = call<normal>("fastvae::normal", key, mu.sym_sizes(), dtype);
-        const Tensor g = grad_z.to(dtype);
-        grad_mu = add(grad_mu, g);
-        grad_logvar = add(grad_logvar, g * eps * (logvar.to(dtype) * 0.5).exp() * 0.5);
+        const Tensor g = grad_z.to(sum_dtype({mu, logvar}));
+        grad_mu = add_defined(grad_mu, g);
+        grad_logvar = add_defined(grad_logvar, sample_grad_logvar(g, logvar, key, false));
       }
       grad_mu = as_input(grad_mu, mu);
       grad_logvar = as_input(grad_logvar, logvar);
@@ -211,6 +228,8 @@ struct SampleKL : Function<SampleKL> {
 };
 
 struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
+  static constexpr bool is_traceable = true;
+
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
                                int64_t reduction) {
     const Tensor rows = call<sigmoid_cross_entropy_forward>(
@@ -241,6 +260,8 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
 };
 
 struct GaussianNLL : Function<GaussianNLL> {
+  static constexpr bool is_traceable = true;
+
   static variable_list forward(AutogradContext* ctx, const Tensor& mean, const Tensor& target,
                                const MaybeTensor& logvar, const MaybeTensor& sigma,
                                double sigma_value, int64_t reduction) {
@@ -263,44 +284,43 @@ struct GaussianNLL : Function<GaussianNLL> {
     const Tensor grad =
         unreduce(grads[0], reduction, mean.sym_sizes().slice(0, has_samples ? 2 : 1));
     const auto dtype = grad.scalar_type();
-    const std::array<bool, 3> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                        logvar.has_value() && ctx->needs_input_grad(2)};
     // Absent tensors have no index: sigma, given instead of logvar, has the same one.
-    const bool sigma_wanted = sigma.has_value() && ctx->needs_input_grad(2);
+    const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        logvar.has_value() && ctx->needs_input_grad(2),
+                                        sigma.has_value() && ctx->needs_input_grad(2)};
     Tensor grad_mean, grad_target, grad_logvar, grad_sigma;
-    if (graph_wanted() || sigma_wanted) {
+    if (graph_wanted()) {
       const Tensor g = beside_event(grad, event_dims);
-      const Tensor difference = mean.to(dtype) - target_values(target, dtype);
-      Tensor scaled;  // difference * precision
+      Tensor inverse;
       if (logvar.has_value())
-        scaled = difference * (-logvar->to(dtype)).exp();
+        inverse = (logvar->to(dtype) * -0.5).exp();
       else if (sigma.has_value())
-        scaled = difference / sigma->to(dtype).square();
+        inverse = sigma->to(dtype).reciprocal();
       else
-        scaled = difference / (sigma_value * sigma_value);
-      // d/dsigma = sum (1 - difference^2 / sigma^2) / sigma
-      if (sigma_wanted)
-        grad_sigma = as_input((g * (1 - difference * scaled)).sum() / sigma->to(dtype), *sigma);
-      if (graph_wanted()) {
-        grad_mean = as_input(g * scaled, mean);
-        if (wanted[1]) grad_target = as_input(fold(-(g * scaled), has_samples), target);
-        if (wanted[2]) grad_logvar = as_input(g * (1 - difference * scaled) * 0.5, *logvar);
-      }
-    }
-    if (!graph_wanted() && (wanted[0] || wanted[1] || wanted[2])) {
-      std::tie(grad_mean, grad_target, grad_logvar) = call<gaussian_nll_backward>(
+        inverse = at::scalar_tensor(1 / sigma_value, grad.options());
+      const Tensor standardised = (mean.to(dtype) - target_values(target, dtype)) * inverse;
+      const Tensor by_mean = g * standardised * inverse;
+      const Tensor by_log_sigma = g * (1 - standardised.square());
+      grad_mean = as_input(by_mean, mean);
+      if (wanted[1]) grad_target = as_input(fold(-by_mean, has_samples), target);
+      if (wanted[2]) grad_logvar = as_input(by_log_sigma * 0.5, *logvar);
+      if (wanted[3]) grad_sigma = as_input(by_log_sigma.sum() * inverse, *sigma);
+    } else {
+      std::tie(grad_mean, grad_target, grad_logvar, grad_sigma) = call<gaussian_nll_backward>(
           "fastvae::gaussian_nll_backward", grad, mean, target, logvar, sigma, sigma_value, wanted);
     }
     return {if_wanted(wanted[0], grad_mean),
             if_wanted(wanted[1], grad_target),
             if_wanted(wanted[2], grad_logvar),
-            grad_sigma,
+            if_wanted(wanted[3], grad_sigma),
             Tensor(),
             Tensor()};
   }
 };
 
 struct ElboLoss : Function<ElboLoss> {
+  static constexpr bool is_traceable = true;
+
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
                                const Tensor& mu, const Tensor& logvar, const MaybeTensor& beta,
                                double beta_value, c10::string_view reduction, bool with_grad) {
@@ -328,13 +348,10 @@ struct ElboLoss : Function<ElboLoss> {
                                                 false, false};
     const bool has_samples = logits.dim() > target.dim();
     const auto batch = target.sym_sizes().slice(0, 1);
-    const auto add = [](const Tensor& a, const Tensor& b) {
-      return a.defined() && b.defined() ? a + b : a.defined() ? a : b;
-    };
 
     Tensor grad_logits, grad_target, grad_beta;
     // loss = reconstruction + beta kl
-    const Tensor grad_reconstruction = add(grads[0], grads[1]);
+    const Tensor grad_reconstruction = add_defined(grads[0], grads[1]);
     if (grad_reconstruction.defined() && (inputs_wanted[0] || inputs_wanted[1])) {
       Tensor per_row = unreduce(grad_reconstruction, reduction, batch);
       if (has_samples)
@@ -368,7 +385,7 @@ struct ElboLoss : Function<ElboLoss> {
     if (grads[0].defined()) {
       const Tensor weighted =
           beta.has_value() ? grads[0] * beta->to(grads[0].scalar_type()) : grads[0] * beta_value;
-      grad_kl = add(grad_kl, weighted);
+      grad_kl = add_defined(grad_kl, weighted);
       if (beta.has_value() && ctx->needs_input_grad(4))
         grad_beta = as_input((grads[0] * beta_factor(kl, mu, logvar, reduction)).sum(), *beta);
     }
@@ -449,6 +466,11 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
   const variable_list out =
       ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction, with_grad);
   return {out[0], out[1], out[2]};
+}
+
+Tensor binarize(const Tensor& images, MaybeGenerator generator) {
+  return call<binarize_forward>("fastvae::binarize_forward", images, generator,
+                                unique_if_traced(images));
 }
 
 }  // namespace fastvae::ops

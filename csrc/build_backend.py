@@ -15,7 +15,7 @@ from typing import Any
 from scikit_build_core import build as _backend
 from scikit_build_core.build import *  # noqa: F403  (the backend's hooks)
 
-_PROBE = "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
+_PROBE = "import importlib.metadata as m; print(m.version('torch'))"
 
 
 def _require_torch() -> None:
@@ -23,14 +23,18 @@ def _require_torch() -> None:
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     python = env.get("FASTVAE_TORCH_PYTHON", sys.executable)
     try:
-        found = subprocess.run([python, "-c", _PROBE], env=env, check=False).returncode == 0
+        # Elsewhere: a folder called torch beside the source is not the package.
+        probe = subprocess.run([python, "-c", _PROBE], env=env, cwd=os.sep, capture_output=True, text=True, check=False)
     except OSError as error:
         sys.exit(f"fastvae: FASTVAE_TORCH_PYTHON={python} cannot be run: {error}")
-    if not found:
+    if probe.returncode:
         sys.exit(
             f"fastvae: install PyTorch first (pip install torch); {python} does not see it. "
-            "uv and python -m build hide it: use --no-build-isolation, or FASTVAE_TORCH_PYTHON=PYTHON."
+            "uv and python -m build hide it: use --no-build-isolation, or set FASTVAE_TORCH_PYTHON=PYTHON."
         )
+    version = probe.stdout.strip()
+    if tuple(int(part) for part in version.split(".")[:2]) < (2, 11):
+        sys.exit(f"fastvae: needs PyTorch 2.11 or newer, found {version} (pip install --upgrade torch).")
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

@@ -106,28 +106,35 @@ FASTVAE_FN T gaussian_kl_grad_prior_logvar(PriorTerms<T> t) {
   return T(0.5) * (T(1) - t.ratio - product_or_zero(t.difference, t.whitened));
 }
 
-// -log N(x | mean, e^logvar) = (log 2 pi + logvar + (x - mean)^2 precision) / 2; a miss of infinite
-// precision is infinitely bad.
+// 1 / sigma. Squares of standardised differences neither overflow nor vanish as those of
+// differences do.
 template <class T>
-FASTVAE_FN T gaussian_nll(T mean, T x, T logvar, T precision) {
-  const T difference = mean - x;
-  const T square = product_or_zero(difference, difference * precision);
+FASTVAE_FN T inverse_deviation(T logvar) {
+  return math::exp(T(-0.5) * logvar);
+}
+
+// -log N(x | mean, e^logvar) = (log 2 pi + logvar + ((x - mean) / sigma)^2) / 2; a miss where sigma
+// is 0 is infinitely bad.
+template <class T>
+FASTVAE_FN T gaussian_nll(T mean, T x, T logvar, T inverse) {
+  const T standardised = product_or_zero(mean - x, inverse);
+  const T square = standardised * standardised;
   const T log_two_pi = T(1.8378770664093454836);
   const bool infinite = square > std::numeric_limits<T>::max();
   return T(0.5) * (infinite ? square : log_two_pi + logvar + square);
 }
 
-// d/dmean = (mean - x) precision = -d/dx
+// d/dmean = (mean - x) / sigma^2 = -d/dx
 template <class T>
-FASTVAE_FN T gaussian_nll_grad_mean(T mean, T x, T precision) {
-  return product_or_zero(mean - x, precision);
+FASTVAE_FN T gaussian_nll_grad_mean(T mean, T x, T inverse) {
+  return product_or_zero(product_or_zero(mean - x, inverse), inverse);
 }
 
-// d/dlogvar = (1 - (x - mean)^2 precision) / 2
+// sigma d/dsigma = 1 - ((x - mean) / sigma)^2 = 2 d/dlogvar
 template <class T>
-FASTVAE_FN T gaussian_nll_grad_logvar(T mean, T x, T precision) {
-  const T difference = mean - x;
-  return T(0.5) * (T(1) - product_or_zero(difference, difference * precision));
+FASTVAE_FN T gaussian_nll_grad_log_sigma(T mean, T x, T inverse) {
+  const T standardised = product_or_zero(mean - x, inverse);
+  return T(1) - standardised * standardised;
 }
 
 // Bernoulli draw: 1 with probability p, for u uniform on [0, 1).

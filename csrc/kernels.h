@@ -77,13 +77,15 @@ struct Kernels {
   void (*sigmoid_cross_entropy_backward_target)(Extent, Input grad, Input logits,
                                                 Output grad_target /* [B, D] */);
 
-  // precision: one value 1 / sigma^2 with logvar = 2 log sigma; null: e^-logvar of each element.
-  void (*gaussian_nll)(Extent, Input mean, Input target, Input logvar, const Input* precision,
+  // inverse: one value 1 / sigma with logvar = 2 log sigma; null: e^(-logvar / 2) of each element.
+  void (*gaussian_nll)(Extent, Input mean, Input target, Input logvar, const Input* inverse,
                        Sums out);
   void (*gaussian_nll_backward)(Extent, Input grad, Input mean, Input target, Input logvar,
-                                const Input* precision, Output grad_mean, Output grad_logvar);
+                                const Input* inverse, Output grad_mean, Output grad_logvar);
   void (*gaussian_nll_backward_target)(Extent, Input grad, Input mean, Input target, Input logvar,
-                                       const Input* precision, Output grad_target /* [B, D] */);
+                                       const Input* inverse, Output grad_target /* [B, D] */);
+  // Row sums of d/dlog sigma, without the upstream gradient.
+  void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Input target, Input inverse, Sums out);
 
   // `invalid` counts per row what is no probability.
   void (*binarize)(Extent, Input probability, Input uniform, Output out, Sums invalid);

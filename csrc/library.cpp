@@ -47,10 +47,11 @@ TORCH_LIBRARY(fastvae, m) {
          ops::sigmoid_cross_entropy);
   m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
   m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
+  m.impl("binarize", c10::DispatchKey::CompositeImplicitAutograd, ops::binarize);
 
   m.def(
       "reparameterize_forward(Tensor mu, Tensor logvar, SymInt? num_samples, "
-      "Generator? generator) -> (Tensor z, Tensor key)",
+      "Generator? generator, Tensor? unique=None) -> (Tensor z, Tensor key)",
       seeded);
   m.def(
       "reparameterize_backward(Tensor grad_z, Tensor logvar, Tensor key, bool[2] mask) "
@@ -66,7 +67,7 @@ TORCH_LIBRARY(fastvae, m) {
       "Tensor? prior_logvar, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
-      "sample_kl_forward(Tensor mu, Tensor logvar, Generator? generator) "
+      "sample_kl_forward(Tensor mu, Tensor logvar, Generator? generator, Tensor? unique=None) "
       "-> (Tensor z, Tensor kl, Tensor key)",
       seeded);
   m.def(
@@ -84,12 +85,14 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "gaussian_nll_backward(Tensor grad, Tensor mean, Tensor target, Tensor? logvar, "
-      "Tensor? sigma, float sigma_value, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+      "Tensor? sigma, float sigma_value, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "elbo_loss_forward(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
       "float beta_value, str reduction, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
       pure);
+  m.def("binarize_forward(Tensor images, Generator? generator, Tensor? unique=None) -> Tensor",
+        seeded);
 }
 
 namespace {
@@ -110,7 +113,7 @@ void implement(torch::Library& m) {
   m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
   m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
   m.impl("elbo_loss_forward", ops::elbo_loss_forward);
-  m.impl("binarize", ops::binarize);
+  m.impl("binarize_forward", ops::binarize_forward);
 }
 
 }  // namespace
@@ -122,7 +125,7 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
        {"reparameterize_forward", "reparameterize_backward", "normal", "gaussian_kl_forward",
         "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
         "sigmoid_cross_entropy_forward", "sigmoid_cross_entropy_backward", "gaussian_nll_forward",
-        "gaussian_nll_backward", "elbo_loss_forward"})
+        "gaussian_nll_backward", "elbo_loss_forward", "binarize_forward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -54,13 +54,14 @@ void add_formulas(py::module_ m) {
         return formulas::gaussian_kl_grad_prior_logvar(formulas::prior_terms(mu, logvar, pmu, plv));
       }));
   m.def("gaussian_nll", py::vectorize([](double mean, double x, double logvar) {
-          return formulas::gaussian_nll(mean, x, logvar, math::exp(-logvar));
+          return formulas::gaussian_nll(mean, x, logvar, formulas::inverse_deviation(logvar));
         }));
   m.def("gaussian_nll_grad_mean", py::vectorize([](double mean, double x, double logvar) {
-          return formulas::gaussian_nll_grad_mean(mean, x, math::exp(-logvar));
+          return formulas::gaussian_nll_grad_mean(mean, x, formulas::inverse_deviation(logvar));
         }));
   m.def("gaussian_nll_grad_logvar", py::vectorize([](double mean, double x, double logvar) {
-          return formulas::gaussian_nll_grad_logvar(mean, x, math::exp(-logvar));
+          return 0.5 * formulas::gaussian_nll_grad_log_sigma(mean, x,
+                                                             formulas::inverse_deviation(logvar));
         }));
   m.def("reparameterize", py::vectorize([](double mu, double logvar, double eps) {
           return formulas::reparameterize(mu, formulas::standard_deviation(logvar), eps);

@@ -30,6 +30,25 @@ Tensor grad_like(const Tensor& input, bool wanted) {
   return wanted ? at::empty_like(input) : at::empty({0}, input.options());
 }
 
+// The same, contiguous: in the order of the noise.
+Tensor row_major_grad(const Tensor& input, at::ScalarType dtype, bool wanted) {
+  return wanted ? empty(input.sym_sizes(), like(input, dtype)) : at::empty({0}, like(input, dtype));
+}
+
+// Whether there is nothing to run a kernel on: traced, or without elements. What is summed over no
+// samples is zero.
+bool is_done(const Tensor& elements, const Tensor& grad_target, bool target_wanted) {
+  if (elements.is_meta()) return true;
+  if (elements.numel() > 0) return false;
+  if (target_wanted) grad_target.zero_();
+  return true;
+}
+
+// The value of a 0-d tensor where it can be had without waiting for a device, else `value`.
+double host_value(const MaybeTensor& scalar, double value) {
+  return scalar.has_value() && scalar->is_cpu() ? scalar->item<double>() : value;
+}
+
 // A new key: 64 bits of the CPU generator, which torch.manual_seed rules.
 Tensor draw_key(const Tensor& input, const MaybeGenerator& generator) {
   Tensor key = at::empty({2}, like(input, at::kLong));
@@ -105,7 +124,8 @@ at::ScalarType sum_dtype(std::initializer_list<MaybeTensor> inputs) {
 
 std::tuple<Tensor, Tensor> reparameterize_forward(const Tensor& mu, const Tensor& logvar,
                                                   std::optional<c10::SymInt> num_samples,
-                                                  MaybeGenerator generator) {
+                                                  MaybeGenerator generator,
+                                                  const MaybeTensor& /*unique*/) {
   const char* op = "fastvae.reparameterize";
   check_moments(op, mu, logvar);
   check_generator(op, mu, generator);
@@ -125,13 +145,8 @@ std::tuple<Tensor, Tensor> reparameterize_forward(const Tensor& mu, const Tensor
 
 std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& logvar,
                                                    const Tensor& key, std::array<bool, 2> mask) {
-  // Contiguous, as the order of the noise is.
-  auto grad = [&](bool wanted, at::ScalarType dtype) {
-    return wanted ? empty(logvar.sym_sizes(), like(logvar, dtype))
-                  : at::empty({0}, like(logvar, dtype));
-  };
-  Tensor grad_mu = grad(mask[0], grad_z.scalar_type());
-  Tensor grad_logvar = grad(mask[1], logvar.scalar_type());
+  Tensor grad_mu = row_major_grad(logvar, grad_z.scalar_type(), mask[0]);
+  Tensor grad_logvar = row_major_grad(logvar, logvar.scalar_type(), mask[1]);
   if (logvar.is_meta() || logvar.numel() == 0) return {grad_mu, grad_logvar};
   const Rows rows(grad_z, logvar.dim() - 1, RowOrder::row_major, {grad_z, logvar});
   kernels_for(logvar).reparameterize_backward(rows.extent, rows.input(0), rows.input(1),
@@ -202,22 +217,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
   const auto result = std::make_tuple(grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar);
   if (mu.is_meta() || mu.numel() == 0) return result;
   const Kernels& kernels = kernels_for(mu);
-  const Input g = row_input(grad, /*has_samples=*/false);
+
   if (prior_mu.has_value()) {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar},
               {{grad_mu, mask[0]},
                {grad_logvar, mask[1]},
                {grad_prior_mu, mask[2]},
                {grad_prior_logvar, mask[3]}});
-    kernels.gaussian_kl_prior_backward(rows.extent, g, rows.input(0), rows.input(1), rows.input(2),
-                                       rows.input(3), rows.output(0), rows.output(1),
-                                       rows.output(2), rows.output(3));
+    kernels.gaussian_kl_prior_backward(rows.extent, rows.upstream(grad), rows.input(0),
+                                       rows.input(1), rows.input(2), rows.input(3), rows.output(0),
+                                       rows.output(1), rows.output(2), rows.output(3));
     rows.finish();
   } else {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar},
               {{grad_mu, mask[0]}, {grad_logvar, mask[1]}});
-    kernels.gaussian_kl_backward(rows.extent, g, rows.input(0), rows.input(1), rows.output(0),
-                                 rows.output(1));
+    kernels.gaussian_kl_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.input(1),
+                                 rows.output(0), rows.output(1));
     rows.finish();
   }
   return result;
@@ -226,7 +241,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
 // sample_kl
 
 std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Tensor& logvar,
-                                                     MaybeGenerator generator) {
+                                                     MaybeGenerator generator,
+                                                     const MaybeTensor& /*unique*/) {
   const char* op = "fastvae.sample_kl";
   check_moments(op, mu, logvar);
   check_generator(op, mu, generator);
@@ -244,18 +260,15 @@ std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Ten
 std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                               const Tensor& mu, const Tensor& logvar,
                                               const Tensor& key, std::array<bool, 2> mask) {
-  auto grad = [&](const Tensor& input, bool wanted) {
-    return wanted ? empty(input.sym_sizes(), input.options()) : at::empty({0}, input.options());
-  };
-  Tensor grad_mu = grad(mu, mask[0]);
-  Tensor grad_logvar = grad(logvar, mask[1]);
+  Tensor grad_mu = row_major_grad(mu, mu.scalar_type(), mask[0]);
+  Tensor grad_logvar = row_major_grad(logvar, logvar.scalar_type(), mask[1]);
   if (mu.is_meta() || mu.numel() == 0) return {grad_mu, grad_logvar};
   // An upstream gradient that is not there is 0 everywhere: its place is held, not read.
   const Rows rows(mu, mu.dim() - 1, RowOrder::row_major,
                   {mu, logvar, grad_z.has_value() ? *grad_z : mu});
   kernels_for(mu).sample_kl_backward(
       rows.extent, grad_z.has_value() ? rows.input(2) : Input(),
-      grad_kl.has_value() ? row_input(*grad_kl, false) : Input(), rows.input(0), rows.input(1),
+      grad_kl.has_value() ? rows.upstream(*grad_kl) : Input(), rows.input(0), rows.input(1),
       normal_input(key), rows.output(grad_mu, mask[0]), rows.output(grad_logvar, mask[1]));
   return {grad_mu, grad_logvar};
 }
@@ -296,22 +309,20 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
                                                           std::array<bool, 2> mask) {
   Tensor grad_logits = grad_like(logits, mask[0]);
   Tensor grad_target = grad_like(target, mask[1]);
-  if (logits.is_meta() || logits.numel() == 0) {
-    if (mask[1] && !target.is_meta()) grad_target.zero_();
-    return {grad_logits, grad_target};
-  }
+  if (is_done(logits, grad_target, mask[1])) return {grad_logits, grad_target};
   const Kernels& kernels = kernels_for(logits);
   const int64_t event = target.dim() - 1;
-  const Input g = row_input(grad, logits.dim() > target.dim());
+
   if (mask[0]) {
     Rows rows(logits, event, RowOrder::any, {logits, target}, {{grad_logits, true}});
-    kernels.sigmoid_cross_entropy_backward(rows.extent, g, rows.input(0), rows.input(1),
-                                           rows.output(0));
+    kernels.sigmoid_cross_entropy_backward(rows.extent, rows.upstream(grad), rows.input(0),
+                                           rows.input(1), rows.output(0));
     rows.finish();
   }
   if (mask[1]) {
     Rows rows(logits, event, RowOrder::any, {logits}, {{grad_target, true}});
-    kernels.sigmoid_cross_entropy_backward_target(rows.extent, g, rows.input(0), rows.output(0));
+    kernels.sigmoid_cross_entropy_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
+                                                  rows.output(0));
     rows.finish();
   }
   return {grad_logits, grad_target};
@@ -321,25 +332,23 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
 
 namespace {
 
-// The spread of a Gaussian: per element, or one value with its precision.
+// One standard deviation for all elements, as the kernels take it.
 struct Spread {
-  Tensor logvar_tensor, precision_tensor;  // own what the inputs point to
-  Input logvar, precision;
-  bool fixed;
+  Tensor logvar_tensor, inverse_tensor;  // own what the inputs point to
+  Input logvar, inverse;
 };
 
-Spread fixed_spread(const MaybeTensor& sigma, double sigma_value, at::ScalarType dtype) {
+Spread spread_of(const MaybeTensor& sigma, double sigma_value, at::ScalarType dtype) {
   Spread spread;
-  spread.fixed = true;
   if (sigma.has_value()) {
     const Tensor s = sigma->to(dtype);
     spread.logvar_tensor = s.log().mul_(2);
-    spread.precision_tensor = s.square().reciprocal_();
+    spread.inverse_tensor = s.reciprocal();
     spread.logvar = scalar_input(spread.logvar_tensor);
-    spread.precision = scalar_input(spread.precision_tensor);
+    spread.inverse = scalar_input(spread.inverse_tensor);
   } else {
     spread.logvar.value = 2 * std::log(sigma_value);
-    spread.precision.value = 1 / (sigma_value * sigma_value);
+    spread.inverse.value = 1 / sigma_value;
   }
   return spread;
 }
@@ -357,8 +366,7 @@ void check_spread(const char* op, const Tensor& mean, const MaybeTensor& logvar,
     TORCH_CHECK_VALUE(sigma->dim() == 0, op, ": sigma must be a float or a 0-d tensor, got shape ",
                       sigma->sym_sizes());
     check_same_device(op, "mean", mean, "sigma", *sigma);
-    if (!sigma->is_cpu()) return;  // a value on another device is not waited for
-    sigma_value = sigma->to(at::kDouble).const_data_ptr<double>()[0];
+    sigma_value = host_value(sigma, sigma_value);
   }
   TORCH_CHECK_VALUE(std::isfinite(sigma_value) && sigma_value > 0, op,
                     ": sigma must be positive and finite, got ", sigma_value);
@@ -382,43 +390,50 @@ Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const Mayb
                          sums_of(out));
   } else {
     const Rows rows(mean, event, RowOrder::any, {mean, target});
-    const Spread spread = fixed_spread(sigma, sigma_value, out.scalar_type());
-    kernels.gaussian_nll(rows.extent, rows.input(0), rows.input(1), spread.logvar,
-                         &spread.precision, sums_of(out));
+    const Spread spread = spread_of(sigma, sigma_value, out.scalar_type());
+    kernels.gaussian_nll(rows.extent, rows.input(0), rows.input(1), spread.logvar, &spread.inverse,
+                         sums_of(out));
   }
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
     const Tensor& grad, const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
-    const MaybeTensor& sigma, double sigma_value, std::array<bool, 3> mask) {
+    const MaybeTensor& sigma, double sigma_value, std::array<bool, 4> mask) {
   Tensor grad_mean = grad_like(mean, mask[0]);
   Tensor grad_target = grad_like(target, mask[1]);
   Tensor grad_logvar = grad_like(logvar.has_value() ? *logvar : mean, mask[2]);
-  const auto result = std::make_tuple(grad_mean, grad_target, grad_logvar);
-  if (mean.is_meta() || mean.numel() == 0) {
-    if (mask[1] && !target.is_meta()) grad_target.zero_();
+  Tensor grad_sigma = grad_like(sigma.has_value() ? *sigma : mean, mask[3]);
+  const auto result = std::make_tuple(grad_mean, grad_target, grad_logvar, grad_sigma);
+  if (is_done(mean, grad_target, mask[1])) {
+    if (mask[3] && !mean.is_meta()) grad_sigma.zero_();
     return result;
   }
   const Kernels& kernels = kernels_for(mean);
   const int64_t event = target.dim() - 1;
-  const Input g = row_input(grad, mean.dim() > target.dim());
   Spread spread;
-  if (!logvar.has_value()) spread = fixed_spread(sigma, sigma_value, grad.scalar_type());
-  const Input* precision = logvar.has_value() ? nullptr : &spread.precision;
+  if (!logvar.has_value()) spread = spread_of(sigma, sigma_value, grad.scalar_type());
+  const Input* inverse = logvar.has_value() ? nullptr : &spread.inverse;
   const Tensor& third = logvar.has_value() ? *logvar : mean;
   if (mask[0] || mask[2]) {
     Rows rows(mean, event, RowOrder::any, {mean, target, third},
               {{grad_mean, mask[0]}, {grad_logvar, mask[2]}});
-    kernels.gaussian_nll_backward(rows.extent, g, rows.input(0), rows.input(1), rows.input(2),
-                                  precision, rows.output(0), rows.output(1));
+    kernels.gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.input(1),
+                                  rows.input(2), inverse, rows.output(0), rows.output(1));
     rows.finish();
   }
   if (mask[1]) {
     Rows rows(mean, event, RowOrder::any, {mean, target, third}, {{grad_target, true}});
-    kernels.gaussian_nll_backward_target(rows.extent, g, rows.input(0), rows.input(1),
-                                         rows.input(2), precision, rows.output(0));
+    kernels.gaussian_nll_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
+                                         rows.input(1), rows.input(2), inverse, rows.output(0));
     rows.finish();
+  }
+  if (mask[3]) {
+    const Rows rows(mean, event, RowOrder::any, {mean, target});
+    const Tensor per_row = at::empty(grad.sizes(), grad.options());
+    kernels.gaussian_nll_grad_log_sigma(rows.extent, rows.input(0), rows.input(1), spread.inverse,
+                                        sums_of(per_row));
+    grad_sigma.copy_(per_row.mul_(grad).sum().mul_(spread.inverse_tensor));
   }
   return result;
 }
@@ -441,9 +456,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     TORCH_CHECK_VALUE(beta->dim() == 0, op, ": beta must be a float or a 0-d tensor, got shape ",
                       beta->sym_sizes());
     check_same_device(op, "logits", logits, "beta", *beta);
-  } else {
-    TORCH_CHECK_VALUE(std::isfinite(beta_value), op, ": beta must be finite, got ", beta_value);
   }
+  const double known_beta = host_value(beta, beta_value);
+  TORCH_CHECK_VALUE(std::isfinite(known_beta), op, ": beta must be finite, got ", known_beta);
 
   Tensor grad_logits = grad_like(logits, with_grad);
   double scale = 1;
@@ -464,7 +479,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
 
 // binarize
 
-Tensor binarize(const Tensor& images, MaybeGenerator generator) {
+Tensor binarize_forward(const Tensor& images, MaybeGenerator generator,
+                        const MaybeTensor& /*unique*/) {
   const char* op = "fastvae.binarize";
   TORCH_CHECK_VALUE(images.scalar_type() == at::kByte || is_supported_floating(images), op,
                     ": images must be uint8 or floating point, got ", images.scalar_type());

@@ -28,11 +28,14 @@ Tensor target_values(const Tensor& target, at::ScalarType dtype);
 at::ScalarType sum_dtype(std::initializer_list<MaybeTensor> inputs);
 
 // Outputs that a mask leaves out come back empty. `key` is int64 [2]: the seed and offset of the
-// noise stream that the forward pass drew.
+// noise stream that the forward pass drew. `unique` is not read: it is a tensor of its own for each
+// call that is traced, without which two draws from the same inputs would look like one to the
+// elimination of common subexpressions.
 
 std::tuple<Tensor, Tensor> reparameterize_forward(const Tensor& mu, const Tensor& logvar,
                                                   std::optional<c10::SymInt> num_samples,
-                                                  MaybeGenerator generator);
+                                                  MaybeGenerator generator,
+                                                  const MaybeTensor& unique);
 std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& logvar,
                                                    const Tensor& key, std::array<bool, 2> mask);
 
@@ -46,7 +49,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
     const MaybeTensor& prior_logvar, std::array<bool, 4> mask);
 
 std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Tensor& logvar,
-                                                     MaybeGenerator generator);
+                                                     MaybeGenerator generator,
+                                                     const MaybeTensor& unique);
 std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                               const Tensor& mu, const Tensor& logvar,
                                               const Tensor& key, std::array<bool, 2> mask);
@@ -59,9 +63,9 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
 // Either logvar, or the standard deviation: the 0-d tensor sigma, or else sigma_value.
 Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                             const MaybeTensor& sigma, double sigma_value);
-std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
     const Tensor& grad, const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
-    const MaybeTensor& sigma, double sigma_value, std::array<bool, 3> mask);
+    const MaybeTensor& sigma, double sigma_value, std::array<bool, 4> mask);
 
 // beta: the 0-d tensor, or else beta_value. grad_logits is d reconstruction / d logits if asked
 // for.
@@ -69,9 +73,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     const Tensor& logits, const Tensor& target, const Tensor& mu, const Tensor& logvar,
     const MaybeTensor& beta, double beta_value, c10::string_view reduction, bool with_grad);
 
-Tensor binarize(const Tensor& images, MaybeGenerator generator);
+Tensor binarize_forward(const Tensor& images, MaybeGenerator generator, const MaybeTensor& unique);
 
-// The public, differentiable operators.
+// The public operators.
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar,
                       std::optional<c10::SymInt> num_samples, MaybeGenerator generator);
@@ -87,5 +91,6 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
                                              c10::string_view reduction);
+Tensor binarize(const Tensor& images, MaybeGenerator generator);
 
 }  // namespace fastvae::ops

@@ -116,16 +116,6 @@ Input normal_input(const Tensor& key) { return noise_input(Input::Kind::normal, 
 
 Input uniform_input(const Tensor& key) { return noise_input(Input::Kind::uniform, key); }
 
-Input row_input(const Tensor& per_row, bool has_samples) {
-  Input input;
-  input.kind = Input::Kind::row;
-  input.dtype = dtype_of(per_row);
-  input.data = per_row.const_data_ptr();
-  input.stride_k = has_samples ? per_row.stride(0) : 0;
-  input.stride_b = per_row.stride(has_samples ? 1 : 0);
-  return input;
-}
-
 Input scalar_input(const Tensor& scalar) {
   Input input;
   input.kind = Input::Kind::row;
@@ -138,7 +128,10 @@ Sums sums_of(const Tensor& sums) { return {dtype_of(sums), sums.mutable_data_ptr
 
 Rows::Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRef<Tensor> inputs,
            at::ArrayRef<Result> outputs)
-    : extent{1, 1, 1}, event_dims_(event_dims), given_(outputs.begin(), outputs.end()) {
+    : extent{1, 1, 1},
+      event_dims_(event_dims),
+      has_samples_(shaped.dim() - event_dims == 2),
+      given_(outputs.begin(), outputs.end()) {
   const int64_t leading = shaped.dim() - event_dims;
   if (leading == 2) extent.K = shaped.size(0);
   if (leading >= 1) extent.B = shaped.size(leading - 1);
@@ -166,6 +159,17 @@ Input Rows::input(size_t i) const {
   input.data = t.const_data_ptr();
   input.stride_k = sample_stride(t, event_dims_);
   input.stride_b = batch_stride(t, event_dims_);
+  return input;
+}
+
+Input Rows::upstream(const Tensor& per_row) const {
+  TORCH_CHECK_VALUE(per_row.dim() == (has_samples_ ? 2 : 1) && per_row.size(-1) == extent.B &&
+                        per_row.size(0) == (has_samples_ ? extent.K : extent.B),
+                    "fastvae: an upstream gradient must have one value for each row, got shape ",
+                    per_row.sizes());
+  Input input = scalar_input(per_row);
+  if (has_samples_) input.stride_k = per_row.stride(0);
+  input.stride_b = per_row.stride(-1);
   return input;
 }
 

@@ -31,8 +31,8 @@ const Kernels& kernels_for(const Tensor& t);
 
 Input normal_input(const Tensor& key);
 Input uniform_input(const Tensor& key);
-Input row_input(const Tensor& per_row, bool has_samples);  // [B] or [K, B], any strides
-Input scalar_input(const Tensor& scalar);                  // 0-d
+
+Input scalar_input(const Tensor& scalar);  // 0-d
 Sums sums_of(const Tensor& sums);
 
 enum class RowOrder {
@@ -56,6 +56,8 @@ class Rows {
 
   Extent extent;
   Input input(size_t i) const;
+  // A gradient of the row sums, [B] or [K, B], any strides.
+  Input upstream(const Tensor& per_row) const;
   Output output(size_t i) const;
   Output output(const Tensor& row_major, bool wanted = true) const;
   // Copies back the outputs that could not be written in place.
@@ -63,6 +65,7 @@ class Rows {
 
  private:
   int64_t event_dims_;
+  bool has_samples_;
   c10::SmallVector<Tensor, 4> inputs_;
   c10::SmallVector<Result, 4> outputs_, given_;
 };

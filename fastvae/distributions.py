@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Generator, Tensor
 from torch.distributions.kl import register_kl
@@ -41,12 +39,12 @@ class DiagonalGaussian:
                 raise ValueError(f"fastvae.DiagonalGaussian: clamp must be (low, high), got {clamp}")
             self.logvar = self.logvar.clamp(low, high)
 
-    @cached_property
+    @property
     def std(self) -> Tensor:
         """Standard deviation, the shape of the mean."""
         return torch.exp(0.5 * self.logvar)
 
-    @cached_property
+    @property
     def var(self) -> Tensor:
         """Variance, the shape of the mean."""
         return torch.exp(self.logvar)
@@ -68,7 +66,16 @@ class DiagonalGaussian:
         return ops.gaussian_kl(self.mean, self.logvar, other.mean, other.logvar)
 
     def nll(self, sample: Tensor) -> Tensor:
-        """-log density of ``sample``, the shape of the mean: ``[B]``, in nats (:func:`fastvae.gaussian_nll`)."""
+        """-log density of ``sample``, the shape of the mean: ``[B]``, in nats (:func:`fastvae.gaussian_nll`).
+
+        Raises:
+            ValueError: the sample has another shape.
+        """
+        if sample.shape != self.mean.shape:
+            raise ValueError(
+                "fastvae.DiagonalGaussian.nll: sample must have the shape of the mean, got "
+                f"{list(sample.shape)} and {list(self.mean.shape)}"
+            )
         return ops.gaussian_nll(self.mean, sample, logvar=self.logvar)
 
 

@@ -6,9 +6,13 @@ dtype is taken as it is and accumulated in at least float32. Under the transform
 functions are those of :mod:`fastvae.reference`, which are plain PyTorch; forward-mode derivatives outside
 of them are refused.
 
+Compiled code draws the noise of eager code, but inductor may put draws that do not depend on one another in
+another order; ``torch._inductor.config.fallback_random = True`` keeps it, as for torch's own random functions.
+
 Throughout, ``B`` is the batch, ``E`` the event (all other dimensions), ``K`` the number of samples of the
 latent variable. Sums run over the event and are in nats. Tensors whose rows are dense are read where they
-lie, with any batch stride: ``h.chunk(2, -1)`` and ``moments.chunk(2, 1)`` cost no copy.
+lie, with any batch stride: ``h.chunk(2, -1)`` and ``moments.chunk(2, 1)`` cost no copy. So are channels-last
+images, but where noise is drawn: it is numbered in the order of the indices. Others are copied once.
 """
 
 from __future__ import annotations
@@ -31,6 +35,10 @@ _sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.sigmoid_cross_
 _gaussian_nll: Callable[..., Tensor] = torch.ops.fastvae.gaussian_nll.default
 _elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
 _binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
+
+# A draw moves the generator on, so a compiled graph keeps it even where its result goes unused.
+for _draw in ("reparameterize_forward", "sample_kl_forward", "binarize_forward"):
+    torch.fx.node.has_side_effect(getattr(torch.ops.fastvae, _draw).default)
 
 
 class ELBO(NamedTuple):
@@ -157,7 +165,8 @@ def gaussian_nll(
     Args:
         mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device: floating point, bool, or uint8 read as x / 255.
-        sigma: one standard deviation, a positive float or a 0-d tensor, which gets its gradient.
+        sigma: one standard deviation, a positive float or a 0-d tensor, which gets its gradient. It does not
+            take part in the promotion of dtypes.
         logvar: a log variance for each element, of the shape of ``mean``. Exactly one of the two is given.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
 
@@ -166,7 +175,8 @@ def gaussian_nll(
 
     Raises:
         ValueError: shapes or devices do not fit, a dtype is not one of those, both or neither of ``sigma``
-            and ``logvar``, sigma not positive and finite, the reduction is unknown.
+            and ``logvar``, the reduction is unknown, sigma not positive and finite (a tensor on another device
+            than the CPU is not waited for: there it gives NaN).
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.2; Doersch 2016 (arXiv:1606.05908), section 2.4.3.
     """
@@ -194,7 +204,8 @@ def elbo_loss(
     """The negative ELBO of a VAE with Bernoulli outputs: reconstruction + ``beta`` * KL.
 
     With ``"mean"`` and ``"sum"`` the gradient of the logits is written in the forward pass, and the
-    backward pass only scales it where the upstream factor is not 1.
+    backward pass only scales it where the upstream factor is not 1 (but for float16 logits, whose loss
+    scale must come before the rounding).
 
     Args:
         logits: ``[B, *E]`` or ``[K, B, *E]``, floating point; the reconstruction is the mean over the K samples,
@@ -211,7 +222,7 @@ def elbo_loss(
 
     Raises:
         ValueError: shapes, batch sizes or devices do not fit, a dtype is not one of those, ``beta`` is not
-            finite or not 0-d, the reduction is unknown.
+            finite (as far as it is known on the CPU) or not 0-d, the reduction is unknown.
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and 7; beta: Higgins et al. 2017 (beta-VAE), eq. 4.
     """
@@ -224,6 +235,8 @@ def elbo_loss(
 
 def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
     """Draw each pixel from Bernoulli(pixel): dynamic binarisation, anew at every call.
+
+    Probabilities count in steps of 2^-24: a smaller one than that, but not 0, is drawn as 2^-24.
 
     Args:
         images: ``[B, *E]``, uint8 read as x / 255, or floating point in [0, 1].

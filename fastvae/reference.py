@@ -38,29 +38,61 @@ def _values(target: Tensor, dtype: torch.dtype) -> Tensor:
     return target.to(dtype) / 255 if target.dtype == torch.uint8 else target.to(dtype)
 
 
-def _same_shape(**tensors: Tensor | None) -> None:
-    shapes = {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
-    if len(set(shapes.values())) > 1:
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _require_floating(**tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.dtype not in _FLOATS:
+            raise ValueError(f"{name} must be floating point, got {t.dtype}")
+
+
+def _require_alike(**tensors: Tensor | None) -> None:
+    """Floating-point tensors ``[B, *E]`` of one shape on one device."""
+    _require_floating(**tensors)
+    given = {name: t for name, t in tensors.items() if t is not None}
+    shapes = {name: list(t.shape) for name, t in given.items()}
+    if any(not shape for shape in shapes.values()):
+        raise ValueError(f"a batch dimension is needed, [B, *E], got shapes {shapes}")
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise ValueError(f"shapes must be the same, got {shapes}")
+    if len({t.device for t in given.values()}) > 1:
+        raise ValueError(f"devices must be the same, got { {name: str(t.device) for name, t in given.items()} }")
 
 
-def _event_fits(name: str, x: Tensor, target: Tensor) -> None:
-    if x.shape not in (target.shape, (*x.shape[:1], *target.shape)):
+def _require_target(name: str, x: Tensor, target: Tensor) -> None:
+    _require_floating(**{name: x})
+    if target.dtype not in (*_FLOATS, torch.uint8, torch.bool):
+        raise ValueError(f"target must be floating point, uint8 or bool, got {target.dtype}")
+    if target.dim() == 0 or x.shape not in (target.shape, (*x.shape[:1], *target.shape)):
         raise ValueError(
-            f"{name} must have the shape of target, or [K, *target.shape], got {name} {tuple(x.shape)} "
-            f"and target {tuple(target.shape)}"
+            f"{name} must have the shape of target, [B, *E], or [K, B, *E], got {name} {list(x.shape)} "
+            f"and target {list(target.shape)}"
         )
+    if x.device != target.device:
+        raise ValueError(f"devices must be the same, got {name} on {x.device} and target on {target.device}")
+
+
+def _require_scalar(name: str, value: float | Tensor, *, positive: bool) -> None:
+    if isinstance(value, Tensor):  # under a transform its value may not be known
+        _require_floating(**{name: value})
+        if value.dim():
+            raise ValueError(f"{name} must be a float or a 0-d tensor, got shape {list(value.shape)}")
+    elif not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite, got {value}")
 
 
 def reparameterize(
     mu: Tensor, logvar: Tensor, *, num_samples: int | None = None, generator: Generator | None = None
 ) -> Tensor:
     """``mu + sigma * eps`` (Doersch, eq. 10), with torch's own normal numbers."""
-    _same_shape(mu=mu, logvar=logvar)
+    _require_alike(mu=mu, logvar=logvar)
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
     dtype = _at_least_float(mu, logvar)
     eps = torch.randn(shape, dtype=dtype, device=mu.device, generator=generator)
-    z = mu.to(dtype) + torch.sqrt(torch.exp(logvar.to(dtype))) * eps
+    z = mu.to(dtype) + torch.exp(logvar.to(dtype) / 2) * eps
     return z.to(torch.promote_types(mu.dtype, logvar.dtype))
 
 
@@ -73,15 +105,17 @@ def gaussian_kl(
     reduction: str = "none",
 ) -> Tensor:
     """Doersch, eq. 6, for diagonal covariances; eq. 7 is the prior of mean 0 and log variance 0."""
-    _same_shape(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    _require_alike(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if (prior_mu is None) != (prior_logvar is None):
-        raise ValueError("prior_mu and prior_logvar come together")
+        raise ValueError(
+            f"prior_mu and prior_logvar come together, got only prior_{'mu' if prior_logvar is None else 'logvar'}"
+        )
     m1 = torch.zeros_like(mu) if prior_mu is None else prior_mu
     s1 = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
     dtype = _at_least_float(mu, logvar, m1, s1)
     m0, s0, m1, s1 = (t.to(dtype) for t in (mu, logvar, m1, s1))
-    trace = torch.exp(s0) / torch.exp(s1)
-    mahalanobis = (m1 - m0) ** 2 / torch.exp(s1)
+    trace = torch.exp(s0 - s1)
+    mahalanobis = (m1 - m0) ** 2 * torch.exp(-s1)
     log_determinants = s1 - s0
     kl = _event_sum((trace + mahalanobis - 1 + log_determinants) / 2, mu.dim() - 1)
     return _reduce(kl, reduction)
@@ -94,10 +128,13 @@ def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None)
 
 def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
     """-log p(target), p Bernoulli (Kingma & Welling, App. C.1): -x log s(l) - (1 - x) log s(-l)."""
-    _event_fits("logits", logits, target)
+    _require_target("logits", logits, target)
     dtype = _at_least_float(logits, target)
     logit, x = logits.to(dtype), _values(target, dtype)
-    terms = -x * functional.logsigmoid(logit) - (1 - x) * functional.logsigmoid(-logit)
+    # A sure and right prediction costs 0: there, 0 * inf is left out.
+    missed_one = torch.where((x == 0) & logit.isinf(), 0, x * functional.logsigmoid(logit))
+    missed_zero = torch.where((x == 1) & logit.isinf(), 0, (1 - x) * functional.logsigmoid(-logit))
+    terms = -missed_one - missed_zero
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
@@ -110,19 +147,18 @@ def gaussian_nll(
     reduction: str = "none",
 ) -> Tensor:
     """-log N(target; mean, sigma^2) (Kingma & Welling, App. C.2)."""
-    _event_fits("mean", mean, target)
+    _require_target("mean", mean, target)
     if (sigma is None) == (logvar is None):
-        raise ValueError("give exactly one of sigma and logvar")
+        raise ValueError(f"give exactly one of sigma and logvar, got {'neither' if sigma is None else 'both'}")
     dtype = _at_least_float(mean, target, *([] if logvar is None else [logvar]))
     if logvar is not None:
-        _same_shape(mean=mean, logvar=logvar)
-        deviation = torch.exp(logvar.to(dtype) / 2)
-    else:
-        if not isinstance(sigma, Tensor) and not (math.isfinite(float(sigma or 0)) and float(sigma or 0) > 0):
-            raise ValueError(f"sigma must be positive and finite, got {sigma}")
-        deviation = torch.as_tensor(sigma, dtype=dtype, device=mean.device)
-    standardised = (_values(target, dtype) - mean.to(dtype)) / deviation
-    terms = standardised**2 / 2 + torch.log(deviation) + math.log(2 * math.pi) / 2
+        _require_alike(mean=mean, logvar=logvar)
+        log_deviation = logvar.to(dtype) / 2
+    elif sigma is not None:
+        _require_scalar("sigma", sigma, positive=True)
+        log_deviation = torch.as_tensor(sigma, dtype=dtype, device=mean.device).log()
+    standardised = (_values(target, dtype) - mean.to(dtype)) * torch.exp(-log_deviation)
+    terms = standardised**2 / 2 + log_deviation + math.log(2 * math.pi) / 2
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
@@ -136,7 +172,10 @@ def elbo_loss(
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The negative of the right-hand side of Doersch's eq. 5, its KL weighted by ``beta``."""
+    _require_scalar("beta", beta, positive=False)
     reconstruction = sigmoid_cross_entropy(logits, target)
+    if mu.shape[:1] != target.shape[:1]:
+        raise ValueError(f"batch sizes must be the same, got logits {list(logits.shape)} and mu {list(mu.shape)}")
     if logits.dim() > target.dim():
         reconstruction = reconstruction.mean(0)
     reconstruction = _reduce(reconstruction, reduction)
@@ -146,6 +185,10 @@ def elbo_loss(
 
 def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
     """Bernoulli draws with torch's own generator."""
+    if images.dim() == 0:
+        raise ValueError("a batch dimension is needed, [B, *E], got a 0-d tensor")
+    if images.dtype != torch.uint8:
+        _require_floating(images=images)
     return torch.bernoulli(_values(images, _at_least_float(images)), generator=generator).bool()
 
 

@@ -24,7 +24,8 @@ Outputs = tuple[Tensor, ...]
 class Case:
     """One way to call an operator.
 
-    ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K.
+    ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K, or "scalar"
+    (0-d, in [1, 2]).
     """
 
     name: str
@@ -45,6 +46,9 @@ class Case:
         """Fresh leaves, rounded to ``dtype``."""
         tensors = []
         for kind in self.kinds:
+            if kind == "scalar":
+                tensors.append((torch.rand((), dtype=torch.float64) + 1).to(dtype))
+                continue
             shape = ((K,) if kind.startswith("K") else ()) + (batch, *event)
             x = torch.rand(shape, dtype=torch.float64)
             if kind.endswith("real"):
@@ -60,7 +64,7 @@ def as_tuple(x: Tensor | Outputs) -> Outputs:
 def noise(shape: Sequence[int]) -> Tensor:
     """The noise that a seeded call draws for ``shape``, in float64, from the reference's own Philox."""
     torch.manual_seed(SEED)
-    key = torch.ops.fastvae.reparameterize_forward(torch.zeros(1), torch.zeros(1), None, None)[1]
+    key = torch.ops.fastvae.reparameterize_forward(torch.zeros(1), torch.zeros(1), None, None, None)[1]
     seed, offset = (int(k) & (2**64 - 1) for k in key)
     count = torch.Size(shape).numel()
     return torch.from_numpy(reference.philox_normal(seed, offset, count)).reshape(tuple(shape))
@@ -120,6 +124,12 @@ CASES = [
         ("real", "unit"),
         lambda m, x: fastvae.gaussian_nll(m, x, sigma=0.7),
         lambda m, x: reference.gaussian_nll(m, x, sigma=0.7),
+    ),
+    Case(
+        "gaussian_nll_learned_sigma",
+        ("real", "unit", "scalar"),
+        lambda m, x, s: fastvae.gaussian_nll(m, x, sigma=s),
+        lambda m, x, s: reference.gaussian_nll(m, x, sigma=s),
     ),
     Case(
         "gaussian_nll_logvar",

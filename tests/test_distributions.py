@@ -59,3 +59,15 @@ def test_reparameterize_module() -> None:
         torch.manual_seed(0)
         assert torch.equal(z, fastvae.reparameterize(mu, logvar, num_samples=samples))
     assert repr(module) == "Reparameterize(num_samples=5)"
+
+
+def test_diagonal_gaussian_compiles_without_breaks() -> None:
+    torch._dynamo.reset()
+
+    def use(moments: torch.Tensor) -> torch.Tensor:
+        q = fastvae.DiagonalGaussian(moments, clamp=(-30.0, 20.0))
+        return q.kl() + q.nll(q.mode() + q.std) + q.var.sum() + q.sample().sum() * 0
+
+    moments = torch.randn(4, 6)
+    compiled = torch.compile(use, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(moments), use(moments))

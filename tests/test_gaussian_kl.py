@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import FLOATS, SIZES
-from tolerances import assert_within, row_sum
+from cases import FLOATS, SIZES, noise
+from tolerances import assert_within, elementwise, row_sum
 
 import fastvae
 from fastvae import reference
@@ -26,6 +26,35 @@ def test_gaussian_kl_is_within_its_bound(dtype: torch.dtype, size: int) -> None:
         reference.gaussian_kl(m, v, pm, pv),
         row_sum(magnitude, size, dtype),
     )
+
+
+@pytest.mark.parametrize("size", [1, 17, 784])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gaussian_kl_and_sample_gradients_are_within_their_bounds(dtype: torch.dtype, size: int) -> None:
+    tensors = [torch.randn(5, size, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(4)]
+    weight = torch.linspace(0.5, 2, 5, dtype=torch.float64)
+    w = weight[:, None]
+    m, v, pm, pv = (t.detach().double() for t in tensors)
+    kl = fastvae.gaussian_kl(*tensors)
+    grads = torch.autograd.grad(kl, tensors, weight.to(kl.dtype))
+    ratio, whitened = (v - pv).exp(), (m - pm) * (-pv).exp()
+    # Arguments of exponentials are rounded: their results are off by |argument| u.
+    spread = 1 + v.abs() + pv.abs()
+    assert_within(grads[0], w * whitened, elementwise(w * whitened.abs() * spread, dtype))
+    assert_within(grads[2], -w * whitened, elementwise(w * whitened.abs() * spread, dtype))
+    assert_within(grads[1], w * (ratio - 1) / 2, elementwise(w * (ratio * spread + 1) / 2, dtype))
+    parts = ratio + (m - pm) * whitened
+    assert_within(grads[3], w * (1 - parts) / 2, elementwise(w * (parts * spread + 1) / 2, dtype))
+
+    mu, logvar = tensors[:2]
+    upstream = torch.randn(5, size, dtype=torch.float64).to(dtype)
+    torch.manual_seed(5)
+    z = fastvae.reparameterize(mu, logvar)
+    (grad,) = torch.autograd.grad(z, logvar, upstream)
+    expected = upstream.double() * torch.exp(v / 2) * noise((5, size)) / 2
+    # The noise itself is within 2e-6, see test_noise.py.
+    error = 1e-6 * upstream.double().abs() * torch.exp(v / 2)
+    assert_within(grad, expected, elementwise(expected.abs() * (1 + v.abs()), dtype) + error)
 
 
 def test_gaussian_kl_of_the_prior_itself_is_zero() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from cases import FLOATS, SIZES
-from tolerances import assert_within, row_sum
+from tolerances import assert_within, elementwise, row_sum
 
 import fastvae
 from fastvae import reference
@@ -33,6 +33,35 @@ def test_gaussian_nll_is_within_its_bound(dtype: torch.dtype, sigma: float, size
     expected = reference.gaussian_nll(mean.double(), target.double(), logvar=v)
     magnitude = (squares * (-v).exp() * (1 + v.abs()) / 2 + constant + v.abs() / 2).sum(1)
     assert_within(fastvae.gaussian_nll(mean, target, logvar=logvar), expected, row_sum(magnitude, size, dtype))
+
+
+def test_gaussian_nll_of_tiny_spreads_does_not_overflow() -> None:
+    """(1e-20)^2 / (1e-20)^2 is 1, though neither square is a float32."""
+    mean, target = torch.full((1, 1), 1e-20, requires_grad=True), torch.zeros(1, 1)
+    out = fastvae.gaussian_nll(mean, target, sigma=1e-20)
+    torch.testing.assert_close(out, torch.tensor([0.5 - 20 * math.log(10) + 0.5 * math.log(2 * math.pi)]))
+    logvar = torch.full((1, 1), -40 * math.log(10))
+    torch.testing.assert_close(fastvae.gaussian_nll(mean, target, logvar=logvar), out, rtol=1e-5, atol=1e-5)
+    out.sum().backward()
+    torch.testing.assert_close(mean.grad, torch.full((1, 1), 1e20))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [1, 17, 784])
+def test_gaussian_nll_gradients_are_within_their_bounds(dtype: torch.dtype, size: int) -> None:
+    tensors = [torch.randn(5, size, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(3)]
+    weight = torch.linspace(0.5, 2, 5, dtype=torch.float64)
+    out = fastvae.gaussian_nll(tensors[0], tensors[1], logvar=tensors[2])
+    grads = torch.autograd.grad(out, tensors, weight.to(out.dtype))
+    mean, target, logvar = (t.detach().double() for t in tensors)
+    w, inverse = weight[:, None], torch.exp(-logvar / 2)
+    z = (mean - target) * inverse
+    by_mean = w * z * inverse
+    # The rounded argument of the exponential, logvar / 2, counts once for each factor `inverse`.
+    spread = 1 + logvar.abs()
+    assert_within(grads[0], by_mean, elementwise(by_mean.abs() * spread, dtype))
+    assert_within(grads[1], -by_mean, elementwise(by_mean.abs() * spread, dtype))
+    assert_within(grads[2], w * (1 - z**2) / 2, elementwise(w * (1 + z**2 * spread) / 2, dtype))
 
 
 def test_gaussian_nll_is_torchs_own_density() -> None:

@@ -87,6 +87,31 @@ def test_noise_compiled_is_the_eager_noise() -> None:
     assert not torch.equal(eager[0], eager[1])
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_noise_of_two_draws_differs_when_compiled_with_gradients(backend: str) -> None:
+    """Calls with the same arguments must not be merged, nor one that goes unused be dropped."""
+    torch._dynamo.reset()
+    mu, logvar = torch.randn(3, 50, requires_grad=True), torch.randn(3, 50, requires_grad=True)
+
+    def draws(mu: torch.Tensor, logvar: torch.Tensor) -> list[torch.Tensor]:
+        pixels = torch.full((3, 50), 0.5)
+        fastvae.reparameterize(mu, logvar)
+        outputs = []
+        for _ in range(2):
+            outputs += [fastvae.reparameterize(mu, logvar), fastvae.sample_kl(mu, logvar)[0]]
+            outputs.append(fastvae.binarize(pixels).float())
+        return outputs
+
+    with torch._inductor.config.patch(fallback_random=True):  # keeps the order of independent draws
+        torch.manual_seed(5)
+        compiled = torch.compile(draws, fullgraph=True, backend=backend)(mu, logvar)
+    torch.manual_seed(5)
+    for a, b in zip(compiled, draws(mu, logvar), strict=True):
+        assert torch.equal(a, b)
+    for i, a in enumerate(compiled):
+        assert not any(torch.equal(a, b) for b in compiled[i + 1 :])
+
+
 def test_noise_of_a_given_generator() -> None:
     zero = torch.zeros(3, 4)
     state = torch.get_rng_state()

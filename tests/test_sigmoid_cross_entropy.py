@@ -80,6 +80,13 @@ def test_sigmoid_cross_entropy_reads_uint8_as_255ths() -> None:
     assert torch.equal(fastvae.sigmoid_cross_entropy(logits, pixels), as_float)
 
 
+def test_sigmoid_cross_entropy_reads_any_nonzero_byte_of_a_bool_as_true() -> None:
+    logits = torch.randn(1, 2)
+    bytes_of_bool = torch.tensor([[0, 255]], dtype=torch.uint8).view(torch.bool)
+    expected = fastvae.sigmoid_cross_entropy(logits, torch.tensor([[False, True]]))
+    assert torch.equal(fastvae.sigmoid_cross_entropy(logits, bytes_of_bool), expected)
+
+
 def test_sigmoid_cross_entropy_never_expands_the_target() -> None:
     """Peak extra memory of K = 50 is the output's, not that of 50 targets."""
     logits, target = torch.randn(50, 20, 784), torch.rand(20, 784)

@@ -116,3 +116,22 @@ def test_derivatives_of_internal_operators_are_refused() -> None:
     out = torch.ops.fastvae.sigmoid_cross_entropy_forward(logits, torch.rand(2, 3))
     with pytest.raises(RuntimeError):
         out.sum().backward()
+
+
+def test_transformed_functions_have_their_limits_too() -> None:
+    inf = torch.inf
+    logits, target = torch.tensor([[inf, -inf]]), torch.tensor([[1.0, 0.0]])
+    assert torch.func.vmap(fastvae.sigmoid_cross_entropy)(logits[None], target[None]).tolist() == [[0.0]]
+    large = torch.full((1, 1, 1), 100.0)
+    assert torch.func.vmap(fastvae.gaussian_kl)(large, large, large, large).tolist() == [[0.0]]
+    low = torch.full((1, 1), -160.0)
+    nll = torch.func.vmap(lambda v: fastvae.gaussian_nll(low * 0, low * 0, logvar=v))(low[None])
+    assert nll.isfinite().all()
+    grad = torch.func.grad(lambda v: fastvae.reparameterize(v * 0, v).sum())(low)
+    assert grad.isfinite().all()
+
+
+def test_internal_operators_refuse_an_upstream_gradient_of_another_shape() -> None:
+    logits = torch.zeros(64, 4)
+    with pytest.raises(ValueError, match=r"one value for each row, got shape \[1\]"):
+        torch.ops.fastvae.sigmoid_cross_entropy_backward(torch.ones(1), logits, logits, [True, False])

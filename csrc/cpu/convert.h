@@ -66,7 +66,8 @@ void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out) {
     case Dtype::u8:  // a true division: x / 255 is what the user's own conversion gives
       return convert_run<uint8_t>(data, offset, n, out, [](uint8_t x) { return T(x) / T(255); });
     case Dtype::boolean:
-      return convert_run<uint8_t>(data, offset, n, out, [](uint8_t x) { return T(x); });
+      return convert_run<uint8_t>(data, offset, n, out,
+                                  [](uint8_t x) { return x != 0 ? T(1) : T(0); });
   }
 }
 

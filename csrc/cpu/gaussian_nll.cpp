@@ -3,62 +3,73 @@
 
 namespace fastvae::cpu::CPU_CAPABILITY {
 
-void gaussian_nll(Extent extent, Input mean, Input target, Input logvar, const Input* precision,
+void gaussian_nll(Extent extent, Input mean, Input target, Input logvar, const Input* inverse,
                   Sums out) {
-  if (precision) {
+  if (inverse) {
     row_sum(
         extent, out,
-        [](auto mean, auto x, auto logvar, auto precision)
-            FASTVAE_INLINE { return formulas::gaussian_nll(mean, x, logvar, precision); },
-        mean, target, logvar, *precision);
+        [](auto mean, auto x, auto logvar, auto inverse)
+            FASTVAE_INLINE { return formulas::gaussian_nll(mean, x, logvar, inverse); },
+        mean, target, logvar, *inverse);
     return;
   }
   row_sum(
       extent, out,
-      [](auto mean, auto x, auto logvar)
-          FASTVAE_INLINE { return formulas::gaussian_nll(mean, x, logvar, math::exp(-logvar)); },
+      [](auto mean, auto x, auto logvar) FASTVAE_INLINE {
+        return formulas::gaussian_nll(mean, x, logvar, formulas::inverse_deviation(logvar));
+      },
       mean, target, logvar);
 }
 
 void gaussian_nll_backward(Extent extent, Input grad, Input mean, Input target, Input logvar,
-                           const Input* precision, Output grad_mean, Output grad_logvar) {
-  if (precision) {
+                           const Input* inverse, Output grad_mean, Output grad_logvar) {
+  if (inverse) {
     map(
         extent, {grad_mean},
-        [](auto g, auto mean, auto x, auto precision) FASTVAE_INLINE {
-          return values(g * formulas::gaussian_nll_grad_mean(mean, x, precision));
+        [](auto g, auto mean, auto x, auto inverse) FASTVAE_INLINE {
+          return values(g * formulas::gaussian_nll_grad_mean(mean, x, inverse));
         },
-        grad, mean, target, *precision);
+        grad, mean, target, *inverse);
     return;
   }
   map(
       extent, {grad_mean, grad_logvar},
       [](auto g, auto mean, auto x, auto logvar) FASTVAE_INLINE {
-        const auto precision = math::exp(-logvar);
-        return values(g * formulas::gaussian_nll_grad_mean(mean, x, precision),
-                      g * formulas::gaussian_nll_grad_logvar(mean, x, precision));
+        const auto inverse = formulas::inverse_deviation(logvar);
+        return values(
+            g * formulas::gaussian_nll_grad_mean(mean, x, inverse),
+            decltype(g)(0.5) * g * formulas::gaussian_nll_grad_log_sigma(mean, x, inverse));
       },
       grad, mean, target, logvar);
 }
 
 void gaussian_nll_backward_target(Extent extent, Input grad, Input mean, Input target, Input logvar,
-                                  const Input* precision, Output grad_target) {
+                                  const Input* inverse, Output grad_target) {
   // d/dtarget = -d/dmean
-  if (precision) {
+  if (inverse) {
     map_folding(
         extent, {grad_target},
-        [](auto g, auto mean, auto x, auto precision) FASTVAE_INLINE {
-          return values(-g * formulas::gaussian_nll_grad_mean(mean, x, precision));
+        [](auto g, auto mean, auto x, auto inverse) FASTVAE_INLINE {
+          return values(-g * formulas::gaussian_nll_grad_mean(mean, x, inverse));
         },
-        grad, mean, target, *precision);
+        grad, mean, target, *inverse);
     return;
   }
   map_folding(
       extent, {grad_target},
       [](auto g, auto mean, auto x, auto logvar) FASTVAE_INLINE {
-        return values(-g * formulas::gaussian_nll_grad_mean(mean, x, math::exp(-logvar)));
+        return values(
+            -g * formulas::gaussian_nll_grad_mean(mean, x, formulas::inverse_deviation(logvar)));
       },
       grad, mean, target, logvar);
+}
+
+void gaussian_nll_grad_log_sigma(Extent extent, Input mean, Input target, Input inverse, Sums out) {
+  row_sum(
+      extent, out,
+      [](auto mean, auto x, auto inverse)
+          FASTVAE_INLINE { return formulas::gaussian_nll_grad_log_sigma(mean, x, inverse); },
+      mean, target, inverse);
 }
 
 }  // namespace fastvae::cpu::CPU_CAPABILITY

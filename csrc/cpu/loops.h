@@ -6,7 +6,7 @@
 // threads: the results are the same for any.
 #pragma once
 
-#include <cstdlib>
+#include <memory>
 #include <utility>
 
 #include "../formulas.h"
@@ -210,9 +210,8 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
   const int64_t D = extent.D;
   const int64_t group = D < kTile ? kTile / (D > 0 ? D : 1) : 1;      // whole rows in a tile
   const int64_t segments = D > kSegment ? ceil_div(D, kSegment) : 1;  // parts of a row
-  double* partial = nullptr;
-  if (Sum && segments > 1)
-    partial = static_cast<double*>(std::malloc(sizeof(double) * rows * segments));
+  std::unique_ptr<double[]> partial;
+  if (Sum && segments > 1) partial.reset(new double[static_cast<size_t>(rows * segments)]);
 
   // Part of one row, or a few whole rows.
   auto visit = [&](const Piece& piece, T* terms) FASTVAE_INLINE -> T {
@@ -272,7 +271,6 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
       for (int64_t s = 0; s < segments; ++s) sum += partial[row * segments + s];
       store_sum(sums, row, sum);
     }
-    std::free(partial);
   }
 }
 

@@ -22,6 +22,7 @@ const Kernels kernels = {
     .gaussian_nll = gaussian_nll,
     .gaussian_nll_backward = gaussian_nll_backward,
     .gaussian_nll_backward_target = gaussian_nll_backward_target,
+    .gaussian_nll_grad_log_sigma = gaussian_nll_grad_log_sigma,
     .binarize = binarize,
     .evaluate = evaluate,
     .words = words,
