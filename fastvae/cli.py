@@ -1,0 +1,269 @@
+"""The command line: ``fastvae train``, ``sample``, ``evaluate`` and ``info``.
+
+Whatever a user can get wrong ends in one line on stderr and a non-zero exit. Drawing, data and logging
+libraries are loaded by what needs them, so that ``--help`` and errors come at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+import torch
+
+import fastvae
+from fastvae.data import DatasetName, load
+from fastvae.evaluation import evaluate
+from fastvae.models.vae import Likelihood
+
+try:
+    import rich.progress
+    import typer
+    from rich.console import Console
+    from rich.table import Column
+
+    from fastvae import training
+    from fastvae.training import TrainConfig, TrainingError
+    from fastvae.training.config import Amp, Binarize
+except ModuleNotFoundError as missing:
+    sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Variational auto-encoders, fast.")
+
+CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint.safetensors, or the folder of its run.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the IDX files.", show_default="$FASTVAE_DATA, or else they are downloaded"),
+]
+
+
+@app.command("train")
+def train_command(
+    context: typer.Context,
+    dataset: Annotated[DatasetName, typer.Option(help="What to train on.")] = TrainConfig.dataset,
+    data_dir: DataDir = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = TrainConfig.batch_size,
+    latent_dim: Annotated[int, typer.Option(min=1, help="Size of the code z.")] = TrainConfig.latent_dim,
+    likelihood: Annotated[Likelihood, typer.Option(help="Distribution of a pixel given z.")] = TrainConfig.likelihood,
+    sigma: Annotated[
+        float, typer.Option(help="Standard deviation of the Gaussian likelihood, pixels in [0, 1].")
+    ] = TrainConfig.sigma,
+    beta: Annotated[float, typer.Option(help="Weight of the KL term; 1 is the ELBO.")] = TrainConfig.beta,
+    binarize: Annotated[
+        Binarize, typer.Option(help="Grey targets, or binary ones drawn anew at every pass.")
+    ] = TrainConfig.binarize,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = TrainConfig.learning_rate,
+    amp: Annotated[Amp | None, typer.Option(help="Autocast to bfloat16.")] = TrainConfig.amp,
+    compile: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, noise and order.")] = TrainConfig.seed,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run.", show_default="runs/DATASET-DATE-TIME"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; options default to the run's own.")
+    ] = False,
+) -> None:
+    """Train a VAE and draw samples, reconstructions and learning curves."""
+    options: dict[str, Any] = {
+        "dataset": dataset,
+        "data_dir": None if data_dir is None else str(data_dir.absolute()),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "latent_dim": latent_dim,
+        "likelihood": likelihood,
+        "sigma": sigma,
+        "beta": beta,
+        "binarize": binarize,
+        "learning_rate": learning_rate,
+        "amp": amp,
+        "compile": compile,
+        "seed": seed,
+    }
+    if not resume:
+        config = TrainConfig(**options)
+        out = out or Path("runs") / f"{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    else:
+        if out is None:
+            raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
+        given = {name: value for name, value in options.items() if _is_given(context, name)}
+        config = dataclasses.replace(training.saved_config(out), **given)
+
+    try:
+        with _Display() as display:
+            result = training.train(config, out, resume=resume, progress=display.show)
+    except KeyboardInterrupt:
+        hint = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
+        _complain(f"interrupted{hint if (out / training.CHECKPOINT).exists() else ''}")
+        raise typer.Exit(130) from None
+    test = result.history[-1]["test"]
+    print(
+        f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) "
+        f"after epoch {len(result.history)}; pictures in {out}: {', '.join(training.PICTURES)}"
+    )
+
+
+@app.command("sample")
+def sample_command(
+    checkpoint: CheckpointPath,
+    num: Annotated[int, typer.Option(min=1, help="How many images.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the codes z.")] = 0,
+    out: Annotated[Path, typer.Option(help="The picture; overwritten if it is there.")] = Path("samples.png"),
+) -> None:
+    """Draw images from a trained model."""
+    from fastvae import plots
+
+    if out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{out} does not end in .png", param_hint="--out")
+    model = training.load_checkpoint(checkpoint).build_model()
+    images = model.sample(num, _generator(seed))
+    with training.replacing(out) as temporary:
+        plots.save_samples(images, math.ceil(math.sqrt(num)), temporary)
+    print(f"{num} samples in {out}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: CheckpointPath,
+    dataset: Annotated[
+        DatasetName | None,
+        typer.Option(help="What to evaluate on.", show_default="what it was trained on"),
+    ] = None,
+    data_dir: DataDir = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the noise.", show_default="that of the training"),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+) -> None:
+    """Print the ELBO of a trained model on the training and the test set, and its two parts."""
+    loaded = training.load_checkpoint(checkpoint)
+    config = TrainConfig.from_checkpoint(loaded)
+    dataset = dataset or config.dataset
+    seed = config.seed if seed is None else seed
+    # The folder of another data set than the run's is not known.
+    trained_from = config.data_dir if dataset == config.dataset else None
+    data = load(dataset, trained_from if data_dir is None else data_dir)
+    model = loaded.build_model()
+
+    print(f"{dataset:<14} {'ELBO':>10} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
+    figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
+    for part, images in (("train", data.train_images), ("test", data.test_images)):
+        report = evaluate(model, images, binarize=config.binarize == "dynamic", generator=_generator(seed))
+        figures[part] = report._asdict()
+        print(
+            f"{part:<14} {report.elbo:>10.2f} {report.reconstruction:>15.2f} {report.kl:>8.2f} "
+            f"{report.bits_per_dim:>15.4f}"
+        )
+    if json_file is not None:
+        with training.replacing(json_file) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command("info")
+def info_command() -> None:
+    """Print what this installation was built for and runs on."""
+    info = fastvae.build_info()
+    width = max(map(len, info))
+    for key, value in info.items():
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else value
+        print(f"{key:<{width}}  {shown}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; by default the process's own.
+
+    Returns:
+        The exit status: 0, 1 for what could not be done, 2 for wrong options, 130 after an interrupt.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        # Not standalone: typer would draw a box of several lines around an error.
+        status = app(list(arguments) or ["--help"], prog_name="fastvae", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except typer.TyperException as error:
+        _complain(f"error: {error.format_message()}")
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        _complain(f"error: {error.name} is not installed: pip install fastvae[train]")
+    except OSError as error:
+        detail = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        _complain(f"error: {detail}")
+    except (ValueError, TrainingError) as error:
+        _complain(f"error: {error}")
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    return 1
+
+
+def _complain(message: str) -> None:
+    print("fastvae:", *(line.strip() for line in message.splitlines()), file=sys.stderr)
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class _Display:
+    """A live line on a terminal, and one line that stays for each epoch anywhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            rich.progress.TextColumn("{task.fields[state]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            expand=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: rich.progress.TaskID | None = None
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, progress: training.Progress) -> None:
+        epoch = f"{progress.epoch}/{progress.epochs}"
+        rate = f"{progress.samples_per_second:,.0f} samples/s"
+        parts = f"reconstruction {progress.reconstruction:.2f}  KL {progress.kl:.2f}"
+        if self._task is None:
+            # The bar starts with the first step: until then a download may draw its own.
+            total = progress.epochs * progress.images_per_epoch
+            self._task = self._bar.add_task("", total=total, epoch="", state="")
+            self._bar.start()
+        done = (progress.epoch - 1) * progress.images_per_epoch + progress.images
+        state = f"loss {progress.loss:.2f}  {parts}  {rate}"
+        self._bar.update(self._task, completed=done, epoch=epoch, state=state)
+        if progress.test is not None:
+            test = progress.test
+            self._console.print(
+                f"epoch {epoch}  loss {progress.loss:.2f}  {parts}  test ELBO {test.elbo:.2f} nats  {rate}"
+            )

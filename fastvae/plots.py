@@ -1,0 +1,151 @@
+"""Pictures of a run: grids of images and curves. The one module that loads matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.image
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+# Blue and vermilion of Okabe & Ito's palette, which the colour-blind can tell apart; the dashes of the
+# second carry over to print in grey.
+_TRAIN_STYLE = {"color": "#0072B2", "linestyle": "-", "label": "train"}
+_TEST_STYLE = {"color": "#D55E00", "linestyle": "--", "label": "test"}
+
+_GAP = 2  # pixels of white between images, as in the tutorial's figures
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """Lay images out row by row, with white gaps between and around them.
+
+    Args:
+        images: ``[N, H, W]``, N > 0: uint8, or floating point, of which [0, 1] is shown.
+        columns: images per row; the last row is filled up with white.
+
+    Returns:
+        uint8 ``[H', W']`` on the CPU.
+
+    Raises:
+        ValueError: the images are not ``[N, H, W]`` or there are none.
+    """
+    if images.dim() != 3 or len(images) == 0:
+        raise ValueError(f"images have shape {list(images.shape)}, expected [N, H, W] with N > 0")
+    images = images.detach().cpu()
+    if images.dtype != torch.uint8:
+        images = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    grid = images.new_full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 255)
+    for index, image in enumerate(images):
+        top = _GAP + index // columns * (height + _GAP)
+        left = _GAP + index % columns * (width + _GAP)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def interleave_rows(originals: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
+    """Order two sets of images so that ``image_grid`` shows rows of one above rows of the other.
+
+    Args:
+        originals: ``[N, H, W]``, N a multiple of ``columns``, as ``image_grid``.
+        reconstructions: the same shape.
+        columns: images per row.
+
+    Returns:
+        ``[2N, H, W]``, floating point in [0, 1].
+    """
+    rows = [torch.unflatten(_unit(images), 0, (-1, columns)) for images in (originals, reconstructions)]
+    return torch.stack(rows, dim=1).flatten(0, 2)
+
+
+def save_samples(images: Tensor, columns: int, path: str | os.PathLike[str]) -> None:
+    """Write a grid of images, each pixel enlarged to a square so that small images can be seen.
+
+    Args:
+        images: as ``image_grid``.
+        columns: images per row.
+        path: the picture, a PNG file.
+
+    Raises:
+        ValueError: as ``image_grid``.
+        OSError: the file cannot be written.
+    """
+    grid = image_grid(images, columns)
+    scale = max(1, 1000 // grid.shape[1])
+    enlarged = grid.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    matplotlib.image.imsave(path, enlarged.numpy(), cmap="gray", vmin=0, vmax=255, format="png")
+
+
+def save_reconstructions(
+    originals: Tensor, reconstructions: Tensor, columns: int, path: str | os.PathLike[str]
+) -> None:
+    """Write rows of images, each above the row of its reconstructions.
+
+    Args:
+        originals: ``[N, H, W]``, N a multiple of ``columns``, as ``image_grid``.
+        reconstructions: the same shape.
+        columns: images per row.
+        path: the picture, a PNG file.
+
+    Raises:
+        ValueError: as ``image_grid``.
+        OSError: the file cannot be written.
+    """
+    shown = interleave_rows(originals, reconstructions, columns)
+    grid = image_grid(shown, columns)
+    rows, pitch = len(shown) // columns, originals.shape[1] + _GAP
+    figure = Figure(figsize=(8, 8 * grid.shape[0] / grid.shape[1]), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks(
+        [_GAP + pitch * row + (pitch - _GAP) / 2 for row in range(rows)],
+        ["original", "reconstruction"] * (rows // 2),
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, format="png", dpi=150, bbox_inches="tight")
+
+
+def save_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write the ELBO, the reconstruction term and the KL of each epoch, training beside test.
+
+    Args:
+        history: the list ``epochs`` of ``metrics.json``, not empty; all in nats per image.
+        path: the picture, a PNG file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    epochs = [entry["epoch"] for entry in history]
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, key, title in zip(
+        panels, ("elbo", "reconstruction", "kl"), ("ELBO", "reconstruction", "KL"), strict=True
+    ):
+        for part, style in (("train", _TRAIN_STYLE), ("test", _TEST_STYLE)):
+            values = [entry[part][key] for entry in history]
+            # A run of one epoch has no line to draw, only a point.
+            axes.plot(epochs, values, linewidth=2, marker="o" if len(epochs) == 1 else None, **style)
+        _label(axes, title)
+    panels[0].legend(frameon=False)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.cpu().float() / 255 if images.dtype == torch.uint8 else images.cpu().float()
+
+
+def _label(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

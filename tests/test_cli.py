@@ -1,0 +1,334 @@
+"""The command line: what it prints, where it stops, and that an error is one line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastvae
+from fastvae.cli import main
+from fastvae.data import Dataset
+from fastvae.training import load_checkpoint
+
+# A network that trains in no time is not to be had from the command line; two epochs of digits are.
+TRAIN = ["train", "--epochs", "2", "--latent-dim", "4"]
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "fastvae", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return out, run(*TRAIN, "--out", out)
+
+
+def assert_one_line_of_error(stderr, *parts):
+    assert stderr.startswith("fastvae: error: ")
+    assert stderr.count("\n") == 1
+    assert stderr.endswith("\n")
+    for part in parts:
+        assert part in stderr
+
+
+def fails(capsys, arguments, *parts, status=1):
+    assert main([str(argument) for argument in arguments]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert_one_line_of_error(captured.err, *parts)
+
+
+def test_train_prints_a_line_for_each_epoch_and_the_result(finished):
+    out, process = finished
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    first, second, last = process.stdout.splitlines()
+    pattern = (
+        r"epoch {}/2  loss \d+\.\d\d  reconstruction \d+\.\d\d  KL \d+\.\d\d  "
+        r"test ELBO -\d+\.\d\d nats  [\d,]+ samples/s"
+    )
+    assert re.fullmatch(pattern.format(1), first)
+    assert re.fullmatch(pattern.format(2), second)
+    test = json.loads((out / "metrics.json").read_text())["epochs"][-1]["test"]
+    assert f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim)" in last
+    assert str(out) in last
+    for picture in ("samples.png", "reconstructions.png", "curves.png"):
+        assert picture in last
+        assert (out / picture).is_file()
+
+
+def test_train_passes_every_option_on(tmp_path, monkeypatch):
+    configs = []
+
+    def record(config, out, **options):
+        configs.append((config, Path(out), options["resume"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastvae.training.train", record)
+    options = {
+        "dataset": "fashion-mnist",
+        "data_dir": str(tmp_path),
+        "epochs": 3,
+        "batch_size": 7,
+        "latent_dim": 5,
+        "likelihood": "gaussian",
+        "sigma": 0.25,
+        "beta": 0.5,
+        "binarize": "dynamic",
+        "learning_rate": 0.01,
+        "amp": "bf16",
+        "seed": 9,
+    }
+    arguments = [part for name, v in options.items() for part in (f"--{name.replace('_', '-')}", str(v))]
+    assert main(["train", *arguments, "--compile", "--out", str(tmp_path / "out")]) == 130
+    ((config, out, resume),) = configs
+    assert {name: getattr(config, name) for name in options} == options
+    assert config.compile is True
+    assert (out, resume) == (tmp_path / "out", False)
+
+
+def test_train_goes_to_a_dated_folder_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, "--epochs", "1"]) == 0
+    (out,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", out.name)
+    assert f"runs/{out.name}" in capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
+    out, _ = finished
+    assert main(["evaluate", str(out), "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["test"] == json.loads((out / "metrics.json").read_text())["epochs"][-1]["test"]
+    header, train, test = capsys.readouterr().out.splitlines()
+    assert header.split() == ["digits", "ELBO", "reconstruction", "KL", "nats", "bits/dim"]
+    for line, part in ((train, "train"), (test, "test")):
+        report = figures[part]
+        numbers = [report["elbo"], report["reconstruction"], report["kl"]]
+        expected = [part, *(f"{number:.2f}" for number in numbers), f"{report['bits_per_dim']:.4f}"]
+        assert line.split() == expected
+
+
+def test_evaluate_with_another_seed_draws_other_noise(finished, tmp_path):
+    elbos = []
+    for seed in ("0", "1"):
+        path = tmp_path / f"{seed}.json"
+        assert main(["evaluate", str(finished[0]), "--seed", seed, "--json", str(path)]) == 0
+        elbos.append(json.loads(path.read_text())["test"]["elbo"])
+    assert elbos[0] != elbos[1]
+    assert abs(elbos[0] - elbos[1]) < 1
+
+
+def test_sample_writes_a_picture(finished, tmp_path, capsys):
+    from matplotlib.image import imread
+
+    path = tmp_path / "new" / "seven.png"
+    checkpoint = finished[0] / "checkpoint.safetensors"
+    arguments = ["sample", str(checkpoint), "--num", "7", "--out", str(path)]
+    assert main(arguments) == 0
+    assert str(path) in capsys.readouterr().out
+    once = imread(path)
+    # Three columns and three rows of 8x8 pixels with gaps of 2, enlarged by a whole factor.
+    assert once.shape[0] == once.shape[1]
+    assert once.shape[0] % 32 == 0
+    assert main(arguments) == 0
+    assert (imread(path) == once).all()
+    assert main([*arguments, "--seed", "1"]) == 0
+    assert (imread(path) != once).any()
+
+
+def test_info_prints_the_build(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for key in fastvae.build_info():
+        assert re.search(rf"^{key} +\S", printed, re.MULTILINE)
+    assert torch.__version__ in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["sample", "--help"]])
+def test_help_is_printed(arguments, capsys):
+    assert main(arguments) == 0
+    assert "Usage: fastvae" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts", "status"),
+    [
+        (["--epochs", "0"], ["--epochs"], 2),
+        (["--epochs", "many"], ["--epochs", "integer"], 2),
+        (["--batch-size", "-1"], ["--batch-size"], 2),
+        (["--latent-dim", "0"], ["--latent-dim"], 2),
+        (["--seed", "-1"], ["--seed"], 2),
+        (["--dataset", "cifar"], ["--dataset", "cifar", "fashion-mnist"], 2),
+        (["--amp", "fp8"], ["--amp", "bf16"], 2),
+        (["--likelihood", "poisson"], ["--likelihood", "bernoulli"], 2),
+        (["--binarize", "static"], ["--binarize", "dynamic"], 2),
+        (["--no-such-option"], ["--no-such-option"], 2),
+        (["--resume"], ["--resume", "--out"], 2),
+        (["surplus"], ["surplus"], 2),
+        (["--beta", "nan"], ["beta", "nan"], 1),
+        (["--beta", "-1"], ["beta", "-1"], 1),
+        (["--learning-rate", "0"], ["learning_rate"], 1),
+        (["--sigma", "inf"], ["sigma"], 1),
+        (["--seed", str(2**63)], ["seed"], 1),
+    ],
+    ids=str,
+)
+def test_train_refuses_bad_options_by_name(tmp_path, monkeypatch, capsys, arguments, parts, status):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["train", *arguments], *parts, status=status)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command_is_one_line(capsys):
+    fails(capsys, ["trian"], "trian", status=2)
+
+
+def test_missing_data_set_is_one_line(tmp_path, capsys):
+    arguments = ["train", "--dataset", "mnist", "--data-dir", tmp_path, "--out", tmp_path / "out"]
+    fails(capsys, arguments, "mnist is not in", "train-images-idx3-ubyte", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_file_is_one_line(tmp_path, capsys):
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08")
+    arguments = ["train", "--dataset", "mnist", "--data-dir", tmp_path, "--out", tmp_path / "out"]
+    fails(capsys, arguments, "train-images-idx3-ubyte: no IDX file")
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_unreadable_checkpoint_is_one_line(tmp_path, finished, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, [command, tmp_path / "nowhere"], "nowhere: no such checkpoint")
+    whole = (finished[0] / "checkpoint.safetensors").read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(whole[: len(whole) // 2])
+    fails(capsys, [command, cut], "cut.safetensors: truncated")
+    text = tmp_path / "text"
+    text.write_text("hello")
+    fails(capsys, [command, text], "no checkpoint of fastvae")
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_checkpoint_that_does_not_fit_the_data_is_one_line(finished, capsys, monkeypatch):
+    images, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.uint8)
+    monkeypatch.setattr("fastvae.cli.load", lambda name, root: Dataset(name, images, labels, images, labels))
+    assert main(["evaluate", str(finished[0]), "--dataset", "mnist"]) == 1
+    assert_one_line_of_error(capsys.readouterr().err, "[5, 28, 28], expected [B, 8, 8]")
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+def test_unwritable_output_is_one_line(tmp_path, finished, command, capsys):
+    # A file where a folder should be stops root as well, whom permissions do not.
+    file = tmp_path / "file"
+    file.write_text("precious")
+    arguments = {
+        "train": [*TRAIN, "--out", file / "run"],
+        "sample": ["sample", finished[0], "--out", file / "samples.png"],
+        "evaluate": ["evaluate", finished[0], "--json", file / "figures.json"],
+    }
+    assert main([str(argument) for argument in arguments[command]]) == 1
+    assert_one_line_of_error(capsys.readouterr().err, str(file))
+    assert file.read_text() == "precious"
+
+
+def test_picture_of_another_format_is_one_line(finished, tmp_path, capsys):
+    fails(capsys, ["sample", finished[0], "--out", tmp_path / "samples.pdf"], "samples.pdf", ".png", status=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_run_is_refused_and_left_alone(finished, capsys):
+    out, _ = finished
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    fails(capsys, [*TRAIN, "--out", out], str(out), "--resume")
+    fails(capsys, ["train", "--resume", "--beta", "2", "--out", out], "beta 2.0", "1.0")
+    fails(capsys, ["train", "--resume", "--epochs", "1", "--out", out], "epochs 1")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_to_resume_is_one_line(tmp_path, capsys):
+    fails(capsys, ["train", "--resume", "--out", tmp_path], "nothing to resume", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diverging_run_is_one_line_and_keeps_its_checkpoint(tmp_path, capsys):
+    assert main([*TRAIN, "--learning-rate", "1e30", "--out", str(tmp_path)]) == 1
+    assert_one_line_of_error(capsys.readouterr().err, "no longer finite", "checkpoint.safetensors")
+    assert load_checkpoint(tmp_path).epoch == 0
+
+
+def test_errors_of_the_process_are_one_line_too():
+    process = run("train", "--epochs", "0")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert_one_line_of_error(process.stderr, "--epochs")
+
+
+def test_interrupted_run_says_how_to_go_on_and_does(tmp_path):
+    out = tmp_path / "interrupted run"
+    command = [sys.executable, "-m", "fastvae", *TRAIN, "--epochs", "100000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        # The first line says that an epoch is over and saved.
+        assert process.stdout.readline().startswith("epoch 1/")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert stderr == f"fastvae: interrupted; go on with: fastvae train --resume --out '{out}'\n"
+    done = load_checkpoint(out).epoch
+    assert done >= 1
+    resumed = run("train", "--resume", "--epochs", done + 1, "--out", out)
+    assert resumed.returncode == 0, resumed.stderr
+    # The other options are the run's own.
+    assert load_checkpoint(out).train_config["latent_dim"] == 4
+    assert load_checkpoint(out).epoch == done + 1
+    assert resumed.stdout.splitlines()[0].startswith(f"epoch {done + 1}/{done + 1} ")
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
+def test_missing_extra_is_one_line_at_the_start(missing):
+    script = f"import sys; sys.modules[{missing!r}] = None; from fastvae.cli import main; sys.exit(main())"
+    process = subprocess.run([sys.executable, "-c", script, "info"], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert_one_line_of_error(process.stderr, missing, "pip install fastvae[train]")
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "tensorboard", "sklearn"])
+def test_missing_extra_is_one_line_before_training(tmp_path, missing):
+    script = f"import sys; sys.modules[{missing!r}] = None; from fastvae.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "train", "--out", str(tmp_path / "out")]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert_one_line_of_error(process.stderr, missing, "pip install fastvae[train]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_start_up_loads_nothing_heavy():
+    script = (
+        "import sys, fastvae.cli; "
+        "print([m for m in ('matplotlib', 'sklearn', 'tensorboard', 'pooch') if m in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_ten_epochs_of_mnist_reach_113_nats(tmp_path):
+    folder = Path(os.environ.get("FASTVAE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not list(folder.glob("**/train-images-idx3-ubyte*")):
+        pytest.skip(f"MNIST is not in {folder} (FASTVAE_DATA names another folder)")
+    arguments = ["train", "--dataset", "mnist", "--data-dir", str(folder), "--epochs", "10"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    last = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"][-1]
+    assert last["test"]["elbo"] > -113

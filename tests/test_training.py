@@ -1,0 +1,299 @@
+"""Training runs: what they write, how they stop, and that they go on as if they had not."""
+
+import dataclasses
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastvae.data import load
+from fastvae.evaluation import evaluate
+from fastvae.models import VAE
+from fastvae.training import (
+    TrainConfig,
+    TrainingError,
+    load_checkpoint,
+    saved_config,
+    train,
+)
+
+SMALL = TrainConfig(hidden=(32,), latent_dim=4, epochs=2)
+FILES = {
+    "checkpoint.safetensors",
+    "metrics.json",
+    "tensorboard",
+    "samples.png",
+    "reconstructions.png",
+    "curves.png",
+}
+
+
+def small(**changes):
+    return dataclasses.replace(SMALL, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs that tests only read."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return out, train(SMALL, out)
+
+
+def tensors(checkpoint):
+    flat = {f"optimizer.{name}.{key}": t for name, s in checkpoint.optimizer.items() for key, t in s.items()}
+    return checkpoint.model | flat | {f"random.{name}": t for name, t in checkpoint.random.items()}
+
+
+def without_times(history):
+    return [{k: v for k, v in entry.items() if k in ("epoch", "train", "test")} for entry in history]
+
+
+def assert_same_run(one, other):
+    """Bitwise: weights, the optimiser, random states and metrics."""
+    first, second = load_checkpoint(one), load_checkpoint(other)
+    assert first.epoch == second.epoch
+    assert without_times(first.history) == without_times(second.history)
+    assert tensors(first).keys() == tensors(second).keys()
+    for name, tensor in tensors(first).items():
+        assert torch.equal(tensor, tensors(second)[name]), name
+
+
+def test_train_writes_the_run(finished):
+    out, result = finished
+    # Nothing else: no temporary file is left.
+    assert {path.name for path in out.iterdir()} == FILES
+    for name in ("samples.png", "reconstructions.png", "curves.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["epochs"] == result.history
+    assert metrics["config"] == json.loads(json.dumps(dataclasses.asdict(SMALL)))
+    assert metrics["versions"]["torch"] == torch.__version__
+    assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2]
+
+
+def test_metrics_hold_together(finished):
+    for entry in finished[1].history:
+        for part in ("train", "test"):
+            report = entry[part]
+            assert report["elbo"] == -(report["reconstruction"] + report["kl"])
+            assert math.isclose(report["bits_per_dim"], -report["elbo"] / (64 * math.log(2)))
+        assert math.isclose(entry["samples_per_second"] * entry["seconds"], 1442)
+    first, last = finished[1].history[0], finished[1].history[-1]
+    assert last["train"]["elbo"] > first["train"]["elbo"]
+
+
+def test_checkpoint_gives_the_model_of_the_last_metrics(finished):
+    out, result = finished
+    model = load_checkpoint(out).build_model()
+    report = evaluate(model, load("digits").test_images, generator=torch.Generator().manual_seed(0))
+    assert report._asdict() == result.history[-1]["test"]
+    for name, parameter in result.model.state_dict().items():
+        assert torch.equal(parameter, model.state_dict()[name])
+
+
+def test_tensorboard_gets_scalars_and_images(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert set(tags["images"]) == {"samples", "reconstructions"}
+    expected = {f"{k}/{p}" for k in ("elbo", "reconstruction", "kl", "bits_per_dim") for p in ("train", "test")}
+    assert set(tags["scalars"]) == expected | {"samples_per_second"}
+    logged = [(event.step, event.value) for event in events.Scalars("elbo/test")]
+    for (step, value), entry in zip(logged, finished[1].history, strict=True):
+        assert step == entry["epoch"]
+        assert math.isclose(value, entry["test"]["elbo"], rel_tol=1e-6)
+
+
+def test_same_seed_same_run_and_other_seed_another(tmp_path, finished):
+    train(SMALL, tmp_path / "again")
+    assert_same_run(finished[0], tmp_path / "again")
+    other = train(small(seed=1), tmp_path / "other")
+    assert without_times(other.history) != without_times(finished[1].history)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"binarize": "dynamic"}, {"likelihood": "gaussian", "amp": "bf16"}, {"batch_size": 5000, "beta": 0.5}],
+    ids=str,
+)
+def test_resumed_run_is_bitwise_the_one_never_stopped(tmp_path, changes):
+    train(small(epochs=4, **changes), tmp_path / "whole")
+    train(small(epochs=2, **changes), tmp_path / "halves")
+    result = train(small(epochs=4, **changes), tmp_path / "halves", resume=True)
+    assert len(result.history) == 4
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+    metrics = json.loads((tmp_path / "halves" / "metrics.json").read_text())
+    assert metrics["epochs"] == result.history
+    assert metrics["config"]["epochs"] == 4
+
+
+KILLED = """
+import os, signal, sys
+from fastvae.training import TrainConfig, loop, train
+
+loop._SECONDS_BETWEEN_REPORTS = 0
+
+def kill_in_the_middle(progress):
+    if progress.epoch == EPOCH and progress.images > 700:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(TrainConfig(hidden=(32,), latent_dim=4, epochs=2), sys.argv[1], progress=kill_in_the_middle)
+"""
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_run_killed_in_the_middle_of_an_epoch_resumes_bitwise(tmp_path, finished, epoch):
+    out = tmp_path / "killed"
+    script = KILLED.replace("EPOCH", str(epoch))
+    process = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert load_checkpoint(out).epoch == epoch - 1
+    assert len(json.loads((out / "metrics.json").read_text())["epochs"]) == epoch - 1
+    train(SMALL, out, resume=True)
+    assert_same_run(finished[0], out)
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_resume_of_a_finished_run_writes_what_is_missing(tmp_path):
+    train(small(epochs=1), tmp_path)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    # As after a kill between the last checkpoint and what follows it.
+    for name in ("samples.png", "metrics.json"):
+        (tmp_path / name).unlink()
+    history = train(small(epochs=1), tmp_path, resume=True).history
+    assert (tmp_path / "samples.png").exists()
+    assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == history
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("survivor", sorted(FILES))
+def test_train_refuses_a_folder_that_holds_a_run(tmp_path, survivor):
+    (tmp_path / survivor).write_text("precious")
+    with pytest.raises(FileExistsError, match=f"{re.escape(str(tmp_path))} holds {survivor} of an earlier run"):
+        train(SMALL, tmp_path)
+    assert contents(tmp_path) == {tmp_path / survivor: b"precious"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_dim": 5}, "cannot resume with latent_dim 5: the run in .* has 4"),
+        ({"hidden": (16,)}, r"cannot resume with hidden \(16,\): the run in .* has \(32,\)"),
+        ({"beta": 2.0}, "cannot resume with beta 2.0"),
+        ({"seed": 3}, "cannot resume with seed 3"),
+        ({"amp": "bf16"}, "cannot resume with amp bf16: the run in .* has None"),
+        ({"epochs": 1}, "cannot resume with epochs 1: the run in .* has done 2"),
+    ],
+    ids=str,
+)
+def test_resume_refuses_options_that_contradict_the_run(finished, changes, message):
+    before = contents(finished[0])
+    with pytest.raises(ValueError, match=message):
+        train(small(**changes), finished[0], resume=True)
+    assert contents(finished[0]) == before
+
+
+def test_resume_without_a_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .* holds no checkpoint.safetensors"):
+        train(SMALL, tmp_path, resume=True)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        saved_config(tmp_path / "nowhere")
+    assert contents(tmp_path) == {}
+
+
+def test_missing_data_set_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mnist is not in"):
+        train(small(dataset="mnist", data_dir=str(tmp_path)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_loss_that_is_no_longer_finite_stops_the_run(tmp_path):
+    with pytest.raises(TrainingError, match=r"no longer finite .* in epoch 1; .* holds epoch 0"):
+        train(small(learning_rate=1e30), tmp_path)
+    assert load_checkpoint(tmp_path).epoch == 0
+
+
+def test_interrupt_keeps_the_last_epoch(tmp_path, finished):
+    def interrupt(progress):
+        if progress.test is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, tmp_path, progress=interrupt)
+    assert load_checkpoint(tmp_path).epoch == 1
+    train(SMALL, tmp_path, resume=True)
+    assert_same_run(finished[0], tmp_path)
+
+
+def test_progress_tells_every_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvae.training.loop._SECONDS_BETWEEN_REPORTS", 0)
+    seen = []
+    history = train(small(beta=0.5), tmp_path, progress=seen.append).history
+    ends = [progress for progress in seen if progress.test is not None]
+    assert [progress.epoch for progress in ends] == [1, 2]
+    assert [progress.images for progress in seen[:3]] == [100, 200, 300]
+    assert {(progress.epochs, progress.images_per_epoch) for progress in seen} == {(2, 1442)}
+    for progress, entry in zip(ends, history, strict=True):
+        assert progress.test._asdict() == entry["test"]
+        assert math.isclose(progress.loss, entry["train"]["reconstruction"] + 0.5 * entry["train"]["kl"])
+
+
+@pytest.mark.slow
+def test_train_compiled_learns_the_same(tmp_path, finished):
+    history = train(small(compile=True), tmp_path).history
+    # Fused arithmetic rounds differently, and two epochs of Adam spread that.
+    assert math.isclose(history[-1]["test"]["elbo"], finished[1].history[-1]["test"]["elbo"], rel_tol=1e-2)
+
+
+def test_evaluate_disturbs_neither_noise_nor_mode():
+    model = VAE((8, 8), (16,), 2)
+    images = load("digits").test_images
+    before = torch.get_rng_state()
+    first = evaluate(model, images, binarize=True, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == evaluate(model, images, binarize=True, generator=torch.Generator().manual_seed(5))
+    assert model.training
+
+
+def test_evaluate_weighs_every_image_alike():
+    model = VAE((8, 8), (16,), 2)
+    images = load("digits").test_images
+    # The KL has no noise: the size of the batches, and of a last one of 55, must not show.
+    kls = [evaluate(model, images, batch_size=size).kl for size in (len(images), 100, 1)]
+    assert math.isclose(kls[0], kls[1], rel_tol=1e-6)
+    assert math.isclose(kls[0], kls[2], rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "cifar"}, "dataset must be one of digits, mnist, fashion-mnist, not 'cifar'"),
+        ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, gaussian, not 'poisson'"),
+        ({"binarize": "static"}, "binarize must be one of none, dynamic, not 'static'"),
+        ({"amp": "fp16"}, "amp must be bf16 or none, not 'fp16'"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
+        ({"hidden": (8, 0)}, r"hidden must hold positive widths, not \(8, 0\)"),
+        ({"beta": math.nan}, "beta must be a finite number, 0 or more, not nan"),
+        ({"beta": -1.0}, "beta must be a finite number, 0 or more, not -1.0"),
+        ({"sigma": 0.0}, "sigma must be a positive finite number, not 0.0"),
+        ({"learning_rate": math.inf}, "learning_rate must be a positive finite number, not inf"),
+        ({"seed": -1}, "seed must lie in"),
+    ],
+    ids=str,
+)
+def test_config_rejects(options, message):
+    with pytest.raises(ValueError, match="^" + message):
+        TrainConfig(**options)
