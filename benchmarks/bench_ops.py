@@ -192,9 +192,7 @@ def main() -> None:
     torch.manual_seed(0)
     result: dict[str, Any] = {"machine": machine(), "copy_bytes_per_second": copy_bandwidth(), "rows": []}
     print(f"{result['machine']}\ncopy: {result['copy_bytes_per_second'] / 1e9:.1f} GB/s read\n")
-    print(
-        f"{'operator':22} {'shape':>12} {'mode':17} {'fastvae':>18} {'eager':>9} {'compile':>9} x eager x compile"
-    )
+    print(f"{'operator':22} {'shape':>12} {'mode':17} {'fastvae':>18} {'eager':>9} {'compile':>9} x eager x compile")
     for operator in OPERATORS:
         if arguments.only in (None, operator.name):
             for batch, size in operator.shapes:
