@@ -31,7 +31,8 @@ echo "  the package and its extension: $(wc -l <"$work/actual") files"
 # without it runs: the kernels must define none.
 kernels=$(find build -path '*kernels_*' -name '*.o')
 [ -n "$kernels" ] || { echo "no kernel objects to look at"; exit 1; }
-if echo "$kernels" | xargs nm -C | grep -E ' [WVu] '; then
+# DW.ref.* is a pointer to the exception personality, not code.
+if echo "$kernels" | xargs nm -C | grep -E ' [WVu] ' | grep -v ' DW\.ref\.'; then
   echo "kernels compiled per instruction set define symbols that are not their own"; exit 1
 fi
 
