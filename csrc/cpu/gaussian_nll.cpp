@@ -8,9 +8,11 @@ void gaussian_nll(Extent extent, Input mean, Input target, Input logvar, const I
   if (inverse) {
     row_sum(
         extent, out,
-        [](auto mean, auto x, auto logvar, auto inverse)
-            FASTVAE_INLINE { return formulas::gaussian_nll(mean, x, logvar, inverse); },
-        mean, target, logvar, *inverse);
+        [logvar = scalar(logvar), inverse = scalar(*inverse)](auto mean, auto x) FASTVAE_INLINE {
+          using T = decltype(mean);
+          return formulas::gaussian_nll(mean, x, T(logvar), T(inverse));
+        },
+        mean, target);
     return;
   }
   row_sum(
@@ -26,10 +28,10 @@ void gaussian_nll_backward(Extent extent, Input grad, Input mean, Input target, 
   if (inverse) {
     map(
         extent, {grad_mean},
-        [](auto g, auto mean, auto x, auto inverse) FASTVAE_INLINE {
-          return values(g * formulas::gaussian_nll_grad_mean(mean, x, inverse));
+        [inverse = scalar(*inverse)](auto g, auto mean, auto x) FASTVAE_INLINE {
+          return values(g * formulas::gaussian_nll_grad_mean(mean, x, decltype(x)(inverse)));
         },
-        grad, mean, target, *inverse);
+        grad, mean, target);
     return;
   }
   map(
@@ -49,10 +51,10 @@ void gaussian_nll_backward_target(Extent extent, Input grad, Input mean, Input t
   if (inverse) {
     map_folding(
         extent, {grad_target},
-        [](auto g, auto mean, auto x, auto inverse) FASTVAE_INLINE {
-          return values(-g * formulas::gaussian_nll_grad_mean(mean, x, inverse));
+        [inverse = scalar(*inverse)](auto g, auto mean, auto x) FASTVAE_INLINE {
+          return values(-g * formulas::gaussian_nll_grad_mean(mean, x, decltype(x)(inverse)));
         },
-        grad, mean, target, *inverse);
+        grad, mean, target);
     return;
   }
   map_folding(
@@ -67,9 +69,10 @@ void gaussian_nll_backward_target(Extent extent, Input grad, Input mean, Input t
 void gaussian_nll_grad_log_sigma(Extent extent, Input mean, Input target, Input inverse, Sums out) {
   row_sum(
       extent, out,
-      [](auto mean, auto x, auto inverse)
-          FASTVAE_INLINE { return formulas::gaussian_nll_grad_log_sigma(mean, x, inverse); },
-      mean, target, inverse);
+      [inverse = scalar(inverse)](auto mean, auto x) FASTVAE_INLINE {
+        return formulas::gaussian_nll_grad_log_sigma(mean, x, decltype(x)(inverse));
+      },
+      mean, target);
 }
 
 }  // namespace fastvae::cpu::CPU_CAPABILITY

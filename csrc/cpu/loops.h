@@ -72,6 +72,13 @@ void fill(T* out, int64_t n, T value) {
   for (int64_t i = 0; i < n; ++i) out[i] = value;
 }
 
+// An input that is one number for all elements.
+inline double scalar(const Input& input) {
+  double value = input.value;
+  if (input.kind != Input::Kind::constant) read(input.dtype, input.data, 0, 1, &value);
+  return value;
+}
+
 // Numbers [first, first + n) of the stream; returns where in `buffer` (kTile + 8 long) they begin.
 template <class T, bool Normal>
 const T* noise(Key key, int64_t first, int64_t n, T* buffer) {
