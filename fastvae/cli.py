@@ -36,13 +36,23 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
 
+_INTERRUPTED = 130
+
+
+class _InterruptedError(Exception):
+    """An interrupt, with what to say beside."""
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Variational auto-encoders, fast.")
 
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint.safetensors, or the folder of its run.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the IDX files.", show_default="$FASTVAE_DATA, or else they are downloaded"),
+    typer.Option(
+        help="Folder of the IDX files; digits need none.", show_default="$FASTVAE_DATA, or else they are downloaded"
+    ),
 ]
+_MAX_SEED = 2**63 - 1
 
 
 @app.command("train")
@@ -64,7 +74,7 @@ def train_command(
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = TrainConfig.learning_rate,
     amp: Annotated[Amp | None, typer.Option(help="Autocast to bfloat16.")] = TrainConfig.amp,
     compile: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, noise and order.")] = TrainConfig.seed,
+    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of weights, noise and order.")] = TrainConfig.seed,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run.", show_default="runs/DATASET-DATE-TIME"),
@@ -103,8 +113,7 @@ def train_command(
             result = training.train(config, out, resume=resume, progress=display.show)
     except KeyboardInterrupt:
         hint = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
-        _complain(f"interrupted{hint if (out / training.CHECKPOINT).exists() else ''}")
-        raise typer.Exit(130) from None
+        raise _InterruptedError(hint if (out / training.CHECKPOINT).exists() else "") from None
     test = result.history[-1]["test"]
     print(
         f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) "
@@ -116,7 +125,7 @@ def train_command(
 def sample_command(
     checkpoint: CheckpointPath,
     num: Annotated[int, typer.Option(min=1, help="How many images.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of the codes z.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of the codes z.")] = 0,
     out: Annotated[Path, typer.Option(help="The picture; overwritten if it is there.")] = Path("samples.png"),
 ) -> None:
     """Draw images from a trained model."""
@@ -138,10 +147,13 @@ def evaluate_command(
         DatasetName | None,
         typer.Option(help="What to evaluate on.", show_default="what it was trained on"),
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the IDX files.", show_default="that of the training, or as for train"),
+    ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Of the noise.", show_default="that of the training"),
+        typer.Option(min=0, max=_MAX_SEED, help="Of the noise.", show_default="that of the training"),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
@@ -154,6 +166,11 @@ def evaluate_command(
     trained_from = config.data_dir if dataset == config.dataset else None
     data = load(dataset, trained_from if data_dir is None else data_dir)
     model = loaded.build_model()
+    if data.image_shape != model.data_shape:
+        raise ValueError(
+            f"{dataset} has images of {'x'.join(map(str, data.image_shape))}, but {checkpoint} was trained on "
+            f"{config.dataset}, of {'x'.join(map(str, model.data_shape))}"
+        )
 
     print(f"{dataset:<14} {'ELBO':>10} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
@@ -192,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Not standalone: typer would draw a box of several lines around an error.
         status = app(list(arguments) or ["--help"], prog_name="fastvae", standalone_mode=False)
+        if status == _INTERRUPTED:  # typer has caught the interrupt
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except typer.TyperException as error:
         _complain(f"error: {error.format_message()}")
@@ -203,9 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"error: {detail}")
     except (ValueError, TrainingError) as error:
         _complain(f"error: {error}")
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for memory that is not to be had on the CPU.
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        _complain("error: out of memory: try a smaller batch, model or number of images")
+    except (_InterruptedError, KeyboardInterrupt) as interrupt:
+        _complain(f"interrupted{interrupt}")
+        return _INTERRUPTED
     return 1
 
 

@@ -122,7 +122,7 @@ def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Datas
     if name == "digits":
         return _load_digits()
     root = root if root is not None else os.environ.get("FASTVAE_DATA") or None
-    paths = _download(name) if root is None else _find_files(name, Path(root))
+    paths = _download(name) if root is None else _find_files(name, Path(root).expanduser())
     return _read_dataset(name, paths)
 
 
@@ -193,6 +193,7 @@ def _parse_idx(path: Path, content: bytes) -> Tensor:
 
 def _find_files(name: str, root: Path) -> list[Path]:
     """The four files of data set ``name``, all from ``root/name`` or all from ``root``."""
+    missing = list(_STEMS)
     for folder in (root / name, root):
         found = [
             next((path for path in (folder / f"{stem}.gz", folder / stem) if path.is_file()), None) for stem in _STEMS
@@ -200,9 +201,10 @@ def _find_files(name: str, root: Path) -> list[Path]:
         paths = [path for path in found if path is not None]
         if len(paths) == len(_STEMS):
             return paths
+        missing = min(missing, [s for s, path in zip(_STEMS, found, strict=True) if path is None], key=len)
     raise FileNotFoundError(
-        f"{name} is not in {root}: looked for {', '.join(_STEMS)} (each plain or .gz, all four) "
-        f"in {root / name} and {root}"
+        f"{name} is not in {root}: found no {', '.join(missing)} (each plain or .gz, all four of a kind in one "
+        f"folder) in {root / name} and {root}"
     )
 
 

@@ -133,6 +133,11 @@ def save_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str])
             values = [entry[part][key] for entry in history]
             # A run of one epoch has no line to draw, only a point.
             axes.plot(epochs, values, linewidth=2, marker="o" if len(epochs) == 1 else None, **style)
+        # The first epoch, in which a network starts from nothing, would flatten all the others.
+        shown = [entry[part][key] for entry in history[1:] for part in ("train", "test")]
+        if len(history) > 2:
+            margin = 0.05 * (max(shown) - min(shown)) or 1.0
+            axes.set_ylim(min(shown) - margin, max(shown) + margin)
         _label(axes, title)
     panels[0].legend(frameon=False)
     figure.savefig(path, format="png", dpi=150)

@@ -6,11 +6,16 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
+from hypothesis import settings
 
 # A compiled graph that an earlier build left in the cache would be run in place of this build's.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
-import torch
+# A check that lets a change pass or not draws the same examples each time; on a desk they are new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)

@@ -179,7 +179,7 @@ def test_help_is_printed(arguments, capsys):
         (["--beta", "-1"], ["beta", "-1"], 1),
         (["--learning-rate", "0"], ["learning_rate"], 1),
         (["--sigma", "inf"], ["sigma"], 1),
-        (["--seed", str(2**63)], ["seed"], 1),
+        (["--seed", str(2**63)], ["--seed"], 2),
     ],
     ids=str,
 )
@@ -224,7 +224,9 @@ def test_checkpoint_that_does_not_fit_the_data_is_one_line(finished, capsys, mon
     images, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.uint8)
     monkeypatch.setattr("fastvae.cli.load", lambda name, root: Dataset(name, images, labels, images, labels))
     assert main(["evaluate", str(finished[0]), "--dataset", "mnist"]) == 1
-    assert_one_line_of_error(capsys.readouterr().err, "[5, 28, 28], expected [B, 8, 8]")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert_one_line_of_error(output.err, "mnist has images of 28x28, but", "was trained on digits, of 8x8")
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
@@ -332,3 +334,39 @@ def test_ten_epochs_of_mnist_reach_113_nats(tmp_path):
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     last = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"][-1]
     assert last["test"]["elbo"] > -113
+
+
+def test_run_that_stopped_in_its_first_epoch_may_be_started_anew(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", "--epochs", "1", "--learning-rate", "1e20", "--out", out]) == 1
+    assert "holds epoch 0; try a lower learning rate" in capsys.readouterr().err
+    assert main(["train", "--epochs", "1", "--out", out]) == 0
+
+
+def test_json_follows_a_link_and_writes_to_a_pipe(finished, tmp_path):
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    assert main(["evaluate", str(finished[0]), "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["dataset"] == "digits"
+    command = [sys.executable, "-m", "fastvae", "evaluate", str(finished[0]), "--json", "/dev/stdout"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output[output.index("{") :])["dataset"] == "digits"
+
+
+def test_running_out_of_memory_is_one_line(finished, tmp_path, capsys, monkeypatch):
+    def sample(*_: object) -> None:
+        torch.empty(1 << 62, dtype=torch.uint8)
+
+    monkeypatch.setattr("fastvae.models.VAE.sample", sample)
+    assert main(["sample", str(finished[0]), "--out", str(tmp_path / "x.png")]) == 1
+    assert capsys.readouterr().err.startswith("fastvae: error: out of memory")
+
+
+def test_interrupted_evaluate_says_so(finished, capsys, monkeypatch):
+    def evaluate(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastvae.cli.evaluate", evaluate)
+    assert main(["evaluate", str(finished[0])]) == 130
+    assert capsys.readouterr().err == "fastvae: interrupted\n"

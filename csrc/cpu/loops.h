@@ -106,9 +106,9 @@ const T* noise(Key key, int64_t first, int64_t n, T* buffer) {
   return buffer + skip;
 }
 
-// The piece of an input as T: where it lies if it has that type and is packed, else in `buffer`.
 template <class T>
-const T* load(const Extent& extent, const Input& input, const Piece& piece, T* buffer) {
+__attribute__((noinline)) const T* gather(const Extent& extent, const Input& input,
+                                          const Piece& piece, T* buffer) {
   switch (input.kind) {
     case Input::Kind::constant:
       fill(buffer, piece.size(), static_cast<T>(input.value));
@@ -128,15 +128,23 @@ const T* load(const Extent& extent, const Input& input, const Piece& piece, T* b
       break;
   }
   if (is_packed(extent, input, piece)) {
-    const int64_t offset = row_offset(extent, input, piece.row) + piece.column;
-    if (input.dtype == dtype_of<T>) return static_cast<const T*>(input.data) + offset;
-    read(input.dtype, input.data, offset, piece.size(), buffer);
+    read(input.dtype, input.data, row_offset(extent, input, piece.row) + piece.column, piece.size(),
+         buffer);
   } else {
     for (int64_t r = 0; r < piece.rows; ++r)
       read(input.dtype, input.data, row_offset(extent, input, piece.row + r) + piece.column,
            piece.columns, buffer + r * piece.columns);
   }
   return buffer;
+}
+
+// The piece of an input as T: where it lies if it has that type and is packed, else in `buffer`.
+template <class T>
+inline const T* load(const Extent& extent, const Input& input, const Piece& piece, T* buffer) {
+  if (input.kind == Input::Kind::elements && input.dtype == dtype_of<T> &&
+      is_packed(extent, input, piece))
+    return static_cast<const T*>(input.data) + row_offset(extent, input, piece.row) + piece.column;
+  return gather(extent, input, piece, buffer);
 }
 
 // Where f may write the piece: the output itself, or `buffer`, which `store` then carries there.

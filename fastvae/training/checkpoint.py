@@ -58,12 +58,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields the path of a temporary file in the same folder, made where it is missing, with the same suffix.
     At the end of the block it is flushed to the disk and takes the place of ``path``; after an exception it
-    is removed, and ``path`` is what it was.
+    is removed, and ``path`` is what it was. A link is followed; what is there and no file, such as a pipe or
+    a device, is written as it is.
 
     Raises:
         OSError: the folder or the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     # One name for all attempts: what a killed process left behind is overwritten by the next one.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")

@@ -40,7 +40,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Of Adam."""
     amp: Amp | None = None
-    """``"bf16"``: autocast to bfloat16. The reports after each epoch are computed without it."""
+    """``"bf16"``: autocast of the training steps to bfloat16. The test after each epoch runs without it."""
     compile: bool = False
     """Whether to train through ``torch.compile``."""
     seed: int = 0

@@ -65,7 +65,8 @@ class TrainResult(NamedTuple):
 
     model: VAE
     history: list[dict[str, Any]]
-    """One entry for each epoch, as in ``metrics.json``."""
+    """One entry for each epoch, as in ``metrics.json``. ``train`` is the mean over the epoch's steps, while the
+    weights moved; ``test`` is measured after them."""
 
 
 def train(
@@ -124,11 +125,20 @@ def train(
 
 
 def _refuse_existing_run(out_dir: Path) -> None:
+    if _stopped_in_first_epoch(out_dir / CHECKPOINT):
+        return  # there is nothing to lose
     for name in (CHECKPOINT, METRICS, TENSORBOARD, *PICTURES):
         if (out_dir / name).exists():
             raise FileExistsError(
                 f"{out_dir} holds {name} of an earlier run: --resume it or name another folder with --out"
             )
+
+
+def _stopped_in_first_epoch(checkpoint: Path) -> bool:
+    try:
+        return load_checkpoint(checkpoint).epoch == 0
+    except (OSError, ValueError):
+        return False
 
 
 def saved_config(out_dir: str | os.PathLike[str]) -> TrainConfig:
@@ -270,7 +280,7 @@ class _Run:
     def _stop(self, reason: str) -> None:
         raise TrainingError(
             f"{reason} in epoch {self.epoch + 1}; {self.out_dir / CHECKPOINT} holds epoch {self.epoch}; "
-            "try a lower learning rate"
+            "try a lower learning rate, in another folder"
         )
 
     def _progress(self, means: tuple[float, float], images: int, seconds: float, test: ELBOReport | None) -> Progress:
