@@ -106,6 +106,8 @@ const T* noise(Key key, int64_t first, int64_t n, T* buffer) {
   return buffer + skip;
 }
 
+// `load` for what must be converted, collected or made: out of line, so that the rest costs no
+// call.
 template <class T>
 __attribute__((noinline)) const T* gather(const Extent& extent, const Input& input,
                                           const Piece& piece, T* buffer) {
