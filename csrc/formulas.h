@@ -15,27 +15,38 @@ FASTVAE_FN T product_or_zero(T a, T b) {
   return a == T(0) ? T(0) : a * b;
 }
 
+// e^-|l|: the odds of the less likely outcome, of a Bernoulli variable of logit l.
+template <class T>
+FASTVAE_FN T odds(T l) {
+  return math::exp_minus(math::abs(l));
+}
+
 // 1 / (1 + e^-l)
 template <class T>
-FASTVAE_FN T sigmoid(T l) {
-  const T y = math::exp(-math::abs(l));
-  return (l < T(0) ? y : T(1)) / (T(1) + y);
+FASTVAE_FN T sigmoid(T l, T odds) {
+  return (l < T(0) ? odds : T(1)) / (T(1) + odds);
 }
+
+// A term of a sum in two parts, term + log(1 + factor). The sum of the logarithms of many is the
+// logarithm of a product.
+template <class T>
+struct LogTerm {
+  T term, factor;
+};
 
 // -log Bernoulli(x | sigmoid(l)) = max(l, 0) - l x + log(1 + e^-|l|). The first two terms are
 // |l| (1 - x) for l >= 0 and |l| x for l < 0: no cancellation, and 0 for a sure and right
 // prediction.
 template <class T>
-FASTVAE_FN T sigmoid_cross_entropy(T l, T x) {
-  const T size = math::abs(l);
+FASTVAE_FN LogTerm<T> sigmoid_cross_entropy(T l, T x, T odds) {
   const T miss = l < T(0) ? x : T(1) - x;
-  return product_or_zero(miss, size) + math::log1p_unit(math::exp(-size));
+  return {product_or_zero(miss, math::abs(l)), odds};
 }
 
 // d/dl = sigmoid(l) - x
 template <class T>
-FASTVAE_FN T sigmoid_cross_entropy_grad_logits(T l, T x) {
-  return sigmoid(l) - x;
+FASTVAE_FN T sigmoid_cross_entropy_grad_logits(T l, T x, T odds) {
+  return sigmoid(l, odds) - x;
 }
 
 // d/dx = -l

@@ -33,11 +33,13 @@ py::array_t<uint32_t> words(uint64_t seed, uint64_t offset, uint64_t first_block
 
 // The formulas in double, over numpy arrays: tests hold them against the papers without any loop.
 void add_formulas(py::module_ m) {
-  m.def("sigmoid", py::vectorize([](double l) { return formulas::sigmoid(l); }));
-  m.def("sigmoid_cross_entropy",
-        py::vectorize([](double l, double x) { return formulas::sigmoid_cross_entropy(l, x); }));
+  m.def("sigmoid", py::vectorize([](double l) { return formulas::sigmoid(l, formulas::odds(l)); }));
+  m.def("sigmoid_cross_entropy", py::vectorize([](double l, double x) {
+          const auto parts = formulas::sigmoid_cross_entropy(l, x, formulas::odds(l));
+          return parts.term + math::log1p(parts.factor);
+        }));
   m.def("sigmoid_cross_entropy_grad_logits", py::vectorize([](double l, double x) {
-          return formulas::sigmoid_cross_entropy_grad_logits(l, x);
+          return formulas::sigmoid_cross_entropy_grad_logits(l, x, formulas::odds(l));
         }));
   m.def("gaussian_kl", py::vectorize([](double mu, double logvar) {
           return formulas::gaussian_kl(mu, logvar, math::exp(logvar));

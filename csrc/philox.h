@@ -20,23 +20,29 @@ struct PhiloxBlock {
   uint32_t word[4];
 };
 
-FASTVAE_FN PhiloxBlock philox(Key key, uint64_t block) {
-  uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32);
-  uint32_t c2 = static_cast<uint32_t>(key.offset), c3 = static_cast<uint32_t>(key.offset >> 32);
+// The ten rounds over a counter of four words. Each lies in the low half of a 64-bit number, or of
+// the lanes of a vector of them; what the upper halves hold is ignored and left undefined.
+// multiply(a, b) is the 64-bit product of a's low half and b.
+template <class Word, class F>
+FASTVAE_FN void philox_rounds(Word (&c)[4], Key key, F multiply) {
   uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * c0;
-    const uint64_t p1 = uint64_t{0xCD9E8D57u} * c2;
-    const uint32_t d0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    const uint32_t d2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
-    c0 = d0;
-    c2 = d2;
+    const Word p0 = multiply(c[0], 0xD2511F53u);
+    const Word p1 = multiply(c[2], 0xCD9E8D57u);
+    c[0] = (p1 >> 32) ^ c[1] ^ uint64_t { k0 };
+    c[1] = p1;
+    c[2] = (p0 >> 32) ^ c[3] ^ uint64_t { k1 };
+    c[3] = p0;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
+}
+
+FASTVAE_FN PhiloxBlock philox(Key key, uint64_t block) {
+  uint64_t c[4] = {block, block >> 32, key.offset, key.offset >> 32};
+  philox_rounds(c, key, [](uint64_t a, uint32_t b) { return (a & 0xffffffffu) * b; });
+  return {{static_cast<uint32_t>(c[0]), static_cast<uint32_t>(c[1]), static_cast<uint32_t>(c[2]),
+           static_cast<uint32_t>(c[3])}};
 }
 
 // Two standard normals from two words: sqrt(-2 log u) (cos 2 pi v, sin 2 pi v). |value| <= 6.77.

@@ -43,48 +43,51 @@ FASTVAE_FN T below_infinity(T x) {
 #ifdef __CUDA_ARCH__
 
 FASTVAE_FN float exp(float x) { return ::expf(x); }
-FASTVAE_FN float log1p_unit(float x) { return ::log1pf(x); }
+FASTVAE_FN float exp_minus(float x) { return ::expf(-x); }
 FASTVAE_FN float sqrt(float x) { return ::sqrtf(x); }
 
 #else
 
-// e^x for every float. Max error 2 ulp; subnormal results within 1 of the last place.
-FASTVAE_FN float exp(float x) {
-  // Past these limits the result is 0 or inf anyway, and 2^n below stays representable.
-  x = x < -105.0f ? -105.0f : x;
-  x = x > 89.0f ? 89.0f : x;
-  // x = n ln 2 + r, |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds to an integer in the low mantissa
-  // bits.
-  const float magic = 12582912.0f;
-  const float shifted = x * 1.44269504f + magic;
-  const float n = shifted - magic;
-  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(magic);
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  float p = 0.0013950487f;
-  p = p * r + 0.008368888f;
-  p = p * r + 0.041666206f;
-  p = p * r + 0.16666518f;
-  p = p * r + 0.5f;
-  p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors: n reaches 128 and -151, one float exponent does not.
-  const int32_t half = exponent >> 1;
-  const float scale0 = bit_cast<float>((half + 127) << 23);
-  const float scale1 = bit_cast<float>((exponent - half + 127) << 23);
-  return p * scale0 * scale1;
+// e^r for |r| <= ln(2) / 2.
+FASTVAE_FN float exp_reduced(float r) {
+  float p = 0.008290306f;
+  p = p * r + 0.041897975f;
+  p = p * r + 0.16667637f;
+  p = p * r + 0.49999148f;
+  p = p * r + 0.9999997f;
+  return p * r + 1.0f;
 }
 
-// log(1 + x) for 0 <= x <= 1. Max error 2 ulp.
-FASTVAE_FN float log1p_unit(float x) {
-  float p = -0.0033184637f;
-  p = p * x + 0.020204544f;
-  p = p * x - 0.05766437f;
-  p = p * x + 0.10680548f;
-  p = p * x - 0.15355392f;
-  p = p * x + 0.196954f;
-  p = p * x - 0.24958587f;
-  p = p * x + 0.33330512f;
-  p = p * x - 0.4999993f;
-  return p * (x * x) + x;
+// x = n ln 2 + r, |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to an integer in the low mantissa
+// bits; `bias` is added to it there. `bits` << 23 is then an exponent: a shift alone makes the
+// scale.
+struct Reduced {
+  float r;
+  uint32_t bits;
+};
+
+FASTVAE_FN Reduced reduce(float x, float bias) {
+  const float magic = 12582912.0f + bias;
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  return {(x - n * 0.693145752f) - n * 1.42860677e-6f, bit_cast<uint32_t>(shifted)};
+}
+
+// e^x for every float, but 0 where that is below 2^-125. Max error 3 ulp.
+FASTVAE_FN float exp(float x) {
+  // 2^(n-1), because 2^128 is no float while results reach it but for a little.
+  const Reduced t = reduce(x, 126.0f);
+  const float p = exp_reduced(t.r);
+  float y = (p + p) * bit_cast<float>(t.bits << 23);
+  y = x < -86.6433976f ? 0.0f : y;  // -125 ln 2
+  return x > 88.7228394f ? std::numeric_limits<float>::infinity() : y;
+}
+
+// e^-x for x >= 0, but 0 where that is below 2^-126. Max error 3 ulp.
+FASTVAE_FN float exp_minus(float x) {
+  const Reduced t = reduce(-x, 127.0f);
+  const float y = exp_reduced(t.r) * bit_cast<float>(t.bits << 23);
+  return x > 87.3365402f ? 0.0f : y;  // 126 ln 2
 }
 
 FASTVAE_FN float sqrt(float x) { return std::sqrt(x); }
@@ -92,8 +95,32 @@ FASTVAE_FN float sqrt(float x) { return std::sqrt(x); }
 #endif
 
 FASTVAE_FN double exp(double x) { return ::exp(x); }
-FASTVAE_FN double log1p_unit(double x) { return ::log1p(x); }
+FASTVAE_FN double exp_minus(double x) { return ::exp(-x); }
 FASTVAE_FN double sqrt(double x) { return ::sqrt(x); }
+
+// log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)].
+FASTVAE_FN float log1p_reduced(float f) {
+  float p = -0.07634497f;
+  p = p * f + 0.12761576f;
+  p = p * f - 0.13160183f;
+  p = p * f + 0.14201757f;
+  p = p * f - 0.16623357f;
+  p = p * f + 0.20001227f;
+  p = p * f - 0.2500082f;
+  p = p * f + 0.3333333f;
+  const float f2 = f * f;
+  return p * (f2 * f) - 0.5f * f2 + f;
+}
+
+// log(1 + x) for 0 <= x < 2^64. Max error 2 ulp.
+FASTVAE_FN float log1p(float x) {
+  // 1 + x = 2^e (1 + f); 0x3f3504f3 is sqrt(1/2). The rounding of 1 + x moves e at most, not f.
+  const int32_t e = (bit_cast<int32_t>(1.0f + x) - 0x3f3504f3) >> 23;
+  const float scale = bit_cast<float>((127 - e) << 23);
+  return static_cast<float>(e) * 0.693147182f + log1p_reduced(x * scale + (scale - 1.0f));
+}
+
+FASTVAE_FN double log1p(double x) { return ::log1p(x); }
 
 // -log((word + 1/2) / 2^32), the exponential variate of a uniform word. Max error 4 ulp; near 1 the
 // complement of the word is taken, so that small results keep their relative accuracy.
@@ -108,17 +135,7 @@ FASTVAE_FN float exponential(uint32_t word, float) {
   const float complement = (static_cast<float>(~word) + 0.5f) * 0x1p-32f;
   const float f = near_one ? -complement : m - 1.0f;
   const float n = near_one ? 0.0f : static_cast<float>(e - 32);
-  float p = -0.07634497f;
-  p = p * f + 0.12761576f;
-  p = p * f - 0.13160183f;
-  p = p * f + 0.14201757f;
-  p = p * f - 0.16623357f;
-  p = p * f + 0.20001227f;
-  p = p * f - 0.2500082f;
-  p = p * f + 0.3333333f;
-  const float f2 = f * f;
-  const float log1p = p * (f2 * f) - 0.5f * f2 + f;
-  return -(n * 0.693147182f + log1p);
+  return -(n * 0.693147182f + log1p_reduced(f));
 }
 
 FASTVAE_FN double exponential(uint32_t word, double) {

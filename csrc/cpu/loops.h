@@ -12,6 +12,7 @@
 #include "../formulas.h"
 #include "../kernels.h"
 #include "convert.h"
+#include "noise.h"
 #include "parallel.h"
 
 #define FASTVAE_INLINE __attribute__((always_inline))
@@ -21,27 +22,38 @@ namespace {
 
 constexpr int64_t kTile = 1024;  // elements at a time: seven operands of them fill 28 KiB of L1
 constexpr int64_t kSegment = 16 * kTile;  // rows longer than this are shared between threads
+constexpr int64_t kSlack = 32;            // elements that a loop may touch past a tile
 constexpr int64_t kGrain = 32 * 1024;     // elements that pay for waking a thread
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What f returns: `term` is summed over the row, value[0 .. N-1] go to the outputs.
+// What f returns: `term` + log(1 + `factor`) is summed over the row, value[0 .. N-1] go to the
+// outputs.
 template <class T, int N>
 struct Values {
   static constexpr int count = N;
-  T term;
+  T term, factor;
   T value[N > 0 ? N : 1];
 };
 
 template <class T, class... V>
 inline FASTVAE_INLINE Values<T, 1 + sizeof...(V)> values(T first, V... rest) {
-  return {T(0), {first, rest...}};
+  return {T(0), T(0), {first, rest...}};
 }
 
 template <class T, class... V>
 inline FASTVAE_INLINE Values<T, sizeof...(V)> term_and_values(T term, V... rest) {
-  return {term, {rest...}};
+  return {term, T(0), {rest...}};
 }
+
+template <class T, class... V>
+inline FASTVAE_INLINE Values<T, sizeof...(V)> term_and_values(formulas::LogTerm<T> parts,
+                                                              V... rest) {
+  return {parts.term, parts.factor, {rest...}};
+}
+
+// What a loop sums over the rows: nothing, terms, or terms and logarithms.
+enum class Sum { none, terms, logs };
 
 // Elements [column, column + columns) of rows [row, row + rows), packed; row = k * B + b.
 struct Piece {
@@ -79,33 +91,6 @@ inline double scalar(const Input& input) {
   return value;
 }
 
-// Numbers [first, first + n) of the stream; returns where in `buffer` (kTile + 8 long) they begin.
-template <class T, bool Normal>
-const T* noise(Key key, int64_t first, int64_t n, T* buffer) {
-  const uint64_t first_block = static_cast<uint64_t>(first) / 4;
-  const int64_t skip = first % 4;
-  const int64_t blocks = ceil_div(skip + n, 4);
-#pragma omp simd
-  for (int64_t j = 0; j < blocks; ++j) {
-    const PhiloxBlock block = philox(key, first_block + static_cast<uint64_t>(j));
-    T* out = buffer + 4 * j;
-    if constexpr (Normal) {
-      const NormalPair<T> a = box_muller<T>(block.word[0], block.word[1]);
-      const NormalPair<T> b = box_muller<T>(block.word[2], block.word[3]);
-      out[0] = a.first;
-      out[1] = a.second;
-      out[2] = b.first;
-      out[3] = b.second;
-    } else {
-      out[0] = uniform<T>(block.word[0]);
-      out[1] = uniform<T>(block.word[1]);
-      out[2] = uniform<T>(block.word[2]);
-      out[3] = uniform<T>(block.word[3]);
-    }
-  }
-  return buffer + skip;
-}
-
 // `load` for what must be converted, collected or made: out of line, so that the rest costs no
 // call.
 template <class T>
@@ -116,9 +101,11 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
       fill(buffer, piece.size(), static_cast<T>(input.value));
       return buffer;
     case Input::Kind::normal:
-      return noise<T, true>(input.key, piece.row * extent.D + piece.column, piece.size(), buffer);
+      return noise<T, true, kTile>(input.key, piece.row * extent.D + piece.column, piece.size(),
+                                   buffer);
     case Input::Kind::uniform:
-      return noise<T, false>(input.key, piece.row * extent.D + piece.column, piece.size(), buffer);
+      return noise<T, false, kTile>(input.key, piece.row * extent.D + piece.column, piece.size(),
+                                    buffer);
     case Input::Kind::row:
       for (int64_t r = 0; r < piece.rows; ++r) {
         T value = 0;
@@ -177,50 +164,104 @@ inline void store_sum(const Sums& sums, int64_t row, double sum) {
     static_cast<float*>(sums.data)[row] = static_cast<float>(sum);
 }
 
-// f over n elements, its values to out0 .. out3 as far as it has them. Returns the sum of the
-// terms, or leaves them in `terms` where that is not null. The pointers are parameters, not arrays
-// in memory: only then does the compiler see that the loop does not change them.
-template <bool Sum, class T, class F, class... In>
-inline FASTVAE_INLINE T run(const F& f, int64_t n, T* terms, T* out0, T* out1, T* out2, T* out3,
-                            const In*... in) {
+// x[0 .. lanes-1] as far as j < rest, then zeros. What lies past `rest` is read but does not count.
+template <int lanes, class T, class F>
+inline FASTVAE_INLINE void for_rest(const T* x, int rest, const F& f) {
+#pragma omp simd
+  for (int j = 0; j < lanes; ++j) {
+    const T value = x[j];
+    f(j, j < rest ? value : T(0));
+  }
+}
+
+// Sum of n elements.
+template <class T>
+T sum_of(const T* x, int64_t n) {
+  constexpr int lanes = 16;
+  alignas(64) T total[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+#pragma omp simd
+    for (int j = 0; j < lanes; ++j) total[j] += x[i + j];
+  }
+  for_rest<lanes>(x + i, static_cast<int>(n - i),
+                  [&](int j, T value) FASTVAE_INLINE { total[j] += value; });
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int j = 0; j < lanes; ++j) sum += total[j];
+  return sum;
+}
+
+// Sum of log(1 + y[i]) over n <= kTile elements, as logarithms of products. A lane carries its
+// product less one, so that nothing is lost beside the one where all factors are small: each step
+// adds a relative error of two roundings. It grows to 2^(kTile / 16) at most.
+template <class T>
+T log_of_product(const T* y, int64_t n) {
+  constexpr int lanes = 32;
+  alignas(64) T product[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+#pragma omp simd
+    for (int j = 0; j < lanes; ++j) product[j] = product[j] * (T(1) + y[i + j]) + y[i + j];
+  }
+  for_rest<lanes>(y + i, static_cast<int>(n - i), [&](int j, T factor) FASTVAE_INLINE {
+    product[j] = product[j] * (T(1) + factor) + factor;
+  });
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int j = 0; j < lanes / 2; ++j) {
+    const T other = product[j + lanes / 2];
+    sum += math::log1p(product[j] * (T(1) + other) + other);
+  }
+  return sum;
+}
+
+// f over n elements, its values to out0 .. out3 as far as it has them, its factors to `factors` if
+// their logarithms are summed. Returns the sum of the terms, or leaves them in `terms` where that
+// is not null. The pointers are parameters, not arrays in memory: only then does the compiler see
+// that the loop does not change them.
+template <Sum sum, class T, class F, class... In>
+inline FASTVAE_INLINE T run(const F& f, int64_t n, T* terms, T* factors, T* out0, T* out1, T* out2,
+                            T* out3, const In*... in) {
   const auto visit = [=](int64_t i) FASTVAE_INLINE -> T {
     const auto v = f(in[i]...);
+    if constexpr (sum == Sum::logs) factors[i] = v.factor;
     if constexpr (v.count > 0) out0[i] = v.value[0];
     if constexpr (v.count > 1) out1[i] = v.value[1];
     if constexpr (v.count > 2) out2[i] = v.value[2];
     if constexpr (v.count > 3) out3[i] = v.value[3];
     return v.term;
   };
-  if (Sum && terms == nullptr) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; ++i) sum += visit(i);
-    return sum;
+  if (sum != Sum::none && terms == nullptr) {
+    T total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) total += visit(i);
+    return total;
   }
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const T term = visit(i);
-    if (Sum) terms[i] = term;
+    if (sum != Sum::none) terms[i] = term;
   }
   return 0;
 }
 
-template <int NO, bool Sum, class T, class F, size_t... I>
-inline FASTVAE_INLINE T run_tile(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
-                                 std::index_sequence<I...>) {
-  return run<Sum>(f, n, terms, NO > 0 ? out[0] : nullptr, NO > 1 ? out[1] : nullptr,
+template <int NO, Sum sum, class T, class F, size_t... I>
+inline FASTVAE_INLINE T run_tile(const F& f, const T* const* in, T* const* out, T* terms,
+                                 T* factors, int64_t n, std::index_sequence<I...>) {
+  return run<sum>(f, n, terms, factors, NO > 0 ? out[0] : nullptr, NO > 1 ? out[1] : nullptr,
                   NO > 2 ? out[2] : nullptr, NO > 3 ? out[3] : nullptr, in[I]...);
 }
 
 // Buffers of a thread's tile, one per operand.
 template <class T, int N>
 struct Buffers {
-  alignas(64) T buffer[N > 0 ? N : 1][kTile + 16];
+  alignas(64) T buffer[N > 0 ? N : 1][kTile + kSlack];
   T* operator[](int i) { return buffer[i]; }
 };
 
 // Walks over all rows; each (k, b) row by itself.
-template <class T, bool Sum, int NI, int NO, class F>
+template <class T, Sum sum, int NI, int NO, class F>
 void walk(const Extent& extent, const Sums& sums, const Output* outputs, const Input* inputs,
           const F& f) {
   const int64_t rows = extent.K * extent.B;
@@ -228,37 +269,36 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
   const int64_t group = D < kTile ? kTile / (D > 0 ? D : 1) : 1;      // whole rows in a tile
   const int64_t segments = D > kSegment ? ceil_div(D, kSegment) : 1;  // parts of a row
   std::unique_ptr<double[]> partial;
-  if (Sum && segments > 1) partial.reset(new double[static_cast<size_t>(rows * segments)]);
+  if (sum != Sum::none && segments > 1)
+    partial.reset(new double[static_cast<size_t>(rows * segments)]);
 
   // Part of one row, or a few whole rows.
-  auto visit = [&](const Piece& piece, T* terms) FASTVAE_INLINE -> T {
+  auto visit = [&](const Piece& piece, T* terms, T* factors) FASTVAE_INLINE -> T {
     Buffers<T, NI> in_buffers;
     Buffers<T, NO> out_buffers;
     const T* in[NI];
-    T* out[NO > 0 ? NO : 1];
+    T* out[NO > 0 ? NO : 1] = {};
     for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
     for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
-    const T sum =
-        run_tile<NO, Sum>(f, in, out, terms, piece.size(), std::make_index_sequence<NI>());
+    const T total =
+        run_tile<NO, sum>(f, in, out, terms, factors, piece.size(), std::make_index_sequence<NI>());
     for (int o = 0; o < NO; ++o)
       if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
-    return sum;
+    return total;
   };
 
   if (group > 1) {
     parallel_for(ceil_div(rows, group), ceil_div(kGrain, kTile), [&](int64_t begin, int64_t end) {
-      alignas(64) T terms[kTile];
+      alignas(64) T terms[kTile + kSlack], factors[sum == Sum::logs ? kTile + kSlack : 1];
       for (int64_t g = begin; g < end; ++g) {
         const int64_t row = g * group;
         const Piece piece{row, rows - row < group ? rows - row : group, 0, D};
-        visit(piece, terms);
-        if (!Sum) continue;
+        visit(piece, terms, factors);
+        if (sum == Sum::none) continue;
         for (int64_t r = 0; r < piece.rows; ++r) {
-          const T* row_terms = terms + r * D;
-          T sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t i = 0; i < D; ++i) sum += row_terms[i];
-          store_sum(sums, row + r, static_cast<double>(sum));
+          T total = sum_of(terms + r * D, D);
+          if (sum == Sum::logs) total += log_of_product(factors + r * D, D);
+          store_sum(sums, row + r, static_cast<double>(total));
         }
       }
     });
@@ -267,26 +307,29 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
 
   const int64_t segment = segments > 1 ? kSegment : D;
   parallel_for(rows * segments, ceil_div(kGrain, segment), [&](int64_t begin, int64_t end) {
+    alignas(64) T factors[sum == Sum::logs ? kTile + kSlack : 1];
     for (int64_t s = begin; s < end; ++s) {
       const int64_t row = s / segments, first = s % segments * segment;
       const int64_t last = D - first < segment ? D : first + segment;
       // Float within a tile, double between tiles: the error of a sum does not grow with D.
-      double sum = 0;
-      for (int64_t column = first; column < last; column += kTile)
-        sum += static_cast<double>(
-            visit({row, 1, column, last - column < kTile ? last - column : kTile}, nullptr));
-      if (!Sum) continue;
+      double total = 0;
+      for (int64_t column = first; column < last; column += kTile) {
+        const Piece piece{row, 1, column, last - column < kTile ? last - column : kTile};
+        total += static_cast<double>(visit(piece, nullptr, factors));
+        if (sum == Sum::logs) total += static_cast<double>(log_of_product(factors, piece.size()));
+      }
+      if (sum == Sum::none) continue;
       if (segments > 1)
-        partial[s] = sum;
+        partial[s] = total;
       else
-        store_sum(sums, row, sum);
+        store_sum(sums, row, total);
     }
   });
-  if (Sum && segments > 1) {
+  if (sum != Sum::none && segments > 1) {
     for (int64_t row = 0; row < rows; ++row) {
-      double sum = 0;
-      for (int64_t s = 0; s < segments; ++s) sum += partial[row * segments + s];
-      store_sum(sums, row, sum);
+      double total = 0;
+      for (int64_t s = 0; s < segments; ++s) total += partial[row * segments + s];
+      store_sum(sums, row, total);
     }
   }
 }
@@ -314,7 +357,8 @@ void walk_folding(const Extent& extent, const Output* outputs, const Input* inpu
         T* out[NO];
         for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
         for (int o = 0; o < NO; ++o) out[o] = out_buffers[o];
-        run_tile<NO, false, T>(f, in, out, nullptr, piece.size(), std::make_index_sequence<NI>());
+        run_tile<NO, Sum::none, T>(f, in, out, nullptr, nullptr, piece.size(),
+                                   std::make_index_sequence<NI>());
         for (int o = 0; o < NO; ++o) {
           T* sum = sum_buffers[o];
 #pragma omp simd
@@ -336,25 +380,24 @@ bool any_double(const Input (&inputs)[N]) {
 // The loops by name. f takes the inputs' elements in order and is generic: it runs in double where
 // any input is double, else in float.
 
-template <class F, class... In>
-void row_sum(const Extent& extent, const Sums& sums, const F& f, const In&... in) {
+// f returns term_and_values(...): one term, with or without a logarithm, and a value for each
+// output.
+template <Sum sum, int NO, class F, class... In>
+void row_sum_and_map(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
+                     const In&... in) {
   const Input inputs[] = {in...};
-  const auto term = [&](auto... x) FASTVAE_INLINE { return term_and_values(f(x...)); };
   if (any_double(inputs))
-    walk<double, true, sizeof...(In), 0>(extent, sums, nullptr, inputs, term);
+    walk<double, sum, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
   else
-    walk<float, true, sizeof...(In), 0>(extent, sums, nullptr, inputs, term);
+    walk<float, sum, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
 }
 
-// f returns term_and_values(...): one term, and a value for each output.
-template <int NO, class F, class... In>
-void row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
-                     const F& f, const In&... in) {
-  const Input inputs[] = {in...};
-  if (any_double(inputs))
-    walk<double, true, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
-  else
-    walk<float, true, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
+// f returns the term alone.
+template <Sum sum = Sum::terms, class F, class... In>
+void row_sum(const Extent& extent, const Sums& sums, const F& f, const In&... in) {
+  row_sum_and_map<sum, 0>(
+      extent, sums, nullptr, [&](auto... x) FASTVAE_INLINE { return term_and_values(f(x...)); },
+      in...);
 }
 
 // f returns values(...), one for each output.
@@ -362,9 +405,9 @@ template <int NO, class F, class... In>
 void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
   const Input inputs[] = {in...};
   if (any_double(inputs))
-    walk<double, false, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
+    walk<double, Sum::none, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
   else
-    walk<float, false, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
+    walk<float, Sum::none, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
 }
 
 // As map, summed over the samples: outputs are [B, D].

@@ -24,10 +24,11 @@ bool equal(const char* a, const char* b) {
 
 bool evaluate(const char* function, const float* in, float* out, int64_t n) {
   if (equal(function, "exp")) return over(in, out, n, [](float x) { return math::exp(x); });
-  if (equal(function, "log1p_unit"))
-    return over(in, out, n, [](float x) { return math::log1p_unit(x); });
+  if (equal(function, "exp_minus"))
+    return over(in, out, n, [](float x) { return math::exp_minus(x); });
+  if (equal(function, "log1p")) return over(in, out, n, [](float x) { return math::log1p(x); });
   if (equal(function, "sigmoid"))
-    return over(in, out, n, [](float x) { return formulas::sigmoid(x); });
+    return over(in, out, n, [](float x) { return formulas::sigmoid(x, formulas::odds(x)); });
   if (equal(function, "exponential"))
     return over(in, out, n, [](float x) { return math::exponential(word_of(x), 0.0f); });
   if (equal(function, "sin_turn"))
@@ -38,10 +39,12 @@ bool evaluate(const char* function, const float* in, float* out, int64_t n) {
 }
 
 void words(Key key, uint64_t first_block, uint32_t* out, int64_t blocks) {
-#pragma omp simd
-  for (int64_t j = 0; j < blocks; ++j) {
-    const PhiloxBlock block = philox(key, first_block + static_cast<uint64_t>(j));
-    for (int w = 0; w < 4; ++w) out[4 * j + w] = block.word[w];
+  for (int64_t j = 0; j < blocks; j += kStride) {
+    uint32_t word[4][kStride];
+    fill_words(key, first_block + static_cast<uint64_t>(j), kStride,
+               {word[0], word[1], word[2], word[3]});
+    for (int64_t i = 0; i < kStride && j + i < blocks; ++i)
+      for (int w = 0; w < 4; ++w) out[4 * (j + i) + w] = word[w][i];
   }
 }
 
