@@ -61,13 +61,17 @@ def as_tuple(x: Tensor | Outputs) -> Outputs:
     return (x,) if isinstance(x, Tensor) else tuple(x)
 
 
-def noise(shape: Sequence[int]) -> Tensor:
-    """The noise that a seeded call draws for ``shape``, in float64, from the reference's own Philox."""
+def noise_key() -> tuple[int, int]:
+    """The key that a seeded call draws: seed and offset."""
     torch.manual_seed(SEED)
     key = torch.ops.fastvae.reparameterize_forward(torch.zeros(1), torch.zeros(1), None, None, None)[1]
     seed, offset = (int(k) & (2**64 - 1) for k in key)
-    count = torch.Size(shape).numel()
-    return torch.from_numpy(reference.philox_normal(seed, offset, count)).reshape(tuple(shape))
+    return seed, offset
+
+
+def noise(shape: Sequence[int]) -> Tensor:
+    """The noise that a seeded call draws for ``shape``, in float64, from the reference's own Philox."""
+    return torch.from_numpy(reference.philox_normal(*noise_key(), torch.Size(shape).numel())).reshape(tuple(shape))
 
 
 def sample(mu: Tensor, logvar: Tensor, samples: tuple[int, ...] = ()) -> Tensor:
