@@ -174,10 +174,21 @@ inline FASTVAE_INLINE void for_rest(const T* x, int rest, const F& f) {
   }
 }
 
+// Sum of all lanes, by halves: one after the other they would wait for one another.
+template <int lanes, class T>
+inline FASTVAE_INLINE T total_of(T* x) {
+  if constexpr (lanes > 1) {
+#pragma omp simd
+    for (int j = 0; j < lanes / 2; ++j) x[j] += x[j + lanes / 2];
+    return total_of<lanes / 2>(x);
+  }
+  return x[0];
+}
+
 // Sum of n elements.
 template <class T>
 T sum_of(const T* x, int64_t n) {
-  constexpr int lanes = 16;
+  constexpr int lanes = 2 * kLanes;
   alignas(64) T total[lanes] = {};
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
@@ -186,10 +197,7 @@ T sum_of(const T* x, int64_t n) {
   }
   for_rest<lanes>(x + i, static_cast<int>(n - i),
                   [&](int j, T value) FASTVAE_INLINE { total[j] += value; });
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int j = 0; j < lanes; ++j) sum += total[j];
-  return sum;
+  return total_of<lanes>(total);
 }
 
 // Sum of log(1 + y[i]) over n <= kTile elements, as logarithms of products. A lane carries its
@@ -207,13 +215,12 @@ T log_of_product(const T* y, int64_t n) {
   for_rest<lanes>(y + i, static_cast<int>(n - i), [&](int j, T factor) FASTVAE_INLINE {
     product[j] = product[j] * (T(1) + factor) + factor;
   });
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd
   for (int j = 0; j < lanes / 2; ++j) {
     const T other = product[j + lanes / 2];
-    sum += math::log1p(product[j] * (T(1) + other) + other);
+    product[j] = math::log1p(product[j] * (T(1) + other) + other);
   }
-  return sum;
+  return total_of<lanes / 2>(product);
 }
 
 // f over n elements, its values to out0 .. out3 as far as it has them, its factors to `factors` if
