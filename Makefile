@@ -40,7 +40,9 @@ format: install
 	$(bin)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
 bench: install
-	$(bin)/python benchmarks/bench_ops.py
+	$(bin)/python -m benchmarks.bench_ops --json benchmarks/results/ops.json
+	$(bin)/python -m benchmarks.bench_train --json benchmarks/results/train.json
+	$(bin)/python -m benchmarks.report
 
 # The wheel and the sdist hold what they should, and the wheel works away from the source.
 dist-check: install

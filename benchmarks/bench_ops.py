@@ -1,214 +1,221 @@
 """Every operator against eager PyTorch and torch.compile of the same formula.
 
-    python benchmarks/bench_ops.py [--json FILE] [--only NAME]
+    python -m benchmarks.bench_ops [--only NAME ...] [--dtype NAME] [--threads N] [--rounds N] [--json FILE]
 
-Prints a table and writes the figures. Each contender is held against the float64 reference before it is timed.
+Prints a table and, with --json, writes the figures. Each contender is held against the float64 reference, gradients
+too, before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import compare, copy_bandwidth, machine
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-import fastvae
-from fastvae import reference
+from . import isa, table
+from .cases import OPERATORS, Case, Function, Operator, Outputs
+from .checks import TOLERANCE, all_close, standard
+from .timing import copy_bandwidth, machine, measure, threads
 
-# Batch and event: bounded by dispatch, 64 KiB of input, and sizes of training.
-IMAGES = [(100, 784), (11, 784), (4096, 784), (16384, 784)]
-CODES = [(100, 30), (256, 32), (16384, 32)]
+CONTENDERS = ("eager", "compile", "fastvae")
+MODES = ("forward", "forward+backward")
+# Inductor's own generator draws on the CPU one number at a time: sampling takes 9 times as long as with torch's.
+COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
 
-
-@dataclass(frozen=True)
-class Operator:
-    """One operator: how a user would write it in PyTorch, our call, and the exact result where there is one."""
-
-    name: str
-    shapes: list[tuple[int, int]]
-    inputs: Callable[[int, int], list[Tensor]]
-    eager: Callable[..., Any]
-    ours: Callable[..., Any]
-    exact: Callable[..., Any] | None
-    differentiable: bool = True
+Step = Callable[..., Outputs]
 
 
-def codes(batch: int, size: int) -> list[Tensor]:
-    return [torch.randn(batch, size), torch.randn(batch, size)]
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile at its best on the CPU, for fixed shapes and without graph breaks."""
+    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
 
 
-def images(batch: int, size: int) -> list[Tensor]:
-    return [torch.randn(batch, size), torch.rand(batch, size)]
+def forward(operator: Operator, function: Function) -> Step:
+    """The function of the leaves, its results as a tuple."""
+
+    def run(*leaves: Tensor) -> Outputs:
+        out = function(*operator.arguments(leaves))
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+    return run
 
 
-def elbo_inputs(batch: int, size: int) -> list[Tensor]:
-    return images(batch, size) + codes(batch, 32)
+def heads(operator: Operator, function: Function) -> Step:
+    """What a training step differentiates: a sample as it is, and the sum of each loss."""
+    run = forward(operator, function)
+
+    def call(*leaves: Tensor) -> Outputs:
+        outputs = run(*leaves)
+        samples = 1 if operator.noise else 0
+        return (*outputs[:samples], *(o.sum() if o.dim() else o for o in outputs[samples:]))
+
+    return call
 
 
-def eager_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(-1)
+def with_backward(call: Step, wanted: Sequence[int], upstream: Tensor | None) -> Step:
+    """Forward, then ``torch.autograd.grad``; ``upstream`` is what a decoder would send back to a sample."""
 
-
-def eager_sample(mu: Tensor, logvar: Tensor) -> Tensor:
-    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
-
-
-def eager_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-
-
-def eager_nll(mean: Tensor, target: Tensor) -> Tensor:
-    sigma = 0.5
-    constant = math.log(sigma) + 0.5 * math.log(2 * math.pi)
-    return (0.5 * ((target - mean) / sigma).square() + constant).sum(-1)
-
-
-def eager_elbo(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    reconstruction = binary_cross_entropy_with_logits(logits, target, reduction="sum")
-    return (reconstruction + eager_kl(mu, logvar).sum()) / len(logits)
-
-
-OPERATORS = [
-    Operator("reparameterize", CODES, codes, eager_sample, fastvae.reparameterize, None),
-    Operator("gaussian_kl", CODES, codes, eager_kl, fastvae.gaussian_kl, reference.gaussian_kl),
-    Operator(
-        "sample_kl",
-        CODES,
-        codes,
-        lambda m, v: (eager_sample(m, v), eager_kl(m, v)),
-        fastvae.sample_kl,
-        None,
-    ),
-    Operator(
-        "sigmoid_cross_entropy",
-        IMAGES,
-        images,
-        eager_cross_entropy,
-        fastvae.sigmoid_cross_entropy,
-        reference.sigmoid_cross_entropy,
-    ),
-    Operator(
-        "gaussian_nll",
-        IMAGES,
-        images,
-        eager_nll,
-        lambda m, x: fastvae.gaussian_nll(m, x, sigma=0.5),
-        lambda m, x: reference.gaussian_nll(m, x, sigma=0.5),
-    ),
-    Operator(
-        "elbo_loss",
-        IMAGES,
-        elbo_inputs,
-        eager_elbo,
-        lambda *t: fastvae.elbo_loss(*t).loss,
-        lambda *t: reference.elbo_loss(*t)[0],
-    ),
-    Operator(
-        "binarize",
-        IMAGES,
-        lambda b, d: [torch.randint(0, 256, (b, d), dtype=torch.uint8)],
-        lambda x: torch.bernoulli(x.float() / 255).bool(),
-        fastvae.binarize,
-        None,
-        differentiable=False,
-    ),
-]
-
-
-def check(function: Callable[..., Any], exact: Callable[..., Any], inputs: list[Tensor]) -> None:
-    torch.testing.assert_close(function(*inputs).double(), exact(*(t.double() for t in inputs)), rtol=1e-4, atol=1e-4)
-
-
-def check_draws(function: Callable[..., Any], inputs: list[Tensor]) -> None:
-    """What is random is held against its mean: mu of a sample, the pixels of a binarised image."""
-    out = function(*inputs)
-    out = out[0] if isinstance(out, tuple) else out
-    expected = inputs[0].double() / 255 if out.dtype == torch.bool else inputs[0].double()
-    spread = 0.5 if out.dtype == torch.bool else (inputs[1].double().exp().mean() + 1).sqrt()
-    assert abs(out.double().mean() - expected.mean()) < 6 * spread / math.sqrt(out.numel())
-
-
-def backward_of(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[[], None]:
-    # The target of a loss, which lies in [0, 1], needs no gradient.
-    leaves = [t.requires_grad_(bool(t.min() < 0)) for t in inputs]
-    wanted = [t for t in leaves if t.requires_grad]
-
-    def step() -> None:
-        out = function(*leaves)
-        outputs = out if isinstance(out, tuple) else (out,)
-        torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])
+    def step(*leaves: Tensor) -> Outputs:
+        outputs = call(*leaves)
+        upstreams = [upstream if o.dim() else None for o in outputs]
+        return (*outputs, *torch.autograd.grad(outputs, [leaves[i] for i in wanted], upstreams))
 
     return step
 
 
-def measure(operator: Operator, batch: int, size: int) -> list[dict[str, Any]]:
-    torch._dynamo.reset()
-    inputs = operator.inputs(batch, size)
-    functions = {
-        "eager": operator.eager,
-        "compile": torch.compile(operator.eager, fullgraph=True),
-        "fastvae": operator.ours,
+def one_graph(call: Step, wanted: Sequence[int]) -> Step:
+    """The same for a loss, forward and backward in one graph, which inductor fuses into one pass."""
+    differentiate = torch.func.grad_and_value(lambda *leaves: call(*leaves)[0], argnums=tuple(wanted))
+
+    def step(*leaves: Tensor) -> Outputs:
+        gradients, loss = differentiate(*leaves)
+        return (loss, *gradients)
+
+    return step
+
+
+def steps(operator: Operator, mode: str, wanted: Sequence[int], upstream: Tensor | None) -> dict[str, Step]:
+    """Each contender as a function of the leaves."""
+    fused = operator.fused or operator.eager
+    if mode == "forward":
+        return {
+            "eager": forward(operator, operator.eager),
+            "compile": compiled(forward(operator, fused)),
+            "fastvae": forward(operator, operator.ours),
+        }
+    # A decoder stands between a sample and its gradient: two graphs. A loss and its gradient can be one.
+    call = heads(operator, fused)
+    two_graphs, one = with_backward(compiled(call), wanted, upstream), compiled(one_graph(call, wanted))
+    return {
+        "eager": with_backward(heads(operator, operator.eager), wanted, upstream),
+        "compile": two_graphs if operator.noise else one,
+        "fastvae": with_backward(heads(operator, operator.ours), wanted, upstream),
     }
-    for function in functions.values():
-        if operator.exact is None:
-            check_draws(function, inputs)
-        else:
-            check(function, operator.exact, inputs)
-    bytes_read = sum(t.numel() * t.element_size() for t in inputs)
-    modes: dict[str, dict[str, Callable[[], object]]] = {
-        "forward": {name: (lambda f=f: f(*inputs)) for name, f in functions.items()}
+
+
+def expected(
+    operator: Operator, mode: str, leaves: Sequence[Tensor], upstream: Tensor | None, drawn: Tensor
+) -> Outputs:
+    """The float64 result; that of a random operator is for the noise of the sample that was ``drawn``."""
+    doubles = [t.detach().double() if t.is_floating_point() else t for t in leaves]
+    arguments: tuple[Tensor, ...] = ()
+    if operator.noise is not None:
+        with torch.no_grad():
+            eps = operator.noise(drawn.double(), *(t.double() for t in operator.arguments(doubles)))
+        assert isinstance(eps, Tensor)
+        standard(operator.name, eps)
+        arguments = (eps,)
+    if operator.exact is None:
+        return (drawn.double(),)
+    exact = operator.exact
+
+    def function(*t: Tensor) -> Tensor | Outputs:
+        return exact(*t, *arguments)
+
+    if mode == "forward":
+        return forward(operator, function)(*doubles)
+    wanted = operator.wanted(leaves)
+    for i in wanted:
+        doubles[i].requires_grad_()
+    step = with_backward(heads(operator, function), wanted, None if upstream is None else upstream.double())
+    return tuple(t.detach() for t in step(*doubles))
+
+
+def moved(*tensors: Tensor) -> int:
+    """Bytes of the tensors, each storage once: mu's gradient of a sample is the upstream tensor itself."""
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+
+
+def rows(
+    operator: Operator, case: Case, rounds: int, names: Sequence[str] = CONTENDERS, modes: Sequence[str] = MODES
+) -> Iterator[dict[str, Any]]:
+    """Checks and measures one case: a row of results for each of its modes."""
+    with threads(case.threads):
+        for mode in modes:
+            if mode == "forward" or operator.differentiable:
+                torch._dynamo.reset()
+                with torch.set_grad_enabled(mode != "forward"):
+                    yield _row(operator, case, mode, rounds, names)
+
+
+def _row(operator: Operator, case: Case, mode: str, rounds: int, names: Sequence[str]) -> dict[str, Any]:
+    leaves = operator.leaves(case)
+    wanted = operator.wanted(leaves) if mode != "forward" else ()
+    with torch.no_grad():
+        outputs = forward(operator, operator.ours)(*leaves)
+    upstream = torch.randn_like(outputs[0]) if wanted and operator.noise else None
+    every_step = steps(operator, mode, wanted, upstream)
+    plain = list(leaves)
+    for i in wanted:
+        leaves[i] = leaves[i].clone().requires_grad_()
+
+    contenders = {}
+    exact = None
+    for name in names:
+        # One graph of forward and backward takes plain tensors.
+        tensors = plain if name == "compile" and upstream is None else leaves
+        contenders[name] = partial(every_step[name], *tensors)
+        result = contenders[name]()
+        if exact is None or operator.noise:
+            exact = expected(operator, mode, leaves, upstream, result[0])
+        all_close(f"{operator.name} {mode} {name}", result, exact, TOLERANCE[case.dtype])
+    # The results of the last contender: those that every one must write.
+    gradients = result[len(outputs) :]
+    bytes_moved = moved(*leaves, *outputs, *gradients, *([] if upstream is None else [upstream]))
+    return {
+        "operator": operator.name,
+        "variant": operator.variant,
+        "shape": [*([case.samples] if case.samples else []), *case.shape],
+        "dtypes": list(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in leaves)),
+        "packed": case.packed,
+        "threads": torch.get_num_threads(),
+        "mode": mode,
+        "readme": case.readme,
+        "bytes": bytes_moved,
+        "contenders": measure(contenders, rounds),
     }
-    if operator.differentiable:
-        modes["forward+backward"] = {name: backward_of(f, [t.clone() for t in inputs]) for name, f in functions.items()}
-    rows = []
-    for mode, contenders in modes.items():
-        with torch.set_grad_enabled(mode != "forward"):
-            timings = compare(contenders)
-        rows.append(
-            {
-                "operator": operator.name,
-                "shape": [batch, size],
-                "mode": mode,
-                "bytes_read": bytes_read,
-                "seconds": {name: t._asdict() for name, t in timings.items()},
-            }
-        )
-    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "ops.json")
-    parser.add_argument("--only", choices=[o.name for o in OPERATORS])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_ops", description=__doc__.splitlines()[0])
+    names = list(dict.fromkeys(o.name for o in OPERATORS))
+    parser.add_argument("--only", nargs="+", choices=[*names, "isa"], help="operators, or the instruction sets")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the logits and moments")
+    parser.add_argument("--threads", type=int, help="instead of each case's own")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
+
     torch.manual_seed(0)
-    result: dict[str, Any] = {"machine": machine(), "copy_bytes_per_second": copy_bandwidth(), "rows": []}
-    print(f"{result['machine']}\ncopy: {result['copy_bytes_per_second'] / 1e9:.1f} GB/s read\n")
-    print(f"{'operator':22} {'shape':>12} {'mode':17} {'fastvae':>18} {'eager':>9} {'compile':>9} x eager x compile")
+    result: dict[str, Any] = {"machine": machine(), "copy_bytes_per_second": {}, "rows": [], "isa": []}
+    copies = result["copy_bytes_per_second"]
+    print(table.describe(result["machine"]))
+    print(table.text(table.OPS_COLUMNS, table.OPS_COLUMNS))
     for operator in OPERATORS:
-        if arguments.only in (None, operator.name):
-            for batch, size in operator.shapes:
-                for row in measure(operator, batch, size):
-                    result["rows"].append(row)
-                    s = row["seconds"]
-                    ours, eager, compiled = (s[n]["median"] * 1e3 for n in ("fastvae", "eager", "compile"))
-                    spread = (s["fastvae"]["high"] - s["fastvae"]["low"]) * 1e3
-                    print(
-                        f"{operator.name:22} {f'{batch}x{size}':>12} {row['mode']:17} {ours:9.4f} ±{spread:6.4f} ms "
-                        f"{eager:9.4f} {compiled:9.4f} {eager / ours:8.1f} {compiled / ours:9.1f}",
-                        flush=True,
-                    )
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"\nwritten: {arguments.json}")
+        for case in operator.cases if operator.name in (arguments.only or names) else ():
+            if arguments.dtype not in (None, str(case.dtype).removeprefix("torch.")):
+                continue
+            for row in rows(operator, replace(case, threads=arguments.threads or case.threads), arguments.rounds):
+                if str(row["threads"]) not in copies:
+                    with threads(row["threads"]):
+                        copies[str(row["threads"])] = copy_bandwidth()
+                result["rows"].append(row)
+                print(table.text(table.ops_cells(row, copies), table.OPS_COLUMNS), flush=True)
+    if "isa" in (arguments.only or ["isa"]):
+        result["isa"] = isa.compare_instruction_sets(arguments.rounds)
+        columns = table.isa_columns(result["isa"])
+        print("\n" + table.text(columns, columns))
+        for row in result["isa"]:
+            print(table.text(table.isa_cells(row), columns))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

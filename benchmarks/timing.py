@@ -1,15 +1,19 @@
-"""Timing that a sceptic can rerun: contenders interleaved, medians with their spread, the machine beside them."""
+"""Timing that a sceptic can rerun: contenders interleaved, medians with their spread, peak memory, the machine."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import fastvae
 
@@ -35,7 +39,7 @@ def compare(
 
     Args:
         contenders: name to function without arguments.
-        rounds: how often each is measured.
+        rounds: how often each is measured, 2 or more.
         seconds: about how long a measurement repeats its function.
     """
     calls = {}
@@ -53,11 +57,41 @@ def compare(
     return {name: Timing(statistics.median(s), *statistics.quantiles(s, n=4)[::2]) for name, s in samples.items()}
 
 
-def copy_bandwidth(bytes_read: int = 1 << 28) -> float:
-    """Bytes read per second by a plain copy of ``bytes_read`` bytes into memory that is already there."""
-    source = torch.ones(bytes_read // 4)
+def peak_memory(function: Callable[[], object]) -> int:
+    """The most bytes that torch's CPU allocator held during a call beyond those at its start; the result counts."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = function()  # kept until the profiler stops
+    del result
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    changes: list[int] = [e.nbytes() for e in events]
+    return max(itertools.accumulate(changes, initial=0))
+
+
+def measure(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Each contender's times, interleaved, and its peak memory: what a row of results holds."""
+    timings = compare(contenders, rounds)
+    return {
+        name: {**timings[name]._asdict(), "peak_bytes": peak_memory(function)} for name, function in contenders.items()
+    }
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Lets torch use ``count`` threads; None for as many as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def copy_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes per second, read and written, of a plain copy of ``size`` bytes into memory that is already there."""
+    source = torch.ones(size // 4)
     target = torch.empty_like(source)
-    return bytes_read / compare({"copy": lambda: target.copy_(source)})["copy"].median
+    return 2 * size / compare({"copy": lambda: target.copy_(source)})["copy"].median
 
 
 def machine() -> dict[str, Any]:
@@ -69,6 +103,7 @@ def machine() -> dict[str, Any]:
         model = names[0] if names else model
     return {
         "processor": model,
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **fastvae.build_info(),

@@ -1,0 +1,170 @@
+"""A whole training step of the tutorial's VAE, and the share of it that the loss has.
+
+    python -m benchmarks.bench_train [--batch N ...] [--dtype NAME ...] [--rounds N] [--json FILE]
+
+A step is forward, backward and Adam. The network, its weights, the batch and the (fused) Adam are the same for all;
+the loss, from the encoder's moments to the scalar, is plain PyTorch or fastvae's, in eager and under torch.compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastvae
+from fastvae import reference
+from fastvae.models import VAE
+
+from . import table
+from .bench_ops import compiled
+from .cases import eager_elbo, eager_sample
+from .checks import close
+from .timing import machine, measure
+
+BATCHES = (100, 1024, 4096, 8192)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of the loss, and of all gradients as one vector: eight matrix products and more lie between these and the inputs.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+QUIET = -60.0  # a log variance whose noise is lost in rounding
+
+Loss = Callable[[VAE, Tensor], Tensor]
+
+
+def plain_loss(model: VAE, x: Tensor) -> Tensor:
+    """The loss as a user writes it without fastvae."""
+    mu, logvar = model.encode(x)
+    return eager_elbo(model.decode(eager_sample(mu, logvar)), x, mu, logvar)
+
+
+def fastvae_loss(model: VAE, x: Tensor) -> Tensor:
+    return model.loss(x).loss
+
+
+def exact_loss(model: VAE, x: Tensor) -> Tensor:
+    """The reference, without noise."""
+    mu, logvar = model.encode(x)
+    return reference.elbo_loss(model.decode(mu), x, mu, logvar)[0]
+
+
+def autocast(dtype: str) -> torch.autocast:
+    """CPU autocast where ``dtype`` is not float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def contenders() -> dict[str, Loss]:
+    losses: dict[str, Loss] = {"eager": plain_loss, "fastvae": fastvae_loss}
+    return {**losses, "compile": compiled(plain_loss), "both": compiled(fastvae_loss)}
+
+
+def check(losses: Mapping[str, Loss], model: VAE, x: Tensor, dtype: str) -> None:
+    """Loss and gradients against float64, with weights whose noise vanishes, so that all contenders agree.
+
+    That the noise is right is what ``bench_ops`` checks.
+    """
+    quiet = copy.deepcopy(model)
+    moments = quiet.encoder[-1]
+    assert isinstance(moments, torch.nn.Linear)
+    with torch.no_grad():
+        moments.weight[model.latent_dim :] = 0
+        moments.bias[model.latent_dim :] = QUIET
+
+    def results(loss: Loss, model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = loss(model, x)
+        gradients = torch.autograd.grad(value, list(model.parameters()))
+        return value.detach(), torch.cat([g.flatten() for g in gradients]).double()
+
+    loss64, gradient64 = results(exact_loss, copy.deepcopy(quiet).double(), x.double())
+    for name, loss in losses.items():
+        with autocast(dtype):
+            value, gradient = results(loss, quiet, x)
+        close(f"{name}, loss", value, loss64, TOLERANCE[dtype])
+        close(f"{name}, gradients", gradient, gradient64, TOLERANCE[dtype])
+
+
+def training_step(loss: Loss, model: VAE, x: Tensor, dtype: str) -> Callable[[], None]:
+    """One step of Adam on weights of its own."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        with autocast(dtype):
+            value = loss(model, x)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def loss_parts(x: Tensor, latent_dim: int, dtype: str) -> dict[str, Callable[[], Any]]:
+    """Sampling, KL and reconstruction with their backward, at the shapes of the step and without its networks."""
+    kind = DTYPES[dtype]
+    logits = torch.randn_like(x, dtype=kind, requires_grad=True)
+    moments = torch.randn(len(x), 2 * latent_dim, dtype=kind, requires_grad=True)
+    upstream = torch.randn(len(x), latent_dim, dtype=kind)
+
+    def part(sample: Callable[..., Tensor], elbo: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        with autocast(dtype):
+            mu, logvar = moments.chunk(2, -1)
+            z, loss = sample(mu, logvar), elbo(logits, x, mu, logvar)
+        return torch.autograd.grad((z, loss), (logits, moments), (upstream, None))
+
+    return {
+        "eager": partial(part, eager_sample, eager_elbo),
+        "fastvae": partial(part, fastvae.reparameterize, lambda *t: fastvae.elbo_loss(*t).loss),
+    }
+
+
+def measure_step(
+    batch: int, dtype: str, rounds: int, hidden: Sequence[int] = (1000, 500, 250), names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Checks and measures a step at one batch size: a row of results."""
+    torch._dynamo.reset()
+    model = VAE(784, hidden, 30)
+    x = torch.rand(batch, 784)
+    losses = {name: loss for name, loss in contenders().items() if names is None or name in names}
+    check(losses, model, x, dtype)
+    steps: dict[str, Callable[[], Any]] = {name: training_step(f, model, x, dtype) for name, f in losses.items()}
+    parts = loss_parts(x, model.latent_dim, dtype)
+    # All in the same rounds, so that the share of one in the other is of the same machine.
+    measured = measure({**steps, **{f"loss {name}": part for name, part in parts.items()}}, rounds)
+    return {
+        "batch": batch,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "contenders": {name: measured[name] for name in steps},
+        "loss": {name: measured[f"loss {name}"] for name in parts},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_train", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    result: dict[str, Any] = {"machine": machine(), "rows": []}
+    print(table.describe(result["machine"]))
+    print(table.text(table.TRAIN_COLUMNS, table.TRAIN_COLUMNS))
+    for dtype in arguments.dtype:
+        for batch in arguments.batch:
+            row = measure_step(batch, dtype, arguments.rounds)
+            result["rows"].append(row)
+            print(table.text(table.train_cells(row), table.TRAIN_COLUMNS), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""The table of cases: each operator as a user writes it in PyTorch, our call, the exact result, the sizes.
+
+The baselines are the fastest of what was tried for each that holds the tolerances:
+
+- ``binary_cross_entropy_with_logits`` in eager, where ``softplus(l) - l * x`` takes 1.3 to 1.6 times as long; but the
+  latter under torch.compile, which with backward makes one pass of it, and several of the former.
+- bfloat16 logits stay in bfloat16 in eager, where float32 takes twice as long; torch.compile converts at no cost.
+- ``mse_loss``, scaled after the sum, for a Gaussian of one sigma: 3 times as fast in eager as scaling each pixel.
+- ``randint_like(x, 1, 256) <= x`` binarises uint8 images 4 times as fast as ``torch.bernoulli``.
+- ``randn_like`` under torch.compile: see ``bench_ops.COMPILE_OPTIONS``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
+
+import fastvae
+from fastvae import reference
+
+Outputs = tuple[Tensor, ...]
+Function = Callable[..., Tensor | Outputs]
+
+LATENT = 32  # L of elbo_loss
+K = 50  # of reparameterize
+SIGMA = 0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured of an operator.
+
+    ``shape`` is the ``[B, *E]`` of mu or of the target; ``samples``: K, how many logits there are for each target;
+    ``packed``: mu and logvar are the halves of one tensor along dimension 1, which gets the gradient; ``threads``: None
+    for all; ``readme``: whether the short table has it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    target: torch.dtype = torch.float32
+    samples: int | None = None
+    packed: bool = False
+    threads: int | None = None
+    readme: bool = False
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator, or one way to call it.
+
+    ``inputs`` are the kinds of the arguments: "moment" ``[B, *E]``, "latent" ``[B, L]``, "logits" ``[B, *E]`` or
+    ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random operator has ``noise``,
+    which takes its result and its arguments back to noise of mean 0 and variance 1; its ``exact`` takes that noise
+    as one more argument, and its first output is a sample, that a decoder would go on with. All else are losses.
+    ``fused`` is how to write it for torch.compile, where that is another way than in eager.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    eager: Function
+    ours: Function
+    exact: Function | None
+    cases: tuple[Case, ...]
+    variant: str = ""
+    noise: Function | None = None
+    fused: Function | None = None
+
+    @property
+    def differentiable(self) -> bool:
+        return set(self.inputs) != {"target"}
+
+    def leaves(self, case: Case) -> list[Tensor]:
+        """Fresh tensors: one for each argument, but a single one for packed moments."""
+        if case.packed:
+            batch, channels, *rest = case.shape
+            return [torch.randn(batch, 2 * channels, *rest, dtype=case.dtype)]
+        return [self._tensor(kind, case) for kind in self.inputs]
+
+    def _tensor(self, kind: str, case: Case) -> Tensor:
+        if kind == "target":
+            if case.target == torch.uint8:
+                return torch.randint(0, 256, case.shape, dtype=torch.uint8)
+            return torch.rand(case.shape, dtype=case.target)
+        if kind == "latent":
+            return torch.randn(case.shape[0], LATENT, dtype=case.dtype)
+        leading = (case.samples,) if kind == "logits" and case.samples else ()
+        return torch.randn(*leading, *case.shape, dtype=case.dtype)
+
+    def arguments(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Leaves to arguments: packed moments are halved, as a user does."""
+        return leaves[0].chunk(2, 1) if len(leaves) < len(self.inputs) else leaves
+
+    def wanted(self, leaves: Sequence[Tensor]) -> tuple[int, ...]:
+        """Which leaves get a gradient."""
+        return tuple(i for i in range(len(leaves)) if self.inputs[i] != "target")
+
+
+def _event_sum(terms: Tensor, target: Tensor) -> Tensor:
+    return terms.sum(tuple(range(1 - target.dim(), 0)))
+
+
+def _pixels(target: Tensor, like: Tensor) -> Tensor:
+    return target.to(like.dtype) / 255 if target.dtype == torch.uint8 else target
+
+
+def eager_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * _event_sum(mu.square() + logvar.exp() - 1 - logvar, mu)
+
+
+def eager_kl_prior(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
+    ratio = (logvar - prior_logvar).exp() + (mu - prior_mu).square() * (-prior_logvar).exp()
+    return 0.5 * _event_sum(ratio - 1 + prior_logvar - logvar, mu)
+
+
+def eager_sample(mu: Tensor, logvar: Tensor) -> Tensor:
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
+def eager_samples(mu: Tensor, logvar: Tensor) -> Tensor:
+    return mu + torch.exp(0.5 * logvar) * torch.randn(K, *mu.shape)
+
+
+def eager_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    x = _pixels(target, logits).expand_as(logits)
+    return _event_sum(binary_cross_entropy_with_logits(logits, x, reduction="none"), target)
+
+
+def fused_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    wide = logits.float()
+    return _event_sum(softplus(wide) - wide * _pixels(target, wide), target)
+
+
+def eager_nll_sigma(mean: Tensor, target: Tensor) -> Tensor:
+    constant = target[0].numel() * (math.log(SIGMA) + 0.5 * math.log(2 * math.pi))
+    return _event_sum(mse_loss(mean, target, reduction="none"), target) * (0.5 / SIGMA**2) + constant
+
+
+def eager_nll_logvar(mean: Tensor, target: Tensor, logvar: Tensor) -> Tensor:
+    terms = (target - mean).square() * torch.exp(-logvar) + logvar + math.log(2 * math.pi)
+    return 0.5 * _event_sum(terms, target)
+
+
+def eager_elbo(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    reconstruction = binary_cross_entropy_with_logits(logits, _pixels(target, logits), reduction="sum")
+    return (reconstruction + eager_kl(mu, logvar).sum()) / len(target)
+
+
+def fused_elbo(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return (fused_cross_entropy(logits, target) + eager_kl(mu.float(), logvar.float())).mean()
+
+
+def exact_sample(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mu + torch.exp(logvar / 2) * eps
+
+
+def sample_noise(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return (z - mu) / torch.exp(logvar / 2)
+
+
+def binarize_noise(drawn: Tensor, images: Tensor) -> Tensor:
+    p = images / 255
+    return (drawn - p) / (p * (1 - p)).mean().sqrt()
+
+
+_BF16 = torch.bfloat16
+
+OPERATORS = [
+    Operator(
+        "elbo_loss",
+        ("logits", "target", "latent", "latent"),
+        eager_elbo,
+        lambda *t: fastvae.elbo_loss(*t).loss,
+        lambda *t: reference.elbo_loss(*t)[0],
+        (
+            Case((100, 784), readme=True),
+            Case((4096, 784), readme=True),
+            Case((16384, 784), readme=True),
+            Case((4096, 784), dtype=_BF16, target=torch.uint8, readme=True),
+        ),
+        fused=fused_elbo,
+    ),
+    Operator(
+        "sigmoid_cross_entropy",
+        ("logits", "target"),
+        eager_cross_entropy,
+        fastvae.sigmoid_cross_entropy,
+        reference.sigmoid_cross_entropy,
+        (
+            Case((11, 784)),
+            Case((100, 784)),
+            Case((4096, 784), readme=True),
+            Case((16384, 784)),
+            Case((16384, 784), dtype=_BF16, target=torch.uint8, readme=True),
+            Case((1024, 784), samples=10, readme=True),
+            Case((8, 3, 256, 256), readme=True),
+        ),
+        fused=fused_cross_entropy,
+    ),
+    Operator(
+        "sample_kl",
+        ("moment", "moment"),
+        lambda m, v: (eager_sample(m, v), eager_kl(m, v)),
+        fastvae.sample_kl,
+        lambda m, v, eps: (exact_sample(m, v, eps), reference.gaussian_kl(m, v)),
+        (
+            Case((100, 30)),
+            Case((16384, 32), readme=True),
+            Case((16384, 32), threads=1),
+            Case((16384, 32), packed=True),
+            Case((64, 4, 64, 64), packed=True, readme=True),
+            Case((64, 4, 64, 64), packed=True, threads=1),
+        ),
+        noise=sample_noise,
+    ),
+    Operator(
+        "reparameterize",
+        ("moment", "moment"),
+        eager_sample,
+        fastvae.reparameterize,
+        exact_sample,
+        (Case((100, 30)), Case((16384, 32), readme=True)),
+        noise=sample_noise,
+    ),
+    Operator(
+        "reparameterize",
+        ("moment", "moment"),
+        eager_samples,
+        lambda m, v: fastvae.reparameterize(m, v, num_samples=K),
+        exact_sample,
+        (Case((1024, 50), readme=True),),
+        variant=f"K={K}",
+        noise=sample_noise,
+    ),
+    Operator(
+        "gaussian_kl",
+        ("moment", "moment"),
+        eager_kl,
+        fastvae.gaussian_kl,
+        reference.gaussian_kl,
+        (Case((100, 30)), Case((16384, 32), readme=True)),
+    ),
+    Operator(
+        "gaussian_kl",
+        ("moment",) * 4,
+        eager_kl_prior,
+        fastvae.gaussian_kl,
+        reference.gaussian_kl,
+        (Case((16384, 32)),),
+        variant="prior",
+    ),
+    Operator(
+        "gaussian_nll",
+        ("logits", "target"),
+        eager_nll_sigma,
+        lambda m, x: fastvae.gaussian_nll(m, x, sigma=SIGMA),
+        lambda m, x: reference.gaussian_nll(m, x, sigma=SIGMA),
+        (Case((100, 784)), Case((4096, 784), readme=True)),
+        variant=f"sigma={SIGMA}",
+    ),
+    Operator(
+        "gaussian_nll",
+        ("logits", "target", "logits"),
+        eager_nll_logvar,
+        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+        (Case((4096, 784), readme=True),),
+        variant="logvar",
+    ),
+    Operator(
+        "binarize",
+        ("target",),
+        lambda x: torch.randint_like(x, 1, 256) <= x,
+        fastvae.binarize,
+        None,
+        (Case((100, 784), target=torch.uint8), Case((4096, 784), target=torch.uint8, readme=True)),
+        noise=binarize_noise,
+    ),
+]
+
+
+def find(name: str, shape: tuple[int, ...]) -> tuple[Operator, Case]:
+    """The first case of an operator of that shape."""
+    return next((o, c) for o in OPERATORS if o.name == name for c in o.cases if c.shape == shape)
