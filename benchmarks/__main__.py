@@ -52,7 +52,7 @@ def main() -> None:
     print(table.text(COLUMNS, COLUMNS))
     measured: list[table.Row] = []
     for name, shape in OPERATORS:
-        for row in rows(*find(name, shape), ROUNDS, modes=("forward+backward",)):
+        for row in rows(*find(name, shape), ROUNDS, NAMES, modes=("forward+backward",)):
             measured.append(row)
             print(table.text(cells(name, "x".join(map(str, shape)), row), COLUMNS), flush=True)
     step = measure_step(BATCH, "float32", ROUNDS, names=NAMES)

@@ -24,7 +24,8 @@ from .cases import OPERATORS, Case, Function, Operator, Outputs
 from .checks import TOLERANCE, all_close, standard
 from .timing import copy_bandwidth, machine, measure, threads
 
-CONTENDERS = ("eager", "compile", "fastvae")
+ONE_GRAPH = "one graph"
+CONTENDERS = ("eager", "compile", ONE_GRAPH, "fastvae")
 MODES = ("forward", "forward+backward")
 # Inductor's own generator draws on the CPU one number at a time: sampling takes 9 times as long as with torch's.
 COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
@@ -71,7 +72,11 @@ def with_backward(call: Step, wanted: Sequence[int], upstream: Tensor | None) ->
 
 
 def one_graph(call: Step, wanted: Sequence[int]) -> Step:
-    """The same for a loss, forward and backward in one graph, which inductor fuses into one pass."""
+    """The same for a loss, forward and backward in one graph, which inductor fuses into one pass.
+
+    The gradient comes as a result beside the loss, instead of through ``backward``: the user's training loop would have
+    to be written for it.
+    """
     differentiate = torch.func.grad_and_value(lambda *leaves: call(*leaves)[0], argnums=tuple(wanted))
 
     def step(*leaves: Tensor) -> Outputs:
@@ -90,14 +95,16 @@ def steps(operator: Operator, mode: str, wanted: Sequence[int], upstream: Tensor
             "compile": compiled(forward(operator, fused)),
             "fastvae": forward(operator, operator.ours),
         }
-    # A decoder stands between a sample and its gradient: two graphs. A loss and its gradient can be one.
-    call = heads(operator, fused)
-    two_graphs, one = with_backward(compiled(call), wanted, upstream), compiled(one_graph(call, wanted))
-    return {
-        "eager": with_backward(heads(operator, operator.eager), wanted, upstream),
-        "compile": two_graphs if operator.noise else one,
-        "fastvae": with_backward(heads(operator, operator.ours), wanted, upstream),
+    calls = {
+        "eager": heads(operator, operator.eager),
+        "compile": compiled(heads(operator, fused)),
+        "fastvae": heads(operator, operator.ours),
     }
+    result = {name: with_backward(call, wanted, upstream) for name, call in calls.items()}
+    # Between a sample and its gradient stands a decoder: that cannot be one graph of ours.
+    if not operator.noise:
+        result[ONE_GRAPH] = compiled(one_graph(heads(operator, fused), wanted))
+    return result
 
 
 def expected(
@@ -158,9 +165,8 @@ def _row(operator: Operator, case: Case, mode: str, rounds: int, names: Sequence
 
     contenders = {}
     exact = None
-    for name in names:
-        # One graph of forward and backward takes plain tensors.
-        tensors = plain if name == "compile" and upstream is None else leaves
+    for name in (n for n in names if n in every_step):
+        tensors = plain if name == ONE_GRAPH else leaves  # it asks for gradients by itself
         contenders[name] = partial(every_step[name], *tensors)
         result = contenders[name]()
         if exact is None or operator.noise:

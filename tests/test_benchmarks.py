@@ -32,7 +32,7 @@ def test_every_case_is_checked_and_measured(operator: Operator) -> None:
 def test_compiled_contenders_are_checked_and_measured(name: str) -> None:
     operator = next(o for o in OPERATORS if o.name == name)
     (row,) = bench_ops.rows(operator, tiny(operator.cases[-1]), rounds=2, modes=("forward+backward",))
-    assert list(row["contenders"]) == list(bench_ops.CONTENDERS)
+    assert set(row["contenders"]) == set(bench_ops.CONTENDERS) - ({"one graph"} if operator.noise else set())
 
 
 @pytest.mark.parametrize("dtype", bench_train.DTYPES)
