@@ -35,9 +35,9 @@ SIGMA = 0.5
 class Case:
     """What is measured of an operator.
 
-    ``shape`` is the ``[B, *E]`` of mu or of the target; ``samples``: K, how many logits there are for each target;
-    ``packed``: mu and logvar are the halves of one tensor along dimension 1, which gets the gradient; ``threads``: None
-    for all; ``readme``: whether the short table has it.
+    ``shape`` is the ``[B, *E]`` of mu, of moments or of the target; ``samples``: K, how many logits there are for each
+    target; ``packed``: mu and logvar are the halves of one tensor along dimension 1, which gets the gradient;
+    ``threads``: None for all; ``readme``: whether the short table has it.
     """
 
     shape: tuple[int, ...]
@@ -53,11 +53,11 @@ class Case:
 class Operator:
     """One operator, or one way to call it.
 
-    ``inputs`` are the kinds of the arguments: "moment" ``[B, *E]``, "latent" ``[B, L]``, "logits" ``[B, *E]`` or
-    ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random operator has ``noise``,
-    which takes its result and its arguments back to noise of mean 0 and variance 1; its ``exact`` takes that noise
-    as one more argument, and its first output is a sample, that a decoder would go on with. All else are losses.
-    ``fused`` is how to write it for torch.compile, where that is another way than in eager.
+    ``inputs`` are the kinds of the arguments: "moment" ``[B, *E]``, "moments" (two in one, likewise), "latent"
+    ``[B, L]``, "logits" ``[B, *E]`` or ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
+    operator has ``noise``, which takes its result and its arguments back to noise of mean 0 and variance 1; its
+    ``exact`` takes that noise as one more argument, and its first output is a sample, that a decoder would go on with.
+    All else are losses. ``fused`` is how to write it for torch.compile, where that is another way than in eager.
     """
 
     name: str
@@ -212,10 +212,17 @@ OPERATORS = [
             Case((16384, 32), readme=True),
             Case((16384, 32), threads=1),
             Case((16384, 32), packed=True),
-            Case((64, 4, 64, 64), packed=True, readme=True),
-            Case((64, 4, 64, 64), packed=True, threads=1),
         ),
         noise=sample_noise,
+    ),
+    Operator(
+        "sample_kl_packed",
+        ("moments",),
+        lambda h: (eager_sample(*h.chunk(2, 1)), eager_kl(*h.chunk(2, 1))),
+        fastvae.sample_kl_packed,
+        lambda h, eps: (exact_sample(*h.chunk(2, 1), eps), reference.gaussian_kl(*h.chunk(2, 1))),
+        (Case((16384, 64)), Case((64, 8, 64, 64), readme=True), Case((64, 8, 64, 64), threads=1)),
+        noise=lambda z, h: sample_noise(z, *h.chunk(2, 1)),
     ),
     Operator(
         "reparameterize",

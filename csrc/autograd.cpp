@@ -9,6 +9,7 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sigmoid.h>
@@ -187,6 +188,24 @@ struct GaussianKL : Function<GaussianKL> {
   }
 };
 
+// sample_kl's gradients likewise; one of the upstream gradients may be undefined.
+std::tuple<Tensor, Tensor> sample_kl_grads(const Tensor& grad_z, const Tensor& grad_kl,
+                                           const Tensor& mu, const Tensor& logvar,
+                                           const Tensor& key) {
+  Tensor grad_mu, grad_logvar;
+  if (grad_kl.defined()) {
+    const MomentGrads g = gaussian_kl_grads(grad_kl, mu, logvar, {}, {});
+    grad_mu = g.mu;
+    grad_logvar = g.logvar;
+  }
+  if (grad_z.defined()) {
+    const Tensor g = grad_z.to(sum_dtype({mu, logvar}));
+    grad_mu = add_defined(grad_mu, g);
+    grad_logvar = add_defined(grad_logvar, sample_grad_logvar(g, logvar, key, false));
+  }
+  return {as_input(grad_mu, mu), as_input(grad_logvar, logvar)};
+}
+
 struct SampleKL : Function<SampleKL> {
   static constexpr bool is_traceable = true;
 
@@ -205,25 +224,40 @@ struct SampleKL : Function<SampleKL> {
     const Tensor &grad_z = grads[0], &grad_kl = grads[1];
     const std::array<bool, 2> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     if (!grad_z.defined() && !grad_kl.defined()) return {Tensor(), Tensor(), Tensor()};
-    Tensor grad_mu, grad_logvar;
-    if (graph_wanted()) {
-      if (grad_kl.defined()) {
-        const MomentGrads g = gaussian_kl_grads(grad_kl, mu, logvar, {}, {});
-        grad_mu = g.mu;
-        grad_logvar = g.logvar;
-      }
-      if (grad_z.defined()) {
-        const Tensor g = grad_z.to(sum_dtype({mu, logvar}));
-        grad_mu = add_defined(grad_mu, g);
-        grad_logvar = add_defined(grad_logvar, sample_grad_logvar(g, logvar, key, false));
-      }
-      grad_mu = as_input(grad_mu, mu);
-      grad_logvar = as_input(grad_logvar, logvar);
-    } else {
-      std::tie(grad_mu, grad_logvar) = call<sample_kl_backward>(
-          "fastvae::sample_kl_backward", maybe(grad_z), maybe(grad_kl), mu, logvar, key, wanted);
-    }
+    const auto [grad_mu, grad_logvar] =
+        graph_wanted() ? sample_kl_grads(grad_z, grad_kl, mu, logvar, key)
+                       : call<sample_kl_backward>("fastvae::sample_kl_backward", maybe(grad_z),
+                                                  maybe(grad_kl), mu, logvar, key, wanted);
     return {if_wanted(wanted[0], grad_mu), if_wanted(wanted[1], grad_logvar), Tensor()};
+  }
+};
+
+// The same of moments in one tensor, whose gradient is written in one: that of two views of it
+// would be put together by a copy.
+struct SampleKLPacked : Function<SampleKLPacked> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& moments,
+                               MaybeGenerator generator) {
+    const auto [mu, logvar] = halves(moments);
+    auto [z, kl, key] = call<sample_kl_forward>("fastvae::sample_kl_forward", mu, logvar, generator,
+                                                unique_if_traced(moments));
+    ctx->save_for_backward({moments, key});
+    ctx->set_materialize_grads(false);
+    return {z, kl};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &moments = saved[0], &key = saved[1], &grad_z = grads[0], &grad_kl = grads[1];
+    if (!grad_z.defined() && !grad_kl.defined()) return {Tensor(), Tensor()};
+    if (!graph_wanted())
+      return {call<sample_kl_packed_backward>("fastvae::sample_kl_packed_backward", maybe(grad_z),
+                                              maybe(grad_kl), moments, key),
+              Tensor()};
+    const auto [mu, logvar] = halves(moments);
+    const auto [grad_mu, grad_logvar] = sample_kl_grads(grad_z, grad_kl, mu, logvar, key);
+    return {at::cat({grad_mu, grad_logvar}, 1), Tensor()};
   }
 };
 
@@ -440,6 +474,11 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
 std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
                                      MaybeGenerator generator) {
   const variable_list out = SampleKL::apply(mu, logvar, generator);
+  return {out[0], out[1]};
+}
+
+std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator) {
+  const variable_list out = SampleKLPacked::apply(moments, generator);
   return {out[0], out[1]};
 }
 

@@ -25,6 +25,8 @@ TORCH_LIBRARY(fastvae, m) {
       "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu=None, Tensor? prior_logvar=None, "
       "str reduction='none') -> Tensor",
       pure);
+  m.def("sample_kl_packed(Tensor moments, Generator? generator=None) -> (Tensor z, Tensor kl)",
+        seeded);
   m.def("sample_kl(Tensor mu, Tensor logvar, Generator? generator=None) -> (Tensor z, Tensor kl)",
         seeded);
   m.def("sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none') -> Tensor",
@@ -43,6 +45,7 @@ TORCH_LIBRARY(fastvae, m) {
   m.impl("reparameterize", c10::DispatchKey::CompositeImplicitAutograd, ops::reparameterize);
   m.impl("gaussian_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_kl);
   m.impl("sample_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl);
+  m.impl("sample_kl_packed", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl_packed);
   m.impl("sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
          ops::sigmoid_cross_entropy);
   m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
@@ -73,6 +76,10 @@ TORCH_LIBRARY(fastvae, m) {
   m.def(
       "sample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, "
       "bool[2] mask) -> (Tensor, Tensor)",
+      pure);
+  m.def(
+      "sample_kl_packed_backward(Tensor? grad_z, Tensor? grad_kl, Tensor moments, Tensor key) "
+      "-> Tensor",
       pure);
   m.def("sigmoid_cross_entropy_forward(Tensor logits, Tensor target) -> Tensor", pure);
   m.def(
@@ -108,6 +115,7 @@ void implement(torch::Library& m) {
   m.impl("gaussian_kl_backward", ops::gaussian_kl_backward);
   m.impl("sample_kl_forward", ops::sample_kl_forward);
   m.impl("sample_kl_backward", ops::sample_kl_backward);
+  m.impl("sample_kl_packed_backward", ops::sample_kl_packed_backward);
   m.impl("sigmoid_cross_entropy_forward", ops::sigmoid_cross_entropy_forward);
   m.impl("sigmoid_cross_entropy_backward", ops::sigmoid_cross_entropy_backward);
   m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
@@ -124,8 +132,9 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
   for (const char* name :
        {"reparameterize_forward", "reparameterize_backward", "normal", "gaussian_kl_forward",
         "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
-        "sigmoid_cross_entropy_forward", "sigmoid_cross_entropy_backward", "gaussian_nll_forward",
-        "gaussian_nll_backward", "elbo_loss_forward", "binarize_forward"})
+        "sample_kl_packed_backward", "sigmoid_cross_entropy_forward",
+        "sigmoid_cross_entropy_backward", "gaussian_nll_forward", "gaussian_nll_backward",
+        "elbo_loss_forward", "binarize_forward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -273,12 +273,22 @@ std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Ten
   return {z, kl, key};
 }
 
-std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
-                                              const Tensor& mu, const Tensor& logvar,
-                                              const Tensor& key, std::array<bool, 2> mask) {
-  Tensor grad_mu = row_major_grad(mu, mu.scalar_type(), mask[0]);
-  Tensor grad_logvar = row_major_grad(logvar, logvar.scalar_type(), mask[1]);
-  if (mu.is_meta() || mu.numel() == 0) return {grad_mu, grad_logvar};
+std::pair<Tensor, Tensor> halves(const Tensor& moments) {
+  TORCH_CHECK_VALUE(
+      moments.dim() >= 2 && moments.sym_size(1) % 2 == 0,
+      "fastvae.sample_kl_packed: moments must be [B, 2L] or [B, 2C, *E], with an even "
+      "dimension 1, got ",
+      moments.sym_sizes());
+  const c10::SymInt half = moments.sym_size(1) / 2;
+  return {moments.narrow_symint(1, 0, half), moments.narrow_symint(1, half, half)};
+}
+
+namespace {
+
+void sample_kl_grads(const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& mu,
+                     const Tensor& logvar, const Tensor& key, std::array<bool, 2> mask,
+                     const Tensor& grad_mu, const Tensor& grad_logvar) {
+  if (mu.is_meta() || mu.numel() == 0) return;
   // An upstream gradient that is not there is 0 everywhere: its place is held, not read.
   const Rows rows(mu, mu.dim() - 1, RowOrder::row_major,
                   {mu, logvar, grad_z.has_value() ? *grad_z : mu});
@@ -286,9 +296,27 @@ std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const M
       rows.extent, grad_z.has_value() ? rows.input(2) : Input(),
       grad_kl.has_value() ? rows.upstream(*grad_kl) : Input(), rows.input(0), rows.input(1),
       normal_input(key), rows.output(grad_mu, mask[0]), rows.output(grad_logvar, mask[1]));
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
+                                              const Tensor& mu, const Tensor& logvar,
+                                              const Tensor& key, std::array<bool, 2> mask) {
+  Tensor grad_mu = row_major_grad(mu, mu.scalar_type(), mask[0]);
+  Tensor grad_logvar = row_major_grad(logvar, logvar.scalar_type(), mask[1]);
+  sample_kl_grads(grad_z, grad_kl, mu, logvar, key, mask, grad_mu, grad_logvar);
   return {grad_mu, grad_logvar};
 }
 
+Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
+                                 const Tensor& moments, const Tensor& key) {
+  Tensor grad = row_major_grad(moments, moments.scalar_type(), true);
+  const auto [mu, logvar] = halves(moments);
+  const auto [grad_mu, grad_logvar] = halves(grad);
+  sample_kl_grads(grad_z, grad_kl, mu, logvar, key, {true, true}, grad_mu, grad_logvar);
+  return grad;
+}
 // sigmoid_cross_entropy
 
 namespace {

@@ -55,6 +55,12 @@ std::tuple<Tensor, Tensor> sample_kl_backward(const MaybeTensor& grad_z, const M
                                               const Tensor& mu, const Tensor& logvar,
                                               const Tensor& key, std::array<bool, 2> mask);
 
+// The means and log variances that an encoder packed along dimension 1.
+std::pair<Tensor, Tensor> halves(const Tensor& moments);
+// The gradient of both in one tensor.
+Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
+                                 const Tensor& moments, const Tensor& key);
+
 Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target);
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
                                                           const Tensor& target,
@@ -83,6 +89,7 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
                    const MaybeTensor& prior_logvar, c10::string_view reduction);
 std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
                                      MaybeGenerator generator);
+std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator);
 Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
                              c10::string_view reduction);
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,

@@ -40,6 +40,7 @@ from .ops import (  # noqa: E402
     gaussian_nll,
     reparameterize,
     sample_kl,
+    sample_kl_packed,
     sigmoid_cross_entropy,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "reference",
     "reparameterize",
     "sample_kl",
+    "sample_kl_packed",
     "sigmoid_cross_entropy",
 ]
 

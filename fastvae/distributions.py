@@ -32,6 +32,7 @@ class DiagonalGaussian:
                 "fastvae.DiagonalGaussian: moments must be [B, 2L] or [B, 2C, H, W], with an even dimension 1, "
                 f"got {list(moments.shape)}"
             )
+        self._moments = moments if clamp is None else None
         self.mean, self.logvar = moments.chunk(2, 1)
         if clamp is not None:
             low, high = clamp
@@ -54,6 +55,15 @@ class DiagonalGaussian:
         return ops.reparameterize(self.mean, self.logvar, generator=generator)
 
     rsample = sample
+
+    def sample_kl(self, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """``(sample(), kl())`` in one pass over the moments (:func:`fastvae.sample_kl_packed`).
+
+        Without ``clamp`` the gradient goes to ``moments`` at once: ``mean`` and ``logvar`` are no part of its graph.
+        """
+        if self._moments is None:
+            return ops.sample_kl(self.mean, self.logvar, generator=generator)
+        return ops.sample_kl_packed(self._moments, generator=generator)
 
     def mode(self) -> Tensor:
         """The most likely value: the mean."""

@@ -31,6 +31,7 @@ _transformed = torch._C._are_functorch_transforms_active
 _reparameterize: Callable[..., Tensor] = torch.ops.fastvae.reparameterize.default
 _gaussian_kl: Callable[..., Tensor] = torch.ops.fastvae.gaussian_kl.default
 _sample_kl: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl.default
+_sample_kl_packed: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl_packed.default
 _sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.sigmoid_cross_entropy.default
 _gaussian_nll: Callable[..., Tensor] = torch.ops.fastvae.gaussian_nll.default
 _elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
@@ -128,6 +129,28 @@ def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None)
     if _transformed():
         return reference.sample_kl(mu, logvar, generator=generator)
     return _sample_kl(mu, logvar, generator)
+
+
+def sample_kl_packed(moments: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`sample_kl` of moments that an encoder packed into one tensor.
+
+    Of ``sample_kl(*moments.chunk(2, 1))`` this spares the copy with which autograd joins the gradients of the halves.
+
+    Args:
+        moments: ``[B, 2L]`` or ``[B, 2C, *E]``, floating point: means, then log variances, along dimension 1.
+        generator: as for :func:`reparameterize`.
+
+    Returns:
+        ``(z, kl)``: the sample, of the shape of the means, and the divergence ``[B]`` in nats.
+
+    Raises:
+        ValueError: ``moments`` has no dimension 1 of even size, or its dtype is not floating point.
+
+    Source: Doersch 2016 (arXiv:1606.05908), eq. 7 and 10.
+    """
+    if _transformed():
+        return reference.sample_kl(*moments.chunk(2, 1), generator=generator)
+    return _sample_kl_packed(moments, generator)
 
 
 def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:

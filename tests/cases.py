@@ -24,8 +24,8 @@ Outputs = tuple[Tensor, ...]
 class Case:
     """One way to call an operator.
 
-    ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K, or "scalar"
-    (0-d, in [1, 2]).
+    ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K or "packed" for
+    two in one, or "scalar" (0-d, in [1, 2]).
     """
 
     name: str
@@ -50,6 +50,8 @@ class Case:
                 tensors.append((torch.rand((), dtype=torch.float64) + 1).to(dtype))
                 continue
             shape = ((K,) if kind.startswith("K") else ()) + (batch, *event)
+            if kind.startswith("packed"):
+                shape = (batch, 2 * (event[0] if event else 1), *event[1:])
             x = torch.rand(shape, dtype=torch.float64)
             if kind.endswith("real"):
                 x = torch.randn(shape, dtype=torch.float64) * 1.5
@@ -104,6 +106,12 @@ CASES = [
         ("real", "real"),
         lambda m, v: fastvae.sample_kl(m, v),
         lambda m, v: (sample(m, v), reference.gaussian_kl(m, v)),
+    ),
+    Case(
+        "sample_kl_packed",
+        ("packed real",),
+        fastvae.sample_kl_packed,
+        lambda moments: (sample(*moments.chunk(2, 1)), reference.gaussian_kl(*moments.chunk(2, 1))),
     ),
     Case(
         "sigmoid_cross_entropy",

@@ -32,6 +32,21 @@ def test_diagonal_gaussian_over_packed_moments(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(moments.grad.chunk(2, 1)[0], torch.ones_like(mean))
 
 
+@pytest.mark.parametrize("clamp", [None, (-1.0, 1.0)])
+def test_diagonal_gaussian_sample_kl_is_sample_and_kl(clamp: tuple[float, float] | None) -> None:
+    moments = torch.randn(3, 8, 4, 6, requires_grad=True)
+    q = fastvae.DiagonalGaussian(moments, clamp=clamp)
+    results = []
+    for z, kl in (
+        q.sample_kl(torch.Generator().manual_seed(3)),
+        (q.sample(torch.Generator().manual_seed(3)), q.kl()),
+    ):
+        (gradient,) = torch.autograd.grad((z, kl), moments, (torch.cos(z.detach()), torch.ones(3)), retain_graph=True)
+        results.append((z, kl, gradient))
+    for fused, parts in zip(*results, strict=True):
+        torch.testing.assert_close(fused, parts)
+
+
 def test_diagonal_gaussian_clamp_has_zero_gradient_outside() -> None:
     moments = torch.tensor([[0.5, 0.5, 0.5, -50.0, 30.0, 1.0]], requires_grad=True)
     q = fastvae.DiagonalGaussian(moments, clamp=(-30.0, 20.0))

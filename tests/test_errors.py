@@ -66,6 +66,11 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         "sample_kl: mu and logvar must have the same shape, got mu [3, 4] and logvar [4, 4]",
     ),
     (
+        "sample_kl_packed",
+        lambda: fastvae.sample_kl_packed(X(3, 5)),
+        "sample_kl_packed: moments must be [B, 2L] or [B, 2C, *E], with an even dimension 1, got [3, 5]",
+    ),
+    (
         "target shape",
         lambda: fastvae.sigmoid_cross_entropy(X(3, 4), X(3, 1)),
         "must have the shape of target, [B, *E], or [K, B, *E] with samples, got logits [3, 4] and target [3, 1]",
