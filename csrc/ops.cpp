@@ -1,17 +1,18 @@
 #include "ops.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
-#include <sys/mman.h>
 
 #include <cmath>
 #include <mutex>
 
+#include "memory.h"
 #include "rows.h"
 
 namespace fastvae::ops {
@@ -22,28 +23,25 @@ namespace {
 
 at::TensorOptions like(const Tensor& t, at::ScalarType dtype) { return t.options().dtype(dtype); }
 
-// Fresh memory of many megabytes comes from the system a page at a time, at its first touch, and a
-// fault for each 4 KiB costs more than these formulas over them: ask for pages of 2 MiB.
-Tensor with_huge_pages(Tensor t) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 2 << 20;
-  if (t.is_cpu() && t.nbytes() >= 2 * page) {
-    const auto begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-    const uintptr_t first = (begin + page - 1) / page * page;
-    const uintptr_t last = (begin + t.nbytes()) / page * page;
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: may be refused
-  }
-#endif
-  return t;
-}
-
 Tensor empty(c10::SymIntArrayRef size, const at::TensorOptions& options) {
-  return with_huge_pages(at::empty_symint(size, options));
+  if (options.device().is_cpu()) {
+    const auto known = C10_AS_INTARRAYREF_SLOW(size);
+    if (c10::multiply_integers(known) * options.dtype().itemsize() >= kLargeResult)
+      return at::detail::empty_generic(known, recycling_allocator(),
+                                       c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                       c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+  }
+  return at::empty_symint(size, options);
 }
 
 // A gradient of the shape and order of `input`, or nothing.
 Tensor grad_like(const Tensor& input, bool wanted) {
-  return wanted ? with_huge_pages(at::empty_like(input)) : at::empty({0}, input.options());
+  if (!wanted) return at::empty({0}, input.options());
+  if (!input.is_cpu() || input.nbytes() < kLargeResult) return at::empty_like(input);
+  const Tensor layout = at::empty_like(input, input.options().device(at::kMeta));
+  return at::detail::empty_strided_generic(layout.sizes(), layout.strides(), recycling_allocator(),
+                                           c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                           layout.scalar_type());
 }
 
 // The same, contiguous: in the order of the noise.
