@@ -108,6 +108,11 @@ def _pixels(target: Tensor, like: Tensor) -> Tensor:
     return target.to(like.dtype) / 255 if target.dtype == torch.uint8 else target
 
 
+def _halves(moments: Tensor) -> tuple[Tensor, Tensor]:
+    mu, logvar = moments.chunk(2, 1)
+    return mu, logvar
+
+
 def eager_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * _event_sum(mu.square() + logvar.exp() - 1 - logvar, mu)
 
@@ -218,11 +223,11 @@ OPERATORS = [
     Operator(
         "sample_kl_packed",
         ("moments",),
-        lambda h: (eager_sample(*h.chunk(2, 1)), eager_kl(*h.chunk(2, 1))),
+        lambda h: (eager_sample(*_halves(h)), eager_kl(*_halves(h))),
         fastvae.sample_kl_packed,
-        lambda h, eps: (exact_sample(*h.chunk(2, 1), eps), reference.gaussian_kl(*h.chunk(2, 1))),
+        lambda h, eps: (exact_sample(*_halves(h), eps), reference.gaussian_kl(*_halves(h))),
         (Case((16384, 64)), Case((64, 8, 64, 64), readme=True), Case((64, 8, 64, 64), threads=1)),
-        noise=lambda z, h: sample_noise(z, *h.chunk(2, 1)),
+        noise=lambda z, h: sample_noise(z, *_halves(h)),
     ),
     Operator(
         "reparameterize",
