@@ -10,11 +10,12 @@ import dataclasses
 import json
 import math
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import torch
@@ -247,9 +248,13 @@ def _generator(seed: int) -> torch.Generator:
 
 
 class _Display:
-    """A live line on a terminal, and one line that stays for each epoch anywhere."""
+    """A live line on a terminal, and one line that stays for each epoch anywhere.
+
+    It remembers an interrupt: Python drops a KeyboardInterrupt that strikes inside of a finaliser.
+    """
 
     def __init__(self) -> None:
+        self._interrupted = False
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),
@@ -264,6 +269,7 @@ class _Display:
         self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> _Display:
+        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
@@ -272,9 +278,16 @@ class _Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signal.signal(signal.SIGINT, self._previous_handler)
         self._bar.stop()
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
     def show(self, progress: training.Progress) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         epoch = f"{progress.epoch}/{progress.epochs}"
         rate = f"{progress.samples_per_second:,.0f} samples/s"
         parts = f"reconstruction {progress.reconstruction:.2f}  KL {progress.kl:.2f}"

@@ -298,6 +298,24 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path):
     assert resumed.stdout.splitlines()[0].startswith(f"epoch {done + 1}/{done + 1} ")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupt_that_a_finaliser_drops_is_remembered(tmp_path, monkeypatch, capsys):
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def train(*_: object, progress, **__: object) -> None:
+        for _ in range(3):
+            Interrupted()
+            progress(None)
+        pytest.fail("went on")
+
+    monkeypatch.setattr("fastvae.training.train", train)
+    assert main(["train", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "fastvae: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
 def test_missing_extra_is_one_line_at_the_start(missing):
     script = f"import sys; sys.modules[{missing!r}] = None; from fastvae.cli import main; sys.exit(main())"
