@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 # Arithmetic, not plumbing: what an instruction set can change.
 FILES = [
     "test_math.py",
+    "test_accuracy.py",
     "test_noise.py",
     "test_sigmoid_cross_entropy.py",
     "test_gaussian_kl.py",

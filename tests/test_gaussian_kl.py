@@ -1,60 +1,13 @@
-"""gaussian_kl, reparameterize and sample_kl: sharp bounds, limits, closed forms, gradients that are not copied."""
+"""gaussian_kl, reparameterize and sample_kl: limits, closed forms, gradients that are not copied."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import FLOATS, SIZES, noise
-from tolerances import assert_within, elementwise, row_sum
+from tolerances import assert_within
 
 import fastvae
 from fastvae import reference
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_gaussian_kl_is_within_its_bound(dtype: torch.dtype, size: int) -> None:
-    mu, logvar, pmu, plv = (torch.randn(5, size, dtype=torch.float64).mul(2).to(dtype) for _ in range(4))
-    m, v, pm, pv = (t.double() for t in (mu, logvar, pmu, plv))
-    magnitude = ((v.exp() + m**2 + 1 + v.abs()) / 2).sum(1)
-    assert_within(fastvae.gaussian_kl(mu, logvar), reference.gaussian_kl(m, v), row_sum(magnitude, size, dtype))
-    ratio, whitened = (v - pv).exp(), (m - pm) ** 2 * (-pv).exp()
-    # The argument of the exponential is rounded, so its result has a relative error of |argument| u.
-    magnitude = ((ratio * (1 + (v - pv).abs()) + whitened + 1 + v.abs() + pv.abs()) / 2).sum(1)
-    assert_within(
-        fastvae.gaussian_kl(mu, logvar, pmu, plv),
-        reference.gaussian_kl(m, v, pm, pv),
-        row_sum(magnitude, size, dtype),
-    )
-
-
-@pytest.mark.parametrize("size", [1, 17, 784])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_gaussian_kl_and_sample_gradients_are_within_their_bounds(dtype: torch.dtype, size: int) -> None:
-    tensors = [torch.randn(5, size, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(4)]
-    weight = torch.linspace(0.5, 2, 5, dtype=torch.float64)
-    w = weight[:, None]
-    m, v, pm, pv = (t.detach().double() for t in tensors)
-    kl = fastvae.gaussian_kl(*tensors)
-    grads = torch.autograd.grad(kl, tensors, weight.to(kl.dtype))
-    ratio, whitened = (v - pv).exp(), (m - pm) * (-pv).exp()
-    # Arguments of exponentials are rounded: their results are off by |argument| u.
-    spread = 1 + v.abs() + pv.abs()
-    assert_within(grads[0], w * whitened, elementwise(w * whitened.abs() * spread, dtype))
-    assert_within(grads[2], -w * whitened, elementwise(w * whitened.abs() * spread, dtype))
-    assert_within(grads[1], w * (ratio - 1) / 2, elementwise(w * (ratio * spread + 1) / 2, dtype))
-    parts = ratio + (m - pm) * whitened
-    assert_within(grads[3], w * (1 - parts) / 2, elementwise(w * (parts * spread + 1) / 2, dtype))
-
-    mu, logvar = tensors[:2]
-    upstream = torch.randn(5, size, dtype=torch.float64).to(dtype)
-    torch.manual_seed(5)
-    z = fastvae.reparameterize(mu, logvar)
-    (grad,) = torch.autograd.grad(z, logvar, upstream)
-    expected = upstream.double() * torch.exp(v / 2) * noise((5, size)) / 2
-    # The noise itself is within 2e-6, see test_noise.py.
-    error = 1e-6 * upstream.double().abs() * torch.exp(v / 2)
-    assert_within(grad, expected, elementwise(expected.abs() * (1 + v.abs()), dtype) + error)
 
 
 def test_gaussian_kl_of_the_prior_itself_is_zero() -> None:
