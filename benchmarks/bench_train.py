@@ -31,8 +31,9 @@ from .timing import machine, measure
 
 BATCHES = (100, 1024, 4096, 8192)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Of the loss, and of all gradients as one vector: eight matrix products and more lie between these and the inputs.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+# Of the loss, and of all gradients as one vector: eight matrix products and more lie between these and the inputs, and
+# a ReLU within rounding of zero may fall to either side, which moves a gradient by that of one image.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 QUIET = -60.0  # a log variance whose noise is lost in rounding
 
 Loss = Callable[[VAE, Tensor], Tensor]
