@@ -387,11 +387,9 @@ bool any_double(const Input (&inputs)[N]) {
 // The loops by name. f takes the inputs' elements in order and is generic: it runs in double where
 // any input is double, else in float.
 
-// f returns term_and_values(...): one term, with or without a logarithm, and a value for each
-// output.
 template <Sum sum, int NO, class F, class... In>
-void row_sum_and_map(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
-                     const In&... in) {
+void walk_in_precision(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
+                       const In&... in) {
   const Input inputs[] = {in...};
   if (any_double(inputs))
     walk<double, sum, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
@@ -399,22 +397,25 @@ void row_sum_and_map(const Extent& extent, const Sums& sums, const Output* outpu
     walk<float, sum, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
 }
 
-// f returns the term alone.
+// f returns the term alone, with or without a logarithm.
 template <Sum sum = Sum::terms, class F, class... In>
 void row_sum(const Extent& extent, const Sums& sums, const F& f, const In&... in) {
-  row_sum_and_map<sum, 0>(
+  walk_in_precision<sum, 0>(
       extent, sums, nullptr, [&](auto... x) FASTVAE_INLINE { return term_and_values(f(x...)); },
       in...);
+}
+
+// f returns term_and_values(...): one term, likewise, and a value for each output.
+template <Sum sum = Sum::terms, int NO, class F, class... In>
+void row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
+                     const F& f, const In&... in) {
+  walk_in_precision<sum, NO>(extent, sums, outputs, f, in...);
 }
 
 // f returns values(...), one for each output.
 template <int NO, class F, class... In>
 void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
-  const Input inputs[] = {in...};
-  if (any_double(inputs))
-    walk<double, Sum::none, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
-  else
-    walk<float, Sum::none, sizeof...(In), NO>(extent, {}, outputs, inputs, f);
+  walk_in_precision<Sum::none, NO>(extent, {}, outputs, f, in...);
 }
 
 // As map, summed over the samples: outputs are [B, D].

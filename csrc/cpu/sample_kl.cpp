@@ -4,8 +4,8 @@
 namespace fastvae::cpu::CPU_CAPABILITY {
 
 void sample_kl(Extent extent, Input mu, Input logvar, Input eps, Output z, Sums kl) {
-  row_sum_and_map<Sum::terms, 1>(
-      extent, kl, &z,
+  row_sum_and_map(
+      extent, kl, {z},
       [](auto mu, auto logvar, auto eps) FASTVAE_INLINE {
         const auto sigma = formulas::standard_deviation(logvar);
         return term_and_values(formulas::gaussian_kl(mu, logvar, sigma * sigma),

@@ -13,8 +13,8 @@ void sigmoid_cross_entropy(Extent extent, Input logits, Input target, Sums out) 
 
 void sigmoid_cross_entropy_with_grad(Extent extent, Input logits, Input target, double scale,
                                      Sums out, Output grad_logits) {
-  row_sum_and_map<Sum::logs, 1>(
-      extent, out, &grad_logits,
+  row_sum_and_map<Sum::logs>(
+      extent, out, {grad_logits},
       [scale](auto l, auto x) FASTVAE_INLINE {
         using T = decltype(l);
         const T odds = formulas::odds(l);
