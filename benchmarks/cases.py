@@ -135,6 +135,10 @@ def eager_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return _event_sum(binary_cross_entropy_with_logits(logits, x, reduction="none"), target)
 
 
+def eager_cross_entropy_mean(logits: Tensor, target: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, _pixels(target, logits), reduction="sum") / len(target)
+
+
 def fused_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     wide = logits.float()
     return _event_sum(softplus(wide) - wide * _pixels(target, wide), target)
@@ -197,14 +201,24 @@ OPERATORS = [
         reference.sigmoid_cross_entropy,
         (
             Case((11, 784)),
-            Case((100, 784)),
+            Case((100, 784), readme=True),
             Case((4096, 784), readme=True),
-            Case((16384, 784)),
+            Case((16384, 784), readme=True),
             Case((16384, 784), dtype=_BF16, target=torch.uint8, readme=True),
             Case((1024, 784), samples=10, readme=True),
             Case((8, 3, 256, 256), readme=True),
         ),
         fused=fused_cross_entropy,
+    ),
+    Operator(
+        "sigmoid_cross_entropy",
+        ("logits", "target"),
+        eager_cross_entropy_mean,
+        lambda *t: fastvae.sigmoid_cross_entropy(*t, reduction="mean"),
+        lambda *t: reference.sigmoid_cross_entropy(*t).mean(),
+        (Case((100, 784)), Case((4096, 784), readme=True), Case((16384, 784))),
+        variant="mean",
+        fused=lambda *t: fused_cross_entropy(*t).mean(),
     ),
     Operator(
         "sample_kl",
@@ -213,9 +227,9 @@ OPERATORS = [
         fastvae.sample_kl,
         lambda m, v, eps: (exact_sample(m, v, eps), reference.gaussian_kl(m, v)),
         (
-            Case((100, 30)),
+            Case((100, 30), readme=True),
             Case((16384, 32), readme=True),
-            Case((16384, 32), threads=1),
+            Case((16384, 32), threads=1, readme=True),
             Case((16384, 32), packed=True),
         ),
         noise=sample_noise,
@@ -226,7 +240,7 @@ OPERATORS = [
         lambda h: (eager_sample(*_halves(h)), eager_kl(*_halves(h))),
         fastvae.sample_kl_packed,
         lambda h, eps: (exact_sample(*_halves(h), eps), reference.gaussian_kl(*_halves(h))),
-        (Case((16384, 64)), Case((64, 8, 64, 64), readme=True), Case((64, 8, 64, 64), threads=1)),
+        (Case((16384, 64)), Case((64, 8, 64, 64), readme=True), Case((64, 8, 64, 64), threads=1, readme=True)),
         noise=lambda z, h: sample_noise(z, *_halves(h)),
     ),
     Operator(

@@ -113,6 +113,32 @@ std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const 
           fold(-(g * l), logits.dim() > target.dim())};
 }
 
+// Whether the forward pass writes d/dlogits: a loss that is a scalar knows it up to one factor. Not
+// in float16, where the factor may be a loss scale that must come before the rounding.
+bool writes_grad(const Tensor& logits, Reduction reduction) {
+  return graph_wanted() && logits.requires_grad() && reduction != Reduction::none &&
+         logits.scalar_type() != at::kHalf;
+}
+
+// sigmoid_cross_entropy's gradients by kernels: `grad` is [B] or [K, B], and d/dlogits is `factor`
+// times grad_of_forward where the forward pass wrote that. The factor is 1 most often.
+std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
+    const Tensor& grad, const Tensor& grad_of_forward, const Tensor& factor, const Tensor& logits,
+    const Tensor& target, std::array<bool, 2> wanted) {
+  Tensor written;
+  if (wanted[0] && grad_of_forward.defined()) {
+    const bool is_one =
+        factor.is_cpu() && !at::isTensorSubclassLike(factor) && factor.item<double>() == 1;
+    written = is_one ? grad_of_forward : as_input(grad_of_forward * factor, logits);
+    wanted[0] = false;
+  }
+  Tensor grad_logits, grad_target;
+  if (wanted[0] || wanted[1])
+    std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
+        "fastvae::sigmoid_cross_entropy_backward", grad, logits, target, wanted);
+  return {written.defined() ? written : grad_logits, grad_target};
+}
+
 struct Reparameterize : Function<Reparameterize> {
   static constexpr bool is_traceable = true;  // by compiled autograd
 
@@ -265,17 +291,22 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
-                               int64_t reduction) {
-    const Tensor rows = call<sigmoid_cross_entropy_forward>(
-        "fastvae::sigmoid_cross_entropy_forward", logits, target);
-    ctx->save_for_backward({logits, target});
-    ctx->saved_data["reduction"] = reduction;
-    return {reduce(rows, static_cast<Reduction>(reduction))};
+                               Reduction reduction, bool with_grad) {
+    Tensor rows, grad_logits;
+    if (with_grad)
+      std::tie(rows, grad_logits) = call<sigmoid_cross_entropy_with_grad>(
+          "fastvae::sigmoid_cross_entropy_with_grad", logits, target, reduction == Reduction::mean);
+    else
+      rows = call<sigmoid_cross_entropy_forward>("fastvae::sigmoid_cross_entropy_forward", logits,
+                                                 target);
+    ctx->save_for_backward({logits, target, grad_logits});
+    ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
+    return {reduce(rows, reduction)};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &logits = saved[0], &target = saved[1];
+    const Tensor &logits = saved[0], &target = saved[1], &grad_of_forward = saved[2];
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
     const Tensor grad =
         unreduce(grads[0], reduction, logits.sym_sizes().slice(0, 1 + logits.dim() - target.dim()));
@@ -286,10 +317,11 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
       grad_logits = as_input(grad_logits, logits);
       if (wanted[1]) grad_target = as_input(grad_target, target);
     } else {
-      std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
-          "fastvae::sigmoid_cross_entropy_backward", grad, logits, target, wanted);
+      std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
+          grad, grad_of_forward, grads[0], logits, target, wanted);
     }
-    return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor()};
+    return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor(),
+            Tensor()};
   }
 };
 
@@ -357,15 +389,15 @@ struct ElboLoss : Function<ElboLoss> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
                                const Tensor& mu, const Tensor& logvar, const MaybeTensor& beta,
-                               double beta_value, c10::string_view reduction, bool with_grad) {
+                               double beta_value, c10::string_view reduction_name, bool with_grad) {
     auto [loss, reconstruction, kl, grad_logits] =
         call<elbo_loss_forward>("fastvae::elbo_loss_forward", logits, target, mu, logvar, beta,
-                                beta_value, reduction, with_grad);
+                                beta_value, reduction_name, with_grad);
     ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor()), kl,
                             if_wanted(with_grad, grad_logits)});
     ctx->saved_data["beta_value"] = beta_value;
     ctx->saved_data["reduction"] =
-        static_cast<int64_t>(parse_reduction("fastvae.elbo_loss", reduction));
+        static_cast<int64_t>(parse_reduction("fastvae.elbo_loss", reduction_name));
     ctx->set_materialize_grads(false);  // most often only the loss is differentiated
     return {loss, reconstruction, kl};
   }
@@ -396,21 +428,8 @@ struct ElboLoss : Function<ElboLoss> {
         grad_logits = as_input(grad_logits, logits);
         if (inputs_wanted[1]) grad_target = as_input(grad_target, target);
       } else {
-        const bool from_forward = inputs_wanted[0] && grad_of_forward.defined();
-        if (from_forward) {
-          // The forward pass wrote the gradient but for the upstream factor, most often 1.
-          const Tensor& factor = grad_reconstruction;
-          const bool is_one =
-              factor.is_cpu() && !at::isTensorSubclassLike(factor) && factor.item<double>() == 1;
-          grad_logits = is_one ? grad_of_forward : as_input(grad_of_forward * factor, logits);
-        }
-        const std::array<bool, 2> rest = {inputs_wanted[0] && !from_forward, inputs_wanted[1]};
-        if (rest[0] || rest[1]) {
-          auto [first, second] = call<sigmoid_cross_entropy_backward>(
-              "fastvae::sigmoid_cross_entropy_backward", per_row, logits, target, rest);
-          if (rest[0]) grad_logits = first;
-          grad_target = second;
-        }
+        std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
+            per_row, grad_of_forward, grad_reconstruction, logits, target, inputs_wanted);
       }
     }
 
@@ -484,8 +503,8 @@ std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerato
 
 Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
                              c10::string_view reduction) {
-  return SigmoidCrossEntropy::apply(logits, target,
-                                    reduction_code("fastvae.sigmoid_cross_entropy", reduction))[0];
+  const Reduction parsed = parse_reduction("fastvae.sigmoid_cross_entropy", reduction);
+  return SigmoidCrossEntropy::apply(logits, target, parsed, writes_grad(logits, parsed))[0];
 }
 
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
@@ -498,10 +517,7 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
                                              c10::string_view reduction) {
-  // A loss that is a scalar knows its gradient up to one factor. Not in float16, where the factor
-  // may be a loss scale that must come before the rounding.
-  const bool with_grad = at::GradMode::is_enabled() && logits.requires_grad() &&
-                         reduction != "none" && logits.scalar_type() != at::kHalf;
+  const bool with_grad = writes_grad(logits, parse_reduction("fastvae.elbo_loss", reduction));
   const variable_list out =
       ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction, with_grad);
   return {out[0], out[1], out[2]};

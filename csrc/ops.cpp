@@ -315,14 +315,14 @@ Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& g
   sample_kl_grads(grad_z, grad_kl, mu, logvar, key, {true, true}, grad_mu, grad_logvar);
   return grad;
 }
+
 // sigmoid_cross_entropy
 
 namespace {
 
 // Row sums, and in the same pass `scale` times their gradient where grad_logits is defined.
-Tensor sigmoid_cross_entropy_rows(const char* op, const Tensor& logits, const Tensor& target,
+Tensor sigmoid_cross_entropy_rows(const Tensor& logits, const Tensor& target, bool has_samples,
                                   double scale, const Tensor& grad_logits) {
-  const bool has_samples = check_samples(op, "logits", logits, target);
   Tensor out = empty(logits.sym_sizes().slice(0, has_samples ? 2 : 1),
                      like(logits, sum_dtype({logits, target})));
   if (out.is_meta() || out.numel() == 0) return out;
@@ -343,7 +343,19 @@ Tensor sigmoid_cross_entropy_rows(const char* op, const Tensor& logits, const Te
 }  // namespace
 
 Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target) {
-  return sigmoid_cross_entropy_rows("fastvae.sigmoid_cross_entropy", logits, target, 1.0, {});
+  const bool has_samples = check_samples("fastvae.sigmoid_cross_entropy", "logits", logits, target);
+  return sigmoid_cross_entropy_rows(logits, target, has_samples, 1, {});
+}
+
+std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
+                                                           const Tensor& target, bool mean) {
+  const bool has_samples = check_samples("fastvae.sigmoid_cross_entropy", "logits", logits, target);
+  Tensor grad_logits = grad_like(logits, true);
+  double scale = 1;
+  if (mean && !logits.is_meta())
+    scale /= static_cast<double>(target.size(0) * (has_samples ? logits.size(0) : 1));
+  const Tensor rows = sigmoid_cross_entropy_rows(logits, target, has_samples, scale, grad_logits);
+  return {rows, grad_logits};
 }
 
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
@@ -508,8 +520,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     if (has_samples) scale /= static_cast<double>(logits.size(0));
     if (reduction == Reduction::mean) scale /= static_cast<double>(target.size(0));
   }
-  Tensor reconstruction =
-      sigmoid_cross_entropy_rows(op, logits, target, scale, with_grad ? grad_logits : Tensor());
+  Tensor reconstruction = sigmoid_cross_entropy_rows(logits, target, has_samples, scale,
+                                                     with_grad ? grad_logits : Tensor());
   // The expectation over q of eq. 5, by its K samples.
   if (has_samples) reconstruction = reconstruction.mean(0);
   reconstruction = reduce(reconstruction, reduction);

@@ -62,6 +62,9 @@ Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& g
                                  const Tensor& moments, const Tensor& key);
 
 Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target);
+// The same and d/dlogits of its sum or mean over the rows, in one pass.
+std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
+                                                           const Tensor& target, bool mean);
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
                                                           const Tensor& target,
                                                           std::array<bool, 2> mask);

@@ -132,6 +132,12 @@ CASES = [
         lambda *t: reference.sigmoid_cross_entropy(*t).sum(),
     ),
     Case(
+        "sigmoid_cross_entropy_samples_mean",
+        ("K real", "unit"),
+        lambda *t: fastvae.sigmoid_cross_entropy(*t, reduction="mean"),
+        lambda *t: reference.sigmoid_cross_entropy(*t).mean(),
+    ),
+    Case(
         "gaussian_nll_sigma",
         ("real", "unit"),
         lambda m, x: fastvae.gaussian_nll(m, x, sigma=0.7),

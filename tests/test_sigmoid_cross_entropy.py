@@ -8,6 +8,7 @@ from cases import FLOATS
 from tolerances import assert_within
 
 import fastvae
+from fastvae import reference
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -64,6 +65,32 @@ def test_sigmoid_cross_entropy_gives_the_target_its_gradient_over_samples() -> N
     weight = torch.rand(4, 3)
     (fastvae.sigmoid_cross_entropy(logits, target) * weight).sum().backward()
     assert_within(target.grad, -(weight[..., None] * logits).double().sum(0), torch.tensor(1e-5))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_sigmoid_cross_entropy_as_a_scalar_honours_the_upstream_factor(
+    reduction: str, factor: float, dtype: torch.dtype
+) -> None:
+    logits, target = (torch.rand(*s, dtype=torch.float64).to(dtype).requires_grad_() for s in [(3, 6, 40), (6, 40)])
+    wide_logits, wide_target = (t.detach().double().requires_grad_() for t in (logits, target))
+    (fastvae.sigmoid_cross_entropy(logits, target, reduction=reduction) * factor).backward()
+    (reference.sigmoid_cross_entropy(wide_logits, wide_target, reduction=reduction) * factor).backward()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3}[dtype]
+    torch.testing.assert_close(logits.grad.double(), wide_logits.grad, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(target.grad.double(), wide_target.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sigmoid_cross_entropy_as_a_scalar_reads_its_inputs_once(reduction: str) -> None:
+    """The backward pass of a loss that is a scalar returns what the forward pass has written."""
+    logits, target = torch.randn(64, 784, requires_grad=True), torch.rand(64, 784)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fastvae.sigmoid_cross_entropy(logits, target, reduction=reduction).backward()
+    assert not any("sigmoid_cross_entropy_backward" in e.name for e in profile.events())
+    sizes = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage >= logits.nbytes]
+    assert sizes == [logits.nbytes]
 
 
 @pytest.mark.slow
