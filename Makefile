@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
+# Warnings are errors here, and not for users, whose compilers may know others.
+strict := -Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 .PHONY: install test test-slow train lint format bench dist-check clean
 
@@ -14,7 +16,7 @@ $(VENV)/.torch: constraints.txt
 
 # Editable, and built anew when what is compiled changes.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-	$(bin)/python -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint]"
 	touch $@
 
 install: $(VENV)/.installed

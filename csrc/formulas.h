@@ -148,6 +148,14 @@ FASTVAE_FN T gaussian_nll_grad_log_sigma(T mean, T x, T inverse) {
   return T(1) - standardised * standardised;
 }
 
+// x / 255, to the last bit what a division gives: 0x10101 / 2^24 is 1/255 but for its last 2^-24,
+// and the first product is exact in float.
+FASTVAE_FN float pixel(uint8_t x, float) {
+  const float value = static_cast<float>(x);
+  return value * (0x1.0101p-8f) + value * (0x1p-24f / 255.0f);
+}
+FASTVAE_FN double pixel(uint8_t x, double) { return x / 255.0; }
+
 // Bernoulli draw: 1 with probability p, for u uniform on [0, 1).
 template <class T>
 FASTVAE_FN T binarize(T p, T u) {

@@ -30,7 +30,29 @@ struct Input {
   int64_t stride_k = 0, stride_b = 0;
   double value = 0;
   Key key = {};
+  // On a GPU the rest of a stream's key is in device memory: the key is {key.seed ^ *seed,
+  // key.offset + *offset}. The kernel leaves it in `drawn`, two words, where that is not null.
+  const uint64_t* seed = nullptr;
+  const uint64_t* offset = nullptr;
+  uint64_t* drawn = nullptr;
 };
+
+// What an operand can be is its type, so that a loop has no code for the rest. Plain inputs are
+// elements in floating point, or a constant; targets may be uint8 or bool too.
+struct Target : Input {};
+struct PerRow : Input {};  // row, or a constant: an upstream gradient of row sums
+struct Normal : Input {};
+struct Uniform : Input {};
+
+FASTVAE_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Offset of row k * B + b of an input or output, in elements.
+template <class Operand>
+FASTVAE_FN int64_t row_offset(const Extent& extent, const Operand& operand, int64_t row) {
+  // Most calls have one sample; a 64-bit division per row would show at D = 2.
+  if (extent.K == 1) return row * operand.stride_b;
+  return row / extent.B * operand.stride_k + row % extent.B * operand.stride_b;
+}
 
 // Where element e of row (k, b) goes: data[k * stride_k + b * stride_b + e]; nowhere if data is
 // null.
@@ -51,48 +73,49 @@ struct Sums {
 struct Kernels {
   const char* name;
 
-  void (*reparameterize)(Extent, Input mu, Input logvar, Input eps, Output z);
-  void (*reparameterize_backward)(Extent, Input grad_z, Input logvar, Input eps,
+  // On the CPU, for the tests: a function of simd_math.h, by name, over an array; the raw words of
+  // a stream.
+  bool (*evaluate)(const char* function, const float* in, float* out, int64_t n);
+  void (*words)(Key, uint64_t first_block, uint32_t* out, int64_t blocks);
+
+  void (*reparameterize)(Extent, Input mu, Input logvar, Normal eps, Output z);
+  void (*reparameterize_backward)(Extent, Input grad_z, Input logvar, Normal eps,
                                   Output grad_mu /* [B, D] */, Output grad_logvar /* [B, D] */);
 
   void (*gaussian_kl)(Extent, Input mu, Input logvar, Sums kl);
-  void (*gaussian_kl_backward)(Extent, Input grad, Input mu, Input logvar, Output grad_mu,
+  void (*gaussian_kl_backward)(Extent, PerRow grad, Input mu, Input logvar, Output grad_mu,
                                Output grad_logvar);
   void (*gaussian_kl_prior)(Extent, Input mu, Input logvar, Input prior_mu, Input prior_logvar,
                             Sums kl);
-  void (*gaussian_kl_prior_backward)(Extent, Input grad, Input mu, Input logvar, Input prior_mu,
+  void (*gaussian_kl_prior_backward)(Extent, PerRow grad, Input mu, Input logvar, Input prior_mu,
                                      Input prior_logvar, Output grad_mu, Output grad_logvar,
                                      Output grad_prior_mu, Output grad_prior_logvar);
 
-  void (*sample_kl)(Extent, Input mu, Input logvar, Input eps, Output z, Sums kl);
-  void (*sample_kl_backward)(Extent, Input grad_z, Input grad_kl, Input mu, Input logvar, Input eps,
-                             Output grad_mu, Output grad_logvar);
+  void (*sample_kl)(Extent, Input mu, Input logvar, Normal eps, Output z, Sums kl);
+  void (*sample_kl_backward)(Extent, Input grad_z, PerRow grad_kl, Input mu, Input logvar,
+                             Normal eps, Output grad_mu, Output grad_logvar);
 
-  void (*sigmoid_cross_entropy)(Extent, Input logits, Input target, Sums out);
+  void (*sigmoid_cross_entropy)(Extent, Input logits, Target target, Sums out);
   // The same with d/dlogits * scale written in the same pass: for losses that are scalars.
-  void (*sigmoid_cross_entropy_with_grad)(Extent, Input logits, Input target, double scale,
+  void (*sigmoid_cross_entropy_with_grad)(Extent, Input logits, Target target, double scale,
                                           Sums out, Output grad_logits);
-  void (*sigmoid_cross_entropy_backward)(Extent, Input grad, Input logits, Input target,
+  void (*sigmoid_cross_entropy_backward)(Extent, PerRow grad, Input logits, Target target,
                                          Output grad_logits);
-  void (*sigmoid_cross_entropy_backward_target)(Extent, Input grad, Input logits,
+  void (*sigmoid_cross_entropy_backward_target)(Extent, PerRow grad, Input logits,
                                                 Output grad_target /* [B, D] */);
 
   // inverse: one value 1 / sigma with logvar = 2 log sigma; null: e^(-logvar / 2) of each element.
-  void (*gaussian_nll)(Extent, Input mean, Input target, Input logvar, const Input* inverse,
+  void (*gaussian_nll)(Extent, Input mean, Target target, Input logvar, const Input* inverse,
                        Sums out);
-  void (*gaussian_nll_backward)(Extent, Input grad, Input mean, Input target, Input logvar,
+  void (*gaussian_nll_backward)(Extent, PerRow grad, Input mean, Target target, Input logvar,
                                 const Input* inverse, Output grad_mean, Output grad_logvar);
-  void (*gaussian_nll_backward_target)(Extent, Input grad, Input mean, Input target, Input logvar,
+  void (*gaussian_nll_backward_target)(Extent, PerRow grad, Input mean, Target target, Input logvar,
                                        const Input* inverse, Output grad_target /* [B, D] */);
   // Row sums of d/dlog sigma, without the upstream gradient.
-  void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Input target, Input inverse, Sums out);
+  void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Target target, Input inverse, Sums out);
 
   // `invalid` counts per row what is no probability.
-  void (*binarize)(Extent, Input probability, Input uniform, Output out, Sums invalid);
-
-  // For the tests: a function of simd_math.h, by name, over an array; the raw words of a stream.
-  bool (*evaluate)(const char* function, const float* in, float* out, int64_t n);
-  void (*words)(Key, uint64_t first_block, uint32_t* out, int64_t blocks);
+  void (*binarize)(Extent, Target probability, Uniform uniform, Output out, Sums invalid);
 };
 
 }  // namespace fastvae

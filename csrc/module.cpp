@@ -75,7 +75,12 @@ void add_formulas(py::module_ m) {
 
 }  // namespace
 
+#ifndef FASTVAE_CUDA
+#define FASTVAE_CUDA ""
+#endif
+
 PYBIND11_MODULE(_C, m) {
+  m.attr("cuda_architectures") = FASTVAE_CUDA;
   m.def("cpu_capabilities", &fastvae::cpu::compiled, "Instruction sets compiled, lowest first.");
   m.def(
       "cpu_capability", [] { return fastvae::cpu::kernels().name; }, "The instruction set in use.");

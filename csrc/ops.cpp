@@ -1,6 +1,5 @@
 #include "ops.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
@@ -10,7 +9,6 @@
 #include <ATen/ops/sum.h>
 
 #include <cmath>
-#include <mutex>
 
 #include "memory.h"
 #include "rows.h"
@@ -61,21 +59,6 @@ bool is_done(const Tensor& elements, const Tensor& grad_target, bool target_want
 // The value of a 0-d tensor where it can be had without waiting for a device, else `value`.
 double host_value(const MaybeTensor& scalar, double value) {
   return scalar.has_value() && scalar->is_cpu() ? scalar->item<double>() : value;
-}
-
-// A new key: 64 bits of the CPU generator, which torch.manual_seed rules.
-Tensor draw_key(const Tensor& input, const MaybeGenerator& generator) {
-  Tensor key = at::empty({2}, like(input, at::kLong));
-  if (!key.is_cpu()) return key;  // meta
-  auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(
-      generator, at::detail::getDefaultCPUGenerator());
-  int64_t* data = key.mutable_data_ptr<int64_t>();
-  {
-    std::lock_guard<std::mutex> lock(source->mutex_);
-    data[0] = static_cast<int64_t>(source->random64());
-  }
-  data[1] = 0;
-  return key;
 }
 
 void check_generator(const char* op, const Tensor& input, const MaybeGenerator& generator) {
@@ -149,12 +132,12 @@ std::tuple<Tensor, Tensor> reparameterize_forward(const Tensor& mu, const Tensor
   if (num_samples.has_value()) size.insert(size.begin(), *num_samples);
   const auto dtype = c10::promoteTypes(mu.scalar_type(), logvar.scalar_type());
   Tensor z = empty(size, like(mu, dtype));
-  Tensor key = draw_key(mu, generator);
-  if (z.is_meta() || z.numel() == 0) return {z, key};
+  const auto eps = draw_normal(z, generator);
+  if (z.is_meta() || z.numel() == 0) return {z, eps.key};
   const Rows rows(z, mu.dim() - 1, RowOrder::row_major, {mu, logvar});
-  kernels_for(z).reparameterize(rows.extent, rows.input(0), rows.input(1), normal_input(key),
+  KernelsFor(z)->reparameterize(rows.extent, rows.input(0), rows.input(1), eps.numbers,
                                 rows.output(z));
-  return {z, key};
+  return {z, eps.key};
 }
 
 std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const Tensor& logvar,
@@ -163,7 +146,7 @@ std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z, const T
   Tensor grad_logvar = row_major_grad(logvar, logvar.scalar_type(), mask[1]);
   if (logvar.is_meta() || logvar.numel() == 0) return {grad_mu, grad_logvar};
   const Rows rows(grad_z, logvar.dim() - 1, RowOrder::row_major, {grad_z, logvar});
-  kernels_for(logvar).reparameterize_backward(rows.extent, rows.input(0), rows.input(1),
+  KernelsFor(logvar)->reparameterize_backward(rows.extent, rows.input(0), rows.input(1),
                                               normal_input(key), rows.output(grad_mu, mask[0]),
                                               rows.output(grad_logvar, mask[1]));
   return {grad_mu, grad_logvar};
@@ -175,7 +158,7 @@ Tensor normal(const Tensor& key, c10::SymIntArrayRef size, at::ScalarType dtype)
   const Rows rows(out, out.dim(), RowOrder::row_major, {});
   Input zero;
   if (dtype == at::kDouble) zero.dtype = Dtype::f64;
-  kernels_for(out).reparameterize(rows.extent, zero, zero, normal_input(key), rows.output(out));
+  KernelsFor(out)->reparameterize(rows.extent, zero, zero, normal_input(key), rows.output(out));
   return out;
 }
 
@@ -207,14 +190,14 @@ Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTe
   Tensor kl =
       empty(mu.sym_sizes().slice(0, 1), like(mu, sum_dtype({mu, logvar, prior_mu, prior_logvar})));
   if (kl.is_meta() || kl.numel() == 0) return kl;
-  const Kernels& kernels = kernels_for(mu);
+  const KernelsFor kernels(mu);
   if (prior_mu.has_value()) {
     const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar});
-    kernels.gaussian_kl_prior(rows.extent, rows.input(0), rows.input(1), rows.input(2),
-                              rows.input(3), sums_of(kl));
+    kernels->gaussian_kl_prior(rows.extent, rows.input(0), rows.input(1), rows.input(2),
+                               rows.input(3), sums_of(kl));
   } else {
     const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar});
-    kernels.gaussian_kl(rows.extent, rows.input(0), rows.input(1), sums_of(kl));
+    kernels->gaussian_kl(rows.extent, rows.input(0), rows.input(1), sums_of(kl));
   }
   return kl;
 }
@@ -230,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
   Tensor grad_prior_logvar = grad_like(prior_logvar_like, mask[3]);
   const auto result = std::make_tuple(grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar);
   if (mu.is_meta() || mu.numel() == 0) return result;
-  const Kernels& kernels = kernels_for(mu);
+  const KernelsFor kernels(mu);
 
   if (prior_mu.has_value()) {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar},
@@ -238,15 +221,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
                {grad_logvar, mask[1]},
                {grad_prior_mu, mask[2]},
                {grad_prior_logvar, mask[3]}});
-    kernels.gaussian_kl_prior_backward(rows.extent, rows.upstream(grad), rows.input(0),
-                                       rows.input(1), rows.input(2), rows.input(3), rows.output(0),
-                                       rows.output(1), rows.output(2), rows.output(3));
+    kernels->gaussian_kl_prior_backward(rows.extent, rows.upstream(grad), rows.input(0),
+                                        rows.input(1), rows.input(2), rows.input(3), rows.output(0),
+                                        rows.output(1), rows.output(2), rows.output(3));
     rows.finish();
   } else {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar},
               {{grad_mu, mask[0]}, {grad_logvar, mask[1]}});
-    kernels.gaussian_kl_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.input(1),
-                                 rows.output(0), rows.output(1));
+    kernels->gaussian_kl_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.input(1),
+                                  rows.output(0), rows.output(1));
     rows.finish();
   }
   return result;
@@ -263,12 +246,12 @@ std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Ten
   const auto dtype = c10::promoteTypes(mu.scalar_type(), logvar.scalar_type());
   Tensor z = empty(mu.sym_sizes(), like(mu, dtype));
   Tensor kl = empty(mu.sym_sizes().slice(0, 1), like(mu, sum_dtype({mu, logvar})));
-  Tensor key = draw_key(mu, generator);
-  if (kl.is_meta() || kl.numel() == 0) return {z, kl, key};
+  const auto eps = draw_normal(kl, generator);
+  if (kl.is_meta() || kl.numel() == 0) return {z, kl, eps.key};
   const Rows rows(z, mu.dim() - 1, RowOrder::row_major, {mu, logvar});
-  kernels_for(mu).sample_kl(rows.extent, rows.input(0), rows.input(1), normal_input(key),
-                            rows.output(z), sums_of(kl));
-  return {z, kl, key};
+  KernelsFor(mu)->sample_kl(rows.extent, rows.input(0), rows.input(1), eps.numbers, rows.output(z),
+                            sums_of(kl));
+  return {z, kl, eps.key};
 }
 
 std::pair<Tensor, Tensor> halves(const Tensor& moments) {
@@ -290,9 +273,9 @@ void sample_kl_grads(const MaybeTensor& grad_z, const MaybeTensor& grad_kl, cons
   // An upstream gradient that is not there is 0 everywhere: its place is held, not read.
   const Rows rows(mu, mu.dim() - 1, RowOrder::row_major,
                   {mu, logvar, grad_z.has_value() ? *grad_z : mu});
-  kernels_for(mu).sample_kl_backward(
+  KernelsFor(mu)->sample_kl_backward(
       rows.extent, grad_z.has_value() ? rows.input(2) : Input(),
-      grad_kl.has_value() ? rows.upstream(*grad_kl) : Input(), rows.input(0), rows.input(1),
+      grad_kl.has_value() ? rows.upstream(*grad_kl) : PerRow(), rows.input(0), rows.input(1),
       normal_input(key), rows.output(grad_mu, mask[0]), rows.output(grad_logvar, mask[1]));
 }
 
@@ -326,16 +309,16 @@ Tensor sigmoid_cross_entropy_rows(const Tensor& logits, const Tensor& target, bo
   Tensor out = empty(logits.sym_sizes().slice(0, has_samples ? 2 : 1),
                      like(logits, sum_dtype({logits, target})));
   if (out.is_meta() || out.numel() == 0) return out;
-  const Kernels& kernels = kernels_for(logits);
+  const KernelsFor kernels(logits);
   const int64_t event = target.dim() - 1;
   if (grad_logits.defined()) {
     Rows rows(logits, event, RowOrder::any, {logits, target}, {{grad_logits, true}});
-    kernels.sigmoid_cross_entropy_with_grad(rows.extent, rows.input(0), rows.input(1), scale,
-                                            sums_of(out), rows.output(0));
+    kernels->sigmoid_cross_entropy_with_grad(rows.extent, rows.input(0), rows.target(1), scale,
+                                             sums_of(out), rows.output(0));
     rows.finish();
   } else {
     const Rows rows(logits, event, RowOrder::any, {logits, target});
-    kernels.sigmoid_cross_entropy(rows.extent, rows.input(0), rows.input(1), sums_of(out));
+    kernels->sigmoid_cross_entropy(rows.extent, rows.input(0), rows.target(1), sums_of(out));
   }
   return out;
 }
@@ -364,19 +347,19 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
   Tensor grad_logits = grad_like(logits, mask[0]);
   Tensor grad_target = grad_like(target, mask[1]);
   if (is_done(logits, grad_target, mask[1])) return {grad_logits, grad_target};
-  const Kernels& kernels = kernels_for(logits);
+  const KernelsFor kernels(logits);
   const int64_t event = target.dim() - 1;
 
   if (mask[0]) {
     Rows rows(logits, event, RowOrder::any, {logits, target}, {{grad_logits, true}});
-    kernels.sigmoid_cross_entropy_backward(rows.extent, rows.upstream(grad), rows.input(0),
-                                           rows.input(1), rows.output(0));
+    kernels->sigmoid_cross_entropy_backward(rows.extent, rows.upstream(grad), rows.input(0),
+                                            rows.target(1), rows.output(0));
     rows.finish();
   }
   if (mask[1]) {
     Rows rows(logits, event, RowOrder::any, {logits}, {{grad_target, true}});
-    kernels.sigmoid_cross_entropy_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
-                                                  rows.output(0));
+    kernels->sigmoid_cross_entropy_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
+                                                   rows.output(0));
     rows.finish();
   }
   return {grad_logits, grad_target};
@@ -436,17 +419,17 @@ Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const Mayb
   Tensor out = empty(mean.sym_sizes().slice(0, has_samples ? 2 : 1),
                      like(mean, sum_dtype({mean, target, logvar})));
   if (out.is_meta() || out.numel() == 0) return out;
-  const Kernels& kernels = kernels_for(mean);
+  const KernelsFor kernels(mean);
   const int64_t event = target.dim() - 1;
   if (logvar.has_value()) {
     const Rows rows(mean, event, RowOrder::any, {mean, target, *logvar});
-    kernels.gaussian_nll(rows.extent, rows.input(0), rows.input(1), rows.input(2), nullptr,
-                         sums_of(out));
+    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), rows.input(2), nullptr,
+                          sums_of(out));
   } else {
     const Rows rows(mean, event, RowOrder::any, {mean, target});
     const Spread spread = spread_of(sigma, sigma_value, out.scalar_type());
-    kernels.gaussian_nll(rows.extent, rows.input(0), rows.input(1), spread.logvar, &spread.inverse,
-                         sums_of(out));
+    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), spread.logvar,
+                          &spread.inverse, sums_of(out));
   }
   return out;
 }
@@ -463,7 +446,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
     if (mask[3] && !mean.is_meta()) grad_sigma.zero_();
     return result;
   }
-  const Kernels& kernels = kernels_for(mean);
+  const KernelsFor kernels(mean);
   const int64_t event = target.dim() - 1;
   Spread spread;
   if (!logvar.has_value()) spread = spread_of(sigma, sigma_value, grad.scalar_type());
@@ -472,21 +455,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
   if (mask[0] || mask[2]) {
     Rows rows(mean, event, RowOrder::any, {mean, target, third},
               {{grad_mean, mask[0]}, {grad_logvar, mask[2]}});
-    kernels.gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.input(1),
-                                  rows.input(2), inverse, rows.output(0), rows.output(1));
+    kernels->gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.target(1),
+                                   rows.input(2), inverse, rows.output(0), rows.output(1));
     rows.finish();
   }
   if (mask[1]) {
     Rows rows(mean, event, RowOrder::any, {mean, target, third}, {{grad_target, true}});
-    kernels.gaussian_nll_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
-                                         rows.input(1), rows.input(2), inverse, rows.output(0));
+    kernels->gaussian_nll_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
+                                          rows.target(1), rows.input(2), inverse, rows.output(0));
     rows.finish();
   }
   if (mask[3]) {
     const Rows rows(mean, event, RowOrder::any, {mean, target});
     const Tensor per_row = at::empty(grad.sizes(), grad.options());
-    kernels.gaussian_nll_grad_log_sigma(rows.extent, rows.input(0), rows.input(1), spread.inverse,
-                                        sums_of(per_row));
+    kernels->gaussian_nll_grad_log_sigma(rows.extent, rows.input(0), rows.target(1), spread.inverse,
+                                         sums_of(per_row));
     grad_sigma.copy_(per_row.mul_(grad).sum().mul_(spread.inverse_tensor));
   }
   return result;
@@ -541,11 +524,11 @@ Tensor binarize_forward(const Tensor& images, MaybeGenerator generator,
   check_batch(op, "images", images);
   check_generator(op, images, generator);
   Tensor out = empty(images.sym_sizes(), like(images, at::kBool));
-  const Tensor key = draw_key(images, generator);
+  const auto uniform = draw_uniform(images, generator);
   if (out.is_meta() || out.numel() == 0) return out;
   const Rows rows(images, images.dim() - 1, RowOrder::row_major, {images});
   const Tensor invalid = at::empty({images.size(0)}, like(images, sum_dtype({images})));
-  kernels_for(images).binarize(rows.extent, rows.input(0), uniform_input(key), rows.output(out),
+  KernelsFor(images)->binarize(rows.extent, rows.target(0), uniform.numbers, rows.output(out),
                                sums_of(invalid));
   if (invalid.is_cpu() && images.scalar_type() != at::kByte) {
     const double count = invalid.sum().item<double>();

@@ -1,8 +1,19 @@
 #include "rows.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+
 #include <algorithm>
+#include <mutex>
 
 #include "cpu/dispatch.h"
+
+#ifdef FASTVAE_CUDA
+#include "cuda/generator.h"
+#include "cuda/runtime.h"
+#define FASTVAE_DEVICES "CPU and CUDA"
+#else
+#define FASTVAE_DEVICES "CPU"
+#endif
 
 namespace fastvae::ops {
 namespace {
@@ -65,14 +76,6 @@ int64_t sample_stride(const Tensor& t, int64_t event_dims) {
   return t.dim() - event_dims >= 2 ? t.stride(0) : 0;
 }
 
-Input noise_input(Input::Kind kind, const Tensor& key) {
-  const int64_t* data = key.const_data_ptr<int64_t>();
-  Input input;
-  input.kind = kind;
-  input.key = {static_cast<uint64_t>(data[0]), static_cast<uint64_t>(data[1])};
-  return input;
-}
-
 }  // namespace
 
 void check_floating(const char* op, const char* name, const Tensor& t) {
@@ -106,15 +109,75 @@ void check_same_device(const char* op, const char* name_a, const Tensor& a, cons
                     name_b, " on ", b.device());
 }
 
-const Kernels& kernels_for(const Tensor& t) {
-  TORCH_CHECK(t.is_cpu(), "fastvae: this build has kernels for CPU tensors only, got one on ",
-              t.device());
-  return cpu::kernels();
+KernelsFor::KernelsFor(const Tensor& t) {
+  if (t.is_cpu()) {
+    kernels_ = &cpu::kernels();
+    return;
+  }
+#ifdef FASTVAE_CUDA
+  if (t.is_cuda()) {
+    guard_.reset_device(t.device());
+    kernels_ = &cuda::kernels;
+    return;
+  }
+#endif
+  TORCH_CHECK(
+      false, "fastvae: this build has kernels for ", FASTVAE_DEVICES, " tensors only, got one on ",
+      t.device(),
+      "; the CUDA kernels are compiled where a CUDA build of PyTorch and nvcc are installed: "
+      "FASTVAE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir fastvae");
 }
 
-Input normal_input(const Tensor& key) { return noise_input(Input::Kind::normal, key); }
+namespace {
 
-Input uniform_input(const Tensor& key) { return noise_input(Input::Kind::uniform, key); }
+template <class Numbers>
+Noise<Numbers> draw(const Tensor& beside, const std::optional<at::Generator>& generator) {
+  Noise<Numbers> noise;
+  noise.key = at::empty({2}, beside.options().dtype(at::kLong));
+  noise.numbers.kind = std::is_same_v<Numbers, Normal> ? Input::Kind::normal : Input::Kind::uniform;
+  if (beside.is_cpu()) {
+    // 64 bits of the generator, which torch.manual_seed rules.
+    auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(
+        generator, at::detail::getDefaultCPUGenerator());
+    {
+      std::lock_guard<std::mutex> lock(source->mutex_);
+      noise.numbers.key.seed = source->random64();
+    }
+    int64_t* data = noise.key.template mutable_data_ptr<int64_t>();
+    data[0] = static_cast<int64_t>(noise.numbers.key.seed);
+    data[1] = 0;
+  }
+#ifdef FASTVAE_CUDA
+  if (beside.is_cuda()) {
+    if (beside.numel() == 0) noise.key.zero_();  // no kernel will run
+    cuda::draw(beside.device(), generator, noise.key, noise.numbers);
+  }
+#endif
+  return noise;
+}
+
+}  // namespace
+
+Noise<Normal> draw_normal(const Tensor& beside, const std::optional<at::Generator>& generator) {
+  return draw<Normal>(beside, generator);
+}
+
+Noise<Uniform> draw_uniform(const Tensor& beside, const std::optional<at::Generator>& generator) {
+  return draw<Uniform>(beside, generator);
+}
+
+Normal normal_input(const Tensor& key) {
+  const auto* data = reinterpret_cast<const uint64_t*>(key.const_data_ptr<int64_t>());
+  Normal input;
+  input.kind = Input::Kind::normal;
+  if (key.is_cpu()) {
+    input.key = {data[0], data[1]};
+  } else {
+    input.seed = data;
+    input.offset = data + 1;
+  }
+  return input;
+}
 
 Input scalar_input(const Tensor& scalar) {
   Input input;
@@ -162,12 +225,12 @@ Input Rows::input(size_t i) const {
   return input;
 }
 
-Input Rows::upstream(const Tensor& per_row) const {
+PerRow Rows::upstream(const Tensor& per_row) const {
   TORCH_CHECK_VALUE(per_row.dim() == (has_samples_ ? 2 : 1) && per_row.size(-1) == extent.B &&
                         per_row.size(0) == (has_samples_ ? extent.K : extent.B),
                     "fastvae: an upstream gradient must have one value for each row, got shape ",
                     per_row.sizes());
-  Input input = scalar_input(per_row);
+  PerRow input{scalar_input(per_row)};
   if (has_samples_) input.stride_k = per_row.stride(0);
   input.stride_b = per_row.stride(-1);
   return input;

@@ -2,9 +2,13 @@
 // where they lie.
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/SmallVector.h>
+
+#include <optional>
 
 #include "kernels.h"
 
@@ -26,11 +30,28 @@ void check_same_shape(const char* op, const char* name_a, const Tensor& a, const
 void check_same_device(const char* op, const char* name_a, const Tensor& a, const char* name_b,
                        const Tensor& b);
 
-// The kernels for the tensor's device; an error if this build has none.
-const Kernels& kernels_for(const Tensor& t);
+// The kernels for a tensor's device, which is the current one as long as this lives; an error if
+// this build has none.
+class KernelsFor {
+ public:
+  explicit KernelsFor(const Tensor& t);
+  const Kernels* operator->() const { return kernels_; }
 
-Input normal_input(const Tensor& key);
-Input uniform_input(const Tensor& key);
+ private:
+  c10::OptionalDeviceGuard guard_;
+  const Kernels* kernels_;
+};
+
+// A new stream of noise: what the kernel that draws it reads, and the key, int64 [2], by which it
+// is drawn again. On a GPU that kernel writes the key.
+template <class Numbers>
+struct Noise {
+  Numbers numbers;
+  Tensor key;
+};
+Noise<Normal> draw_normal(const Tensor& beside, const std::optional<at::Generator>& generator);
+Noise<Uniform> draw_uniform(const Tensor& beside, const std::optional<at::Generator>& generator);
+Normal normal_input(const Tensor& key);
 
 Input scalar_input(const Tensor& scalar);  // 0-d
 Sums sums_of(const Tensor& sums);
@@ -56,8 +77,9 @@ class Rows {
 
   Extent extent;
   Input input(size_t i) const;
+  Target target(size_t i) const { return {input(i)}; }
   // A gradient of the row sums, [B] or [K, B], any strides.
-  Input upstream(const Tensor& per_row) const;
+  PerRow upstream(const Tensor& per_row) const;
   Output output(size_t i) const;
   Output output(const Tensor& row_major, bool wanted = true) const;
   // Copies back the outputs that could not be written in place.

@@ -174,8 +174,14 @@ FASTVAE_FN SinCos<float> sincos_turn(uint32_t word, float) {
 }
 
 FASTVAE_FN SinCos<double> sincos_turn(uint32_t word, double) {
+#ifdef __CUDA_ARCH__
+  SinCos<double> result;
+  ::sincospi(static_cast<double>(word) * 0x1p-31, &result.sin, &result.cos);
+  return result;
+#else
   const double angle = static_cast<double>(word) * (0x1p-32 * 6.283185307179586);
   return {::sin(angle), ::cos(angle)};
+#endif
 }
 
 }  // namespace fastvae::math

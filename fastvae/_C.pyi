@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 formulas: ModuleType
+cuda_architectures: str
 
 def cpu_capabilities() -> list[str]: ...
 def cpu_capability() -> str: ...

@@ -70,7 +70,8 @@ def build_info() -> dict[str, object]:
     Returns:
         ``version``; ``torch`` (in use) and ``built_for_torch``; ``cpu_capabilities`` (instruction sets
         compiled, lowest first) and ``cpu_capability`` (the one in use: torch's choice, which the environment
-        variable ``ATEN_CPU_CAPABILITY`` can lower); ``cuda_architectures`` (compiled; empty: CPU only).
+        variable ``ATEN_CPU_CAPABILITY`` can lower); ``cuda_architectures`` (compiled, as CMake names them; empty: CPU
+        only).
     """
     return {
         "version": __version__,
@@ -78,5 +79,5 @@ def build_info() -> dict[str, object]:
         "built_for_torch": _built_for,
         "cpu_capabilities": _C.cpu_capabilities(),
         "cpu_capability": _C.cpu_capability(),
-        "cuda_architectures": [],
+        "cuda_architectures": _C.cuda_architectures.split(),
     }

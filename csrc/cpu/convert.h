@@ -2,6 +2,7 @@
 // intrinsics, so that one text vectorises on every instruction set.
 #pragma once
 
+#include "../formulas.h"
 #include "../kernels.h"
 
 namespace fastvae::cpu {
@@ -44,14 +45,6 @@ FASTVAE_FN uint16_t float_to_f16(float x) {
   return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
 
-// x / 255, to the last bit what a division gives: 0x10101 / 2^24 is 1/255 but for its last 2^-24,
-// and the first product is exact in float.
-FASTVAE_FN float u8_to_unit(uint8_t x, float) {
-  const float pixel = static_cast<float>(x);
-  return pixel * (0x1.0101p-8f) + pixel * (0x1p-24f / 255.0f);
-}
-FASTVAE_FN double u8_to_unit(uint8_t x, double) { return x / 255.0; }
-
 template <class From, class T, class F>
 void convert_run(const void* data, int64_t offset, int64_t n, T* out, F convert) {
   const From* from = static_cast<const From*>(data) + offset;
@@ -73,7 +66,7 @@ void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out) {
       return convert_run<uint16_t>(data, offset, n, out, f16_to_float);
     case Dtype::u8:
       return convert_run<uint8_t>(data, offset, n, out,
-                                  [](uint8_t x) { return u8_to_unit(x, T()); });
+                                  [](uint8_t x) { return formulas::pixel(x, T()); });
     case Dtype::boolean:
       return convert_run<uint8_t>(data, offset, n, out,
                                   [](uint8_t x) { return x != 0 ? T(1) : T(0); });

@@ -9,13 +9,15 @@
 #include <memory>
 #include <utility>
 
-#include "../formulas.h"
 #include "../kernels.h"
+#include "../kernels/values.h"
 #include "convert.h"
 #include "noise.h"
 #include "parallel.h"
 
 #define FASTVAE_INLINE __attribute__((always_inline))
+// What kernels/*.h mark the functions with that a loop runs.
+#define FASTVAE_LAMBDA FASTVAE_INLINE
 
 namespace fastvae::cpu {
 namespace {
@@ -25,49 +27,11 @@ constexpr int64_t kSegment = 16 * kTile;  // rows longer than this are shared be
 constexpr int64_t kSlack = 32;            // elements that a loop may touch past a tile
 constexpr int64_t kGrain = 32 * 1024;     // elements that pay for waking a thread
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// What f returns: `term` + log(1 + `factor`) is summed over the row, value[0 .. N-1] go to the
-// outputs.
-template <class T, int N>
-struct Values {
-  static constexpr int count = N;
-  T term, factor;
-  T value[N > 0 ? N : 1];
-};
-
-template <class T, class... V>
-inline FASTVAE_INLINE Values<T, 1 + sizeof...(V)> values(T first, V... rest) {
-  return {T(0), T(0), {first, rest...}};
-}
-
-template <class T, class... V>
-inline FASTVAE_INLINE Values<T, sizeof...(V)> term_and_values(T term, V... rest) {
-  return {term, T(0), {rest...}};
-}
-
-template <class T, class... V>
-inline FASTVAE_INLINE Values<T, sizeof...(V)> term_and_values(formulas::LogTerm<T> parts,
-                                                              V... rest) {
-  return {parts.term, parts.factor, {rest...}};
-}
-
-// What a loop sums over the rows: nothing, terms, or terms and logarithms.
-enum class Sum { none, terms, logs };
-
 // Elements [column, column + columns) of rows [row, row + rows), packed; row = k * B + b.
 struct Piece {
   int64_t row, rows, column, columns;
   int64_t size() const { return rows * columns; }
 };
-
-// Address of the piece's row r, as an element offset.
-template <class Operand>
-inline int64_t row_offset(const Extent& extent, const Operand& operand, int64_t row) {
-  // Most calls have one sample; a 64-bit division per row would show at D = 2.
-  if (extent.K == 1) return row * operand.stride_b;
-  return row / extent.B * operand.stride_k + row % extent.B * operand.stride_b;
-}
 
 // Whether the rows of a piece follow one another in memory, so that they are one run of elements.
 template <class Operand>

@@ -1,8 +1,8 @@
-// What the tests ask of one instruction set: its elementary functions and its raw random words.
-#include "kernels.h"
+#include "probe.h"
+
 #include "loops.h"
 
-namespace fastvae::cpu::CPU_CAPABILITY {
+namespace fastvae::FASTVAE_DEVICE {
 namespace {
 
 template <class F>
@@ -48,4 +48,4 @@ void words(Key key, uint64_t first_block, uint32_t* out, int64_t blocks) {
   }
 }
 
-}  // namespace fastvae::cpu::CPU_CAPABILITY
+}  // namespace fastvae::FASTVAE_DEVICE

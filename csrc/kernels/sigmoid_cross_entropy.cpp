@@ -1,21 +1,23 @@
-#include "kernels.h"
+// sigmoid_cross_entropy and its derivatives.
+#include "declarations.h"
 #include "loops.h"
 
-namespace fastvae::cpu::CPU_CAPABILITY {
+namespace fastvae::FASTVAE_DEVICE {
 
-void sigmoid_cross_entropy(Extent extent, Input logits, Input target, Sums out) {
+void sigmoid_cross_entropy(Extent extent, Input logits, Target target, Sums out) {
   row_sum<Sum::logs>(
       extent, out,
-      [](auto l, auto x)
-          FASTVAE_INLINE { return formulas::sigmoid_cross_entropy(l, x, formulas::odds(l)); },
+      [] FASTVAE_LAMBDA(auto l, auto x) {
+        return formulas::sigmoid_cross_entropy(l, x, formulas::odds(l));
+      },
       logits, target);
 }
 
-void sigmoid_cross_entropy_with_grad(Extent extent, Input logits, Input target, double scale,
+void sigmoid_cross_entropy_with_grad(Extent extent, Input logits, Target target, double scale,
                                      Sums out, Output grad_logits) {
   row_sum_and_map<Sum::logs>(
       extent, out, {grad_logits},
-      [scale](auto l, auto x) FASTVAE_INLINE {
+      [scale] FASTVAE_LAMBDA(auto l, auto x) {
         using T = decltype(l);
         const T odds = formulas::odds(l);
         return term_and_values(
@@ -25,23 +27,24 @@ void sigmoid_cross_entropy_with_grad(Extent extent, Input logits, Input target, 
       logits, target);
 }
 
-void sigmoid_cross_entropy_backward(Extent extent, Input grad, Input logits, Input target,
+void sigmoid_cross_entropy_backward(Extent extent, PerRow grad, Input logits, Target target,
                                     Output grad_logits) {
   map(
       extent, {grad_logits},
-      [](auto g, auto l, auto x) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto g, auto l, auto x) {
         return values(g * formulas::sigmoid_cross_entropy_grad_logits(l, x, formulas::odds(l)));
       },
       grad, logits, target);
 }
 
-void sigmoid_cross_entropy_backward_target(Extent extent, Input grad, Input logits,
+void sigmoid_cross_entropy_backward_target(Extent extent, PerRow grad, Input logits,
                                            Output grad_target) {
   map_folding(
       extent, {grad_target},
-      [](auto g, auto l)
-          FASTVAE_INLINE { return values(g * formulas::sigmoid_cross_entropy_grad_target(l)); },
+      [] FASTVAE_LAMBDA(auto g, auto l) {
+        return values(g * formulas::sigmoid_cross_entropy_grad_target(l));
+      },
       grad, logits);
 }
 
-}  // namespace fastvae::cpu::CPU_CAPABILITY
+}  // namespace fastvae::FASTVAE_DEVICE

@@ -1,21 +1,23 @@
-#include "kernels.h"
+// gaussian_kl and its derivatives, from the standard normal or from a prior.
+#include "declarations.h"
 #include "loops.h"
 
-namespace fastvae::cpu::CPU_CAPABILITY {
+namespace fastvae::FASTVAE_DEVICE {
 
 void gaussian_kl(Extent extent, Input mu, Input logvar, Sums kl) {
   row_sum(
       extent, kl,
-      [](auto mu, auto logvar)
-          FASTVAE_INLINE { return formulas::gaussian_kl(mu, logvar, math::exp(logvar)); },
+      [] FASTVAE_LAMBDA(auto mu, auto logvar) {
+        return formulas::gaussian_kl(mu, logvar, math::exp(logvar));
+      },
       mu, logvar);
 }
 
-void gaussian_kl_backward(Extent extent, Input grad, Input mu, Input logvar, Output grad_mu,
+void gaussian_kl_backward(Extent extent, PerRow grad, Input mu, Input logvar, Output grad_mu,
                           Output grad_logvar) {
   map(
       extent, {grad_mu, grad_logvar},
-      [](auto g, auto mu, auto logvar) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto g, auto mu, auto logvar) {
         return values(g * formulas::gaussian_kl_grad_mu(mu),
                       g * formulas::gaussian_kl_grad_logvar(math::exp(logvar)));
       },
@@ -26,19 +28,19 @@ void gaussian_kl_prior(Extent extent, Input mu, Input logvar, Input prior_mu, In
                        Sums kl) {
   row_sum(
       extent, kl,
-      [](auto mu, auto logvar, auto prior_mu, auto prior_logvar) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto mu, auto logvar, auto prior_mu, auto prior_logvar) {
         const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
         return formulas::gaussian_kl(logvar, prior_logvar, terms);
       },
       mu, logvar, prior_mu, prior_logvar);
 }
 
-void gaussian_kl_prior_backward(Extent extent, Input grad, Input mu, Input logvar, Input prior_mu,
+void gaussian_kl_prior_backward(Extent extent, PerRow grad, Input mu, Input logvar, Input prior_mu,
                                 Input prior_logvar, Output grad_mu, Output grad_logvar,
                                 Output grad_prior_mu, Output grad_prior_logvar) {
   map(
       extent, {grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar},
-      [](auto g, auto mu, auto logvar, auto prior_mu, auto prior_logvar) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto g, auto mu, auto logvar, auto prior_mu, auto prior_logvar) {
         const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
         const auto grad_mu = g * terms.whitened;
         return values(grad_mu, g * formulas::gaussian_kl_grad_logvar(terms.ratio), -grad_mu,
@@ -47,4 +49,4 @@ void gaussian_kl_prior_backward(Extent extent, Input grad, Input mu, Input logva
       grad, mu, logvar, prior_mu, prior_logvar);
 }
 
-}  // namespace fastvae::cpu::CPU_CAPABILITY
+}  // namespace fastvae::FASTVAE_DEVICE

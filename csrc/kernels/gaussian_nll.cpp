@@ -1,14 +1,15 @@
-#include "kernels.h"
+// gaussian_nll and its derivatives, with one sigma for all elements or a log variance for each.
+#include "declarations.h"
 #include "loops.h"
 
-namespace fastvae::cpu::CPU_CAPABILITY {
+namespace fastvae::FASTVAE_DEVICE {
 
-void gaussian_nll(Extent extent, Input mean, Input target, Input logvar, const Input* inverse,
+void gaussian_nll(Extent extent, Input mean, Target target, Input logvar, const Input* inverse,
                   Sums out) {
   if (inverse) {
     row_sum(
         extent, out,
-        [logvar = scalar(logvar), inverse = scalar(*inverse)](auto mean, auto x) FASTVAE_INLINE {
+        [logvar = scalar(logvar), inverse = scalar(*inverse)] FASTVAE_LAMBDA(auto mean, auto x) {
           using T = decltype(mean);
           return formulas::gaussian_nll(mean, x, T(logvar), T(inverse));
         },
@@ -17,18 +18,18 @@ void gaussian_nll(Extent extent, Input mean, Input target, Input logvar, const I
   }
   row_sum(
       extent, out,
-      [](auto mean, auto x, auto logvar) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto mean, auto x, auto logvar) {
         return formulas::gaussian_nll(mean, x, logvar, formulas::inverse_deviation(logvar));
       },
       mean, target, logvar);
 }
 
-void gaussian_nll_backward(Extent extent, Input grad, Input mean, Input target, Input logvar,
+void gaussian_nll_backward(Extent extent, PerRow grad, Input mean, Target target, Input logvar,
                            const Input* inverse, Output grad_mean, Output grad_logvar) {
   if (inverse) {
     map(
         extent, {grad_mean},
-        [inverse = scalar(*inverse)](auto g, auto mean, auto x) FASTVAE_INLINE {
+        [inverse = scalar(*inverse)] FASTVAE_LAMBDA(auto g, auto mean, auto x) {
           return values(g * formulas::gaussian_nll_grad_mean(mean, x, decltype(x)(inverse)));
         },
         grad, mean, target);
@@ -36,7 +37,7 @@ void gaussian_nll_backward(Extent extent, Input grad, Input mean, Input target, 
   }
   map(
       extent, {grad_mean, grad_logvar},
-      [](auto g, auto mean, auto x, auto logvar) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto g, auto mean, auto x, auto logvar) {
         const auto inverse = formulas::inverse_deviation(logvar);
         return values(
             g * formulas::gaussian_nll_grad_mean(mean, x, inverse),
@@ -45,13 +46,13 @@ void gaussian_nll_backward(Extent extent, Input grad, Input mean, Input target, 
       grad, mean, target, logvar);
 }
 
-void gaussian_nll_backward_target(Extent extent, Input grad, Input mean, Input target, Input logvar,
-                                  const Input* inverse, Output grad_target) {
+void gaussian_nll_backward_target(Extent extent, PerRow grad, Input mean, Target target,
+                                  Input logvar, const Input* inverse, Output grad_target) {
   // d/dtarget = -d/dmean
   if (inverse) {
     map_folding(
         extent, {grad_target},
-        [inverse = scalar(*inverse)](auto g, auto mean, auto x) FASTVAE_INLINE {
+        [inverse = scalar(*inverse)] FASTVAE_LAMBDA(auto g, auto mean, auto x) {
           return values(-g * formulas::gaussian_nll_grad_mean(mean, x, decltype(x)(inverse)));
         },
         grad, mean, target);
@@ -59,20 +60,21 @@ void gaussian_nll_backward_target(Extent extent, Input grad, Input mean, Input t
   }
   map_folding(
       extent, {grad_target},
-      [](auto g, auto mean, auto x, auto logvar) FASTVAE_INLINE {
+      [] FASTVAE_LAMBDA(auto g, auto mean, auto x, auto logvar) {
         return values(
             -g * formulas::gaussian_nll_grad_mean(mean, x, formulas::inverse_deviation(logvar)));
       },
       grad, mean, target, logvar);
 }
 
-void gaussian_nll_grad_log_sigma(Extent extent, Input mean, Input target, Input inverse, Sums out) {
+void gaussian_nll_grad_log_sigma(Extent extent, Input mean, Target target, Input inverse,
+                                 Sums out) {
   row_sum(
       extent, out,
-      [inverse = scalar(inverse)](auto mean, auto x) FASTVAE_INLINE {
+      [inverse = scalar(inverse)] FASTVAE_LAMBDA(auto mean, auto x) {
         return formulas::gaussian_nll_grad_log_sigma(mean, x, decltype(x)(inverse));
       },
       mean, target);
 }
 
-}  // namespace fastvae::cpu::CPU_CAPABILITY
+}  // namespace fastvae::FASTVAE_DEVICE

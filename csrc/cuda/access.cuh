@@ -1,0 +1,192 @@
+// Elements between a GPU's memory and its registers: in vectors where type and alignment are known
+// when compiled, else one by one by their run-time type.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../formulas.h"
+#include "../kernels.h"
+#include "../philox.h"
+
+namespace fastvae::cuda {
+namespace {
+
+using Bf16 = __nv_bfloat16;
+using F16 = __half;
+
+__device__ __forceinline__ double to_number(double x) { return x; }
+__device__ __forceinline__ float to_number(float x) { return x; }
+__device__ __forceinline__ float to_number(Bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_number(F16 x) { return __half2float(x); }
+
+__device__ __forceinline__ void from_number(double x, double& out) { out = x; }
+__device__ __forceinline__ void from_number(float x, float& out) { out = x; }
+__device__ __forceinline__ void from_number(float x, Bf16& out) { out = __float2bfloat16_rn(x); }
+__device__ __forceinline__ void from_number(float x, F16& out) { out = __float2half_rn(x); }
+
+template <class S>
+constexpr Dtype dtype_of = Dtype::f32;
+template <>
+constexpr Dtype dtype_of<double> = Dtype::f64;
+template <>
+constexpr Dtype dtype_of<Bf16> = Dtype::bf16;
+template <>
+constexpr Dtype dtype_of<F16> = Dtype::f16;
+template <>
+constexpr Dtype dtype_of<uint8_t> = Dtype::u8;
+
+// A byte of an image or of a mask.
+template <class T>
+__device__ __forceinline__ T from_byte(uint8_t x, Dtype dtype) {
+  const T unit = formulas::pixel(x, T());
+  return dtype == Dtype::boolean ? (x != 0 ? T(1) : T(0)) : unit;
+}
+
+// One element of any type, and `n` of up to V at data[offset ..]; the rest are zeros.
+
+template <int V, class S, class T>
+__device__ __forceinline__ void read_each(const S* from, int n, T (&out)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) out[v] = v < n ? static_cast<T>(to_number(from[v])) : T(0);
+}
+
+template <int V, class T>
+__device__ __forceinline__ void read_any(Dtype dtype, const void* data, int64_t offset, int n,
+                                         T (&out)[V]) {
+  switch (dtype) {
+    case Dtype::f64:
+      return read_each(static_cast<const double*>(data) + offset, n, out);
+    case Dtype::f32:
+      return read_each(static_cast<const float*>(data) + offset, n, out);
+    case Dtype::bf16:
+      return read_each(static_cast<const Bf16*>(data) + offset, n, out);
+    case Dtype::f16:
+      return read_each(static_cast<const F16*>(data) + offset, n, out);
+    case Dtype::u8:
+    case Dtype::boolean: {
+      const uint8_t* from = static_cast<const uint8_t*>(data) + offset;
+#pragma unroll
+      for (int v = 0; v < V; ++v) out[v] = v < n ? from_byte<T>(from[v], dtype) : T(0);
+    }
+  }
+}
+
+template <class S, int V, class T>
+__device__ __forceinline__ void write_each(S* to, int n, const T (&values)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    if (v < n) from_number(values[v], to[v]);
+}
+
+template <int V, class T>
+__device__ __forceinline__ void write_any(Dtype dtype, void* data, int64_t offset, int n,
+                                          const T (&values)[V]) {
+  if (dtype == Dtype::f64) {
+    double* to = static_cast<double*>(data) + offset;
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      if (v < n) to[v] = static_cast<double>(values[v]);
+    return;
+  }
+  float narrow[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) narrow[v] = static_cast<float>(values[v]);
+  switch (dtype) {
+    case Dtype::f64:
+      return;
+    case Dtype::f32:
+      return write_each(static_cast<float*>(data) + offset, n, narrow);
+    case Dtype::bf16:
+      return write_each(static_cast<Bf16*>(data) + offset, n, narrow);
+    case Dtype::f16:
+      return write_each(static_cast<F16*>(data) + offset, n, narrow);
+    case Dtype::u8:  // no kernel writes images; a mask of 0 and 1 goes to bool
+    case Dtype::boolean: {
+      uint8_t* to = static_cast<uint8_t*>(data) + offset;
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        if (v < n) to[v] = narrow[v] != 0;
+    }
+  }
+}
+
+// V elements in one access of up to 16 bytes.
+template <class S, int V>
+struct alignas(sizeof(S) * V) Vector {
+  static_assert(sizeof(S) * V <= 16);
+  S element[V];
+};
+
+template <int V, class S>
+__device__ __forceinline__ void read_vector(Dtype dtype, const S* from, float (&out)[V]) {
+  const Vector<S, V> x = *reinterpret_cast<const Vector<S, V>*>(from);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    if constexpr (std::is_same_v<S, uint8_t>)
+      out[v] = from_byte<float>(x.element[v], dtype);
+    else
+      out[v] = to_number(x.element[v]);
+  }
+}
+
+template <int V, class S>
+__device__ __forceinline__ void write_vector(S* to, const float (&values)[V]) {
+  Vector<S, V> x;
+#pragma unroll
+  for (int v = 0; v < V; ++v) from_number(values[v], x.element[v]);
+  *reinterpret_cast<Vector<S, V>*>(to) = x;
+}
+
+// Noise. A block of the stream has four numbers.
+
+__device__ __forceinline__ Key key_of(const Input& input) {
+  Key key = input.key;
+  if (input.seed) key.seed ^= *input.seed;
+  if (input.offset) key.offset += *input.offset;
+  return key;
+}
+
+template <bool normal, class T>
+__device__ __forceinline__ void noise_block(Key key, uint64_t block, T (&out)[4]) {
+  const PhiloxBlock words = philox(key, block);
+  if constexpr (normal) {
+    const NormalPair<T> x = box_muller<T>(words.word[0], words.word[1]);
+    const NormalPair<T> y = box_muller<T>(words.word[2], words.word[3]);
+    out[0] = x.first;
+    out[1] = x.second;
+    out[2] = y.first;
+    out[3] = y.second;
+  } else {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) out[w] = uniform<T>(words.word[w]);
+  }
+}
+
+// Numbers first .. first + V - 1 of the stream; `aligned`: first is the first of a block.
+template <bool normal, bool aligned, int V, class T>
+__device__ __forceinline__ void noise(Key key, uint64_t first, T (&out)[V]) {
+  static_assert(V % 4 == 0);
+  const uint64_t block = first / 4;
+  T made[V + 4];
+#pragma unroll
+  for (int j = 0; j < V / 4 + (aligned ? 0 : 1); ++j) {
+    T four[4];
+    noise_block<normal>(key, block + j, four);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) made[4 * j + w] = four[w];
+  }
+  const int skip = aligned ? 0 : static_cast<int>(first % 4);
+  // Registers have no addresses: each of the four shifts is a select.
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    out[v] = made[v];
+    if constexpr (!aligned) {
+#pragma unroll
+      for (int s = 1; s < 4; ++s) out[v] = skip == s ? made[v + s] : out[v];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastvae::cuda

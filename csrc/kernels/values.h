@@ -1,0 +1,36 @@
+// What the functions that a loop runs return.
+#pragma once
+
+#include "../formulas.h"
+
+namespace fastvae {
+namespace {
+
+// What a loop sums over the rows: nothing, terms, or terms and logarithms.
+enum class Sum { none, terms, logs };
+
+// `term` + log(1 + `factor`) is summed over the row, value[0 .. N-1] go to the outputs.
+template <class T, int N>
+struct Values {
+  static constexpr int count = N;
+  T term, factor;
+  T value[N > 0 ? N : 1];
+};
+
+template <class T, class... V>
+FASTVAE_FN Values<T, 1 + sizeof...(V)> values(T first, V... rest) {
+  return {T(0), T(0), {first, rest...}};
+}
+
+template <class T, class... V>
+FASTVAE_FN Values<T, sizeof...(V)> term_and_values(T term, V... rest) {
+  return {term, T(0), {rest...}};
+}
+
+template <class T, class... V>
+FASTVAE_FN Values<T, sizeof...(V)> term_and_values(formulas::LogTerm<T> parts, V... rest) {
+  return {parts.term, parts.factor, {rest...}};
+}
+
+}  // namespace
+}  // namespace fastvae

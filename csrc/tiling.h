@@ -1,0 +1,65 @@
+// Which thread of a GPU takes which elements: plain arithmetic on sizes, so that it can be checked
+// without a GPU. It depends on nothing else, so a sum runs in the same order at every call and on
+// every card.
+#pragma once
+
+#include "kernels.h"
+
+namespace fastvae {
+
+constexpr int kThreads = 256;  // of a block
+constexpr int kWarp = 32;
+constexpr int64_t kBlocks = 1024;  // that fill any GPU of today: 132 processors of an H200 by 8
+
+// Rows of `columns` elements, cut among groups of `lanes` threads: a group takes one segment of one
+// row. Its threads take `vector` elements each, side by side, and go on to what follows.
+struct Tiling {
+  int64_t rows, columns;
+  int vector;        // elements that a thread takes at a time
+  int lanes;         // threads of a group: a power of two up to a warp, or a whole block
+  int64_t segments;  // of a row
+  int64_t segment;   // columns of each but the last
+  int64_t blocks;
+};
+
+// Small events get a part of a warp for each row, and most others a warp. A block takes a row where
+// that leaves each thread two vectors, or where there are too few rows for a warp each; and several
+// blocks where there are too few for a block each.
+FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector) {
+  Tiling t{rows, columns, vector, 1, 1, columns, 0};
+  const int64_t vectors = ceil_div(columns, vector);
+  while (t.lanes < kWarp && t.lanes < vectors) t.lanes *= 2;
+  const bool few_rows = rows * kWarp < kBlocks * kThreads;
+  if (vectors >= 2 * kThreads || (few_rows && vectors > 2 * kWarp)) t.lanes = kThreads;
+  if (t.lanes == kThreads && rows > 0 && rows < kBlocks) {
+    const int64_t step = int64_t{kThreads} * vector;
+    const int64_t steps = ceil_div(columns, step);
+    const int64_t wanted = ceil_div(kBlocks, rows);
+    const int64_t possible = steps < 4 ? 1 : steps / 2;  // two steps each
+    t.segment = ceil_div(steps, wanted < possible ? wanted : possible) * step;
+    t.segments = ceil_div(columns, t.segment);
+  }
+  t.blocks = ceil_div(rows * t.segments, kThreads / t.lanes);
+  return t;
+}
+
+// What one thread takes: `vector` columns from `first` on, then from each `step` further, as far as
+// `end`. A thread without a row has rows <= row.
+struct Place {
+  int64_t group, row, first, end, step;
+  int lane;
+};
+
+FASTVAE_FN Place place_of(const Tiling& t, int64_t block, int thread) {
+  Place p;
+  p.lane = thread & (t.lanes - 1);
+  p.group = block * (kThreads / t.lanes) + thread / t.lanes;
+  p.row = t.segments == 1 ? p.group : p.group / t.segments;
+  const int64_t begin = t.segments == 1 ? 0 : p.group % t.segments * t.segment;
+  p.first = begin + int64_t{p.lane} * t.vector;
+  p.end = t.columns - begin < t.segment ? t.columns : begin + t.segment;
+  p.step = int64_t{t.lanes} * t.vector;
+  return p;
+}
+
+}  // namespace fastvae
