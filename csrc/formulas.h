@@ -24,7 +24,7 @@ FASTVAE_FN T odds(T l) {
 // 1 / (1 + e^-l)
 template <class T>
 FASTVAE_FN T sigmoid(T l, T odds) {
-  return (l < T(0) ? odds : T(1)) / (T(1) + odds);
+  return math::divide(l < T(0) ? odds : T(1), T(1) + odds);
 }
 
 // A term of a sum in two parts, term + log(1 + factor). The sum of the logarithms of many is the
@@ -148,13 +148,10 @@ FASTVAE_FN T gaussian_nll_grad_log_sigma(T mean, T x, T inverse) {
   return T(1) - standardised * standardised;
 }
 
-// x / 255, to the last bit what a division gives: 0x10101 / 2^24 is 1/255 but for its last 2^-24,
-// and the first product is exact in float.
-FASTVAE_FN float pixel(uint8_t x, float) {
-  const float value = static_cast<float>(x);
-  return value * (0x1.0101p-8f) + value * (0x1p-24f / 255.0f);
-}
-FASTVAE_FN double pixel(uint8_t x, double) { return x / 255.0; }
+// The value of an image's byte, x / 255, to the last bit what a division gives: 0x10101 / 2^24 is
+// 1/255 but for its last 2^-24, and the first product is exact in float.
+FASTVAE_FN float pixel(float byte) { return byte * (0x1.0101p-8f) + byte * (0x1p-24f / 255.0f); }
+FASTVAE_FN double pixel(double byte) { return byte / 255.0; }
 
 // Bernoulli draw: 1 with probability p, for u uniform on [0, 1).
 template <class T>

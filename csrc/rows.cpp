@@ -6,10 +6,9 @@
 #include <mutex>
 
 #include "cpu/dispatch.h"
-
+#include "cuda/runtime.h"
 #ifdef FASTVAE_CUDA
 #include "cuda/generator.h"
-#include "cuda/runtime.h"
 #define FASTVAE_DEVICES "CPU and CUDA"
 #else
 #define FASTVAE_DEVICES "CPU"
@@ -111,7 +110,11 @@ void check_same_device(const char* op, const char* name_a, const Tensor& a, cons
 
 KernelsFor::KernelsFor(const Tensor& t) {
   if (t.is_cpu()) {
+#ifdef FASTVAE_EMULATED
+    kernels_ = &cuda::kernels;
+#else
     kernels_ = &cpu::kernels();
+#endif
     return;
   }
 #ifdef FASTVAE_CUDA

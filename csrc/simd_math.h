@@ -46,6 +46,7 @@ FASTVAE_FN T below_infinity(T x) {
 FASTVAE_FN float exp(float x) { return ::expf(x); }
 FASTVAE_FN float exp_minus(float x) { return ::expf(-x); }
 FASTVAE_FN float sqrt(float x) { return ::sqrtf(x); }
+FASTVAE_FN float divide(float a, float b) { return ::__fdividef(a, b); }
 
 #else
 
@@ -92,12 +93,16 @@ FASTVAE_FN float exp_minus(float x) {
 }
 
 FASTVAE_FN float sqrt(float x) { return std::sqrt(x); }
+FASTVAE_FN float divide(float a, float b) { return a / b; }
 
 #endif
 
 FASTVAE_FN double exp(double x) { return ::exp(x); }
 FASTVAE_FN double exp_minus(double x) { return ::exp(-x); }
 FASTVAE_FN double sqrt(double x) { return ::sqrt(x); }
+// a / b for 1 <= b <= 2: 2 ulp in float on a GPU, where the exact one takes eight instructions
+// more.
+FASTVAE_FN double divide(double a, double b) { return a / b; }
 
 // log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)].
 FASTVAE_FN float log1p_reduced(float f) {

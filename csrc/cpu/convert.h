@@ -66,7 +66,7 @@ void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out) {
       return convert_run<uint16_t>(data, offset, n, out, f16_to_float);
     case Dtype::u8:
       return convert_run<uint8_t>(data, offset, n, out,
-                                  [](uint8_t x) { return formulas::pixel(x, T()); });
+                                  [](uint8_t x) { return formulas::pixel(static_cast<T>(x)); });
     case Dtype::boolean:
       return convert_run<uint8_t>(data, offset, n, out,
                                   [](uint8_t x) { return x != 0 ? T(1) : T(0); });

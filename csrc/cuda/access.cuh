@@ -14,11 +14,16 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 using F16 = __half;
+using Pixel = uint8_t;
+struct Bit {  // a byte of a bool tensor
+  uint8_t byte;
+};
 
 __device__ __forceinline__ double to_number(double x) { return x; }
 __device__ __forceinline__ float to_number(float x) { return x; }
 __device__ __forceinline__ float to_number(Bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_number(F16 x) { return __half2float(x); }
+__device__ __forceinline__ float to_number(Bit x) { return x.byte != 0 ? 1.0f : 0.0f; }
 
 __device__ __forceinline__ void from_number(double x, double& out) { out = x; }
 __device__ __forceinline__ void from_number(float x, float& out) { out = x; }
@@ -34,16 +39,11 @@ constexpr Dtype dtype_of<Bf16> = Dtype::bf16;
 template <>
 constexpr Dtype dtype_of<F16> = Dtype::f16;
 template <>
-constexpr Dtype dtype_of<uint8_t> = Dtype::u8;
+constexpr Dtype dtype_of<Pixel> = Dtype::u8;
+template <>
+constexpr Dtype dtype_of<Bit> = Dtype::boolean;
 
-// A byte of an image or of a mask.
-template <class T>
-__device__ __forceinline__ T from_byte(uint8_t x, Dtype dtype) {
-  const T unit = formulas::pixel(x, T());
-  return dtype == Dtype::boolean ? (x != 0 ? T(1) : T(0)) : unit;
-}
-
-// One element of any type, and `n` of up to V at data[offset ..]; the rest are zeros.
+// Elements of any type, `n` of up to V at data[offset ..]; the rest are zeros.
 
 template <int V, class S, class T>
 __device__ __forceinline__ void read_each(const S* from, int n, T (&out)[V]) {
@@ -63,12 +63,14 @@ __device__ __forceinline__ void read_any(Dtype dtype, const void* data, int64_t 
       return read_each(static_cast<const Bf16*>(data) + offset, n, out);
     case Dtype::f16:
       return read_each(static_cast<const F16*>(data) + offset, n, out);
-    case Dtype::u8:
-    case Dtype::boolean: {
-      const uint8_t* from = static_cast<const uint8_t*>(data) + offset;
+    case Dtype::u8: {
+      const Pixel* from = static_cast<const Pixel*>(data) + offset;
 #pragma unroll
-      for (int v = 0; v < V; ++v) out[v] = v < n ? from_byte<T>(from[v], dtype) : T(0);
+      for (int v = 0; v < V; ++v) out[v] = v < n ? formulas::pixel(static_cast<T>(from[v])) : T(0);
+      return;
     }
+    case Dtype::boolean:
+      return read_each(static_cast<const Bit*>(data) + offset, n, out);
   }
 }
 
@@ -119,14 +121,32 @@ struct alignas(sizeof(S) * V) Vector {
 };
 
 template <int V, class S>
-__device__ __forceinline__ void read_vector(Dtype dtype, const S* from, float (&out)[V]) {
-  const Vector<S, V> x = *reinterpret_cast<const Vector<S, V>*>(from);
+__device__ __forceinline__ void read_vector(const S* from, float (&out)[V]) {
+  const auto x = *reinterpret_cast<const Vector<S, V>*>(from);
+#pragma unroll
+  for (int v = 0; v < V; ++v) out[v] = to_number(x.element[v]);
+}
+
+// By the words that they lie in: one instruction for each number, where the compiler needs two.
+template <int V>
+__device__ __forceinline__ void read_vector(const Bf16* from, float (&out)[V]) {
+  const auto x = *reinterpret_cast<const Vector<uint32_t, V / 2>*>(from);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    if constexpr (std::is_same_v<S, uint8_t>)
-      out[v] = from_byte<float>(x.element[v], dtype);
-    else
-      out[v] = to_number(x.element[v]);
+    const uint32_t word = x.element[v / 2];
+    out[v] = math::bit_cast<float>(v % 2 == 0 ? word << 16 : word & 0xffff0000u);
+  }
+}
+
+// A byte put below the exponent of 2^23 is 2^23 and that byte: the conversion of integers runs at a
+// quarter of the speed.
+template <int V>
+__device__ __forceinline__ void read_vector(const Pixel* from, float (&out)[V]) {
+  const auto x = *reinterpret_cast<const Vector<uint32_t, V / 4>*>(from);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const uint32_t shifted = __byte_perm(x.element[v / 4], 0x4b000000u, 0x7540u + v % 4);
+    out[v] = formulas::pixel(math::bit_cast<float>(shifted) - 0x1p23f);
   }
 }
 

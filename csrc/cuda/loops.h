@@ -159,23 +159,27 @@ struct Source {
     }
   }
 
+  template <int V>
+  __device__ __forceinline__ void fill(T (&out)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) out[v] = fixed;
+  }
+
   // Columns column .. column + V - 1, of which n exist.
   template <int V>
   __device__ __forceinline__ void read(int64_t column, int n, T (&out)[V]) const {
     if constexpr (is_noise<In>) {
       noise<std::is_same_v<In, Normal>, !Stored::any>(key, first + column, out);
+    } else if constexpr (std::is_same_v<In, PerRow>) {
+      fill(out);
+    } else if constexpr (Stored::any) {
+      if (input.kind == Input::Kind::constant)
+        fill(out);
+      else
+        read_any(input.dtype, input.data, first + column, n, out);
     } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) out[v] = fixed;
-      if constexpr (!std::is_same_v<In, PerRow>) {
-        if (input.kind == Input::Kind::constant) return;
-        if constexpr (Stored::any) {
-          read_any(input.dtype, input.data, first + column, n, out);
-        } else {
-          using S = typename Stored::template Type<In>;
-          read_vector(input.dtype, static_cast<const S*>(input.data) + first + column, out);
-        }
-      }
+      using S = typename Stored::template Type<In>;
+      read_vector(static_cast<const S*>(input.data) + first + column, out);
     }
   }
 };
@@ -289,6 +293,15 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, In...>)
     fold_row<T, Stored, In...>(op, place, f, std::index_sequence_for<In...>());
 }
 
+#ifdef __CUDACC__
+template <class... Parameter, class... Argument>
+void launch_kernel(void (*kernel)(Parameter...), int64_t blocks, const Argument&... arguments) {
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
+           static_cast<cudaStream_t>(current_stream())>>>(arguments...);
+  check_launch();
+}
+#endif
+
 // Whether all vectors of an operand's rows can be read at once.
 template <class Operand>
 bool is_aligned(const Extent& extent, const Operand& operand, int vector, int size) {
@@ -298,11 +311,10 @@ bool is_aligned(const Extent& extent, const Operand& operand, int vector, int si
 
 template <class Stored, class In>
 bool fits(const Extent& extent, const In& input) {
-  if (input.kind != Input::Kind::elements) return true;
+  if (is_noise<In> || std::is_same_v<In, PerRow>) return true;
   using S = typename Stored::template Type<In>;
-  const bool same =
-      input.dtype == dtype_of<S> || (std::is_same_v<S, uint8_t> && input.dtype == Dtype::boolean);
-  return same && is_aligned(extent, input, Stored::vector(), sizeof(S));
+  return input.kind == Input::Kind::elements && input.dtype == dtype_of<S> &&
+         is_aligned(extent, input, Stored::vector(), sizeof(S));
 }
 
 template <class Stored>
@@ -335,17 +347,13 @@ void launch(const Extent& extent, const Sums& sums, const Output* outputs, const
   const bool in_parts = sum != Sum::none && t.segments > 1;
   const Workspace workspace(in_parts ? t.rows * t.segments * int64_t{sizeof(double)} : 0);
   op.partial = static_cast<double*>(workspace.data());
-  const auto stream = static_cast<cudaStream_t>(current_stream());
-  const auto blocks = static_cast<unsigned>(t.blocks);
   if constexpr (folding)
-    walk_folding<T, Stored, NO, F, In...><<<blocks, kThreads, 0, stream>>>(op, f);
+    launch_kernel(walk_folding<T, Stored, NO, F, In...>, t.blocks, op, f);
   else
-    walk<T, Stored, sum, NO, F, In...><<<blocks, kThreads, 0, stream>>>(op, f);
-  check_launch();
-  if (!in_parts) return;
-  const auto row_blocks = static_cast<unsigned>(ceil_div(t.rows, kThreads / kWarp));
-  sum_segments<<<row_blocks, kThreads, 0, stream>>>(op.partial, t.rows, t.segments, sums);
-  check_launch();
+    launch_kernel(walk<T, Stored, sum, NO, F, In...>, t.blocks, op, f);
+  if (in_parts)
+    launch_kernel(sum_segments, ceil_div(t.rows, kThreads / kWarp), op.partial, t.rows, t.segments,
+                  sums);
 }
 
 template <Sum sum, bool folding, int NO, class S, class X, class F, class... In>
@@ -373,9 +381,10 @@ void launch_in_precision(const Extent& extent, const Sums& sums, const Output* o
         as.template operator()<F16, F16>())
       return;
     if constexpr (has_target) {
-      if (as.template operator()<float, uint8_t>() || as.template operator()<Bf16, uint8_t>() ||
-          as.template operator()<F16, uint8_t>() || as.template operator()<Bf16, float>() ||
-          as.template operator()<F16, float>())
+      if (as.template operator()<float, Pixel>() || as.template operator()<float, Bit>() ||
+          as.template operator()<Bf16, float>() || as.template operator()<Bf16, Pixel>() ||
+          as.template operator()<Bf16, Bit>() || as.template operator()<F16, float>() ||
+          as.template operator()<F16, Pixel>() || as.template operator()<F16, Bit>())
         return;
     }
   }

@@ -1,0 +1,10 @@
+#include "../../csrc/cuda/runtime.h"
+
+namespace fastvae::cuda {
+
+void* current_stream() { return nullptr; }
+void check_launch() {}
+Workspace::Workspace(int64_t bytes) : data_(::operator new(static_cast<size_t>(bytes))) {}
+Workspace::~Workspace() { ::operator delete(data_); }
+
+}  // namespace fastvae::cuda
