@@ -6,7 +6,7 @@ bin := $(VENV)/bin
 # Warnings are errors here, and not for users, whose compilers may know others.
 strict := -Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 
-.PHONY: install test test-slow train lint format bench dist-check clean
+.PHONY: install test test-slow train lint format bench dist-check cuda-check clean
 
 # torch first, and from the constraints: the build finds it, and development has one version.
 $(VENV)/.torch: constraints.txt
@@ -34,12 +34,12 @@ lint: install
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
-	$(bin)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(bin)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cuh')
 
 format: install
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
-	$(bin)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+	$(bin)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cuh')
 
 bench: install
 	$(bin)/python -m benchmarks.bench_ops --json benchmarks/results/ops.json
@@ -50,5 +50,9 @@ bench: install
 dist-check: install
 	PYTHON=$(abspath $(bin))/python .ci/dist_check.sh
 
+# The CUDA build and its kernels, as far as can be checked without a GPU: minutes, and 5 GB for a CUDA build of PyTorch.
+cuda-check: install
+	PYTHON=$(abspath $(bin))/python .ci/cuda_check.sh
+
 clean:
-	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) .venv-cuda .mypy_cache .pytest_cache .ruff_cache .hypothesis

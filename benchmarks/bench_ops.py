@@ -1,6 +1,7 @@
 """Every operator against eager PyTorch and torch.compile of the same formula.
 
     python -m benchmarks.bench_ops [--only NAME ...] [--dtype NAME] [--threads N] [--rounds N] [--json FILE]
+    python -m benchmarks.bench_ops --device cuda --scale 32
 
 Prints a table and, with --json, writes the figures. Each contender is held against the float64 reference, gradients
 too, before it is timed.
@@ -22,20 +23,21 @@ from torch import Tensor
 from . import isa, table
 from .cases import OPERATORS, Case, Function, Operator, Outputs
 from .checks import TOLERANCE, all_close, standard
-from .timing import copy_bandwidth, machine, measure, threads
+from .timing import copy_bandwidth, device, machine, measure, threads
 
 ONE_GRAPH = "one graph"
 CONTENDERS = ("eager", "compile", ONE_GRAPH, "fastvae")
 MODES = ("forward", "forward+backward")
 # Inductor's own generator draws on the CPU one number at a time: sampling takes 9 times as long as with torch's.
-COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
+COMPILE_OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"cpu": {"fallback_random": True}}
+LARGE = 1024  # rows, from which on --scale multiplies them
 
 Step = Callable[..., Outputs]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile at its best on the CPU, for fixed shapes and without graph breaks."""
-    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
+    """torch.compile at its best on the device, for fixed shapes and without graph breaks."""
+    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS.get(device()))
 
 
 def forward(operator: Operator, function: Function) -> Step:
@@ -195,10 +197,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*names, "isa"], help="operators, or the instruction sets")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the logits and moments")
     parser.add_argument("--threads", type=int, help="instead of each case's own")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--scale", type=int, default=1, help=f"how many times the rows of cases with {LARGE} or more")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
 
+    torch.set_default_device(arguments.device)
     torch.manual_seed(0)
     result: dict[str, Any] = {"machine": machine(), "copy_bytes_per_second": {}, "rows": [], "isa": []}
     copies = result["copy_bytes_per_second"]
@@ -208,13 +213,18 @@ def main() -> None:
         for case in operator.cases if operator.name in (arguments.only or names) else ():
             if arguments.dtype not in (None, str(case.dtype).removeprefix("torch.")):
                 continue
-            for row in rows(operator, replace(case, threads=arguments.threads or case.threads), arguments.rounds):
+            if device() == "cuda" and case.threads:  # of the CPU
+                continue
+            batch, *event = case.shape
+            shape = (batch * arguments.scale if batch >= LARGE else batch, *event)
+            scaled = replace(case, shape=shape, threads=arguments.threads or case.threads)
+            for row in rows(operator, scaled, arguments.rounds):
                 if str(row["threads"]) not in copies:
                     with threads(row["threads"]):
                         copies[str(row["threads"])] = copy_bandwidth()
                 result["rows"].append(row)
                 print(table.text(table.ops_cells(row, copies), table.OPS_COLUMNS), flush=True)
-    if "isa" in (arguments.only or ["isa"]):
+    if device() == "cpu" and "isa" in (arguments.only or ["isa"]):
         result["isa"] = isa.compare_instruction_sets(arguments.rounds)
         columns = table.isa_columns(result["isa"])
         print("\n" + table.text(columns, columns))

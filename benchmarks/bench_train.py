@@ -27,7 +27,7 @@ from . import table
 from .bench_ops import compiled
 from .cases import eager_elbo, eager_sample
 from .checks import close
-from .timing import machine, measure
+from .timing import device, machine, measure
 
 BATCHES = (100, 1024, 4096, 8192)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,7 +57,7 @@ def exact_loss(model: VAE, x: Tensor) -> Tensor:
 
 def autocast(dtype: str) -> torch.autocast:
     """CPU autocast where ``dtype`` is not float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    return torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def contenders() -> dict[str, Loss]:
@@ -150,10 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_train", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
 
+    torch.set_default_device(arguments.device)
     torch.manual_seed(0)
     result: dict[str, Any] = {"machine": machine(), "rows": []}
     print(table.describe(result["machine"]))

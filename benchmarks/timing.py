@@ -26,9 +26,21 @@ class Timing(NamedTuple):
     high: float
 
 
+def device() -> str:
+    """The type of the device that tensors are made on: torch's default device."""
+    return torch.get_default_device().type
+
+
+def synchronize() -> None:
+    """Waits for a GPU to end what it was given."""
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
 def _calls_for(function: Callable[[], object], seconds: float) -> int:
     start = time.perf_counter()
     function()
+    synchronize()
     return max(1, int(seconds / max(time.perf_counter() - start, 1e-7)))
 
 
@@ -46,6 +58,7 @@ def compare(
     for name, function in contenders.items():
         function()  # compiles, fills caches
         function()
+        synchronize()
         calls[name] = _calls_for(function, seconds)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -53,12 +66,19 @@ def compare(
             start = time.perf_counter()
             for _ in range(calls[name]):
                 function()
+            synchronize()
             samples[name].append((time.perf_counter() - start) / calls[name])
     return {name: Timing(statistics.median(s), *statistics.quantiles(s, n=4)[::2]) for name, s in samples.items()}
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator held during a call beyond those at its start; the result counts."""
+    """The most bytes that torch's allocator held during a call beyond those at its start; the result counts."""
+    if device() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = function()
+        del result
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = function()  # kept until the profiler stops
     del result
@@ -95,12 +115,14 @@ def copy_bandwidth(size: int = 1 << 28) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the versions, the threads."""
+    """The processor or GPU, the versions, the threads."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
+    if device() == "cuda":
+        model = torch.cuda.get_device_name()
     return {
         "processor": model,
         "cores": os.cpu_count(),

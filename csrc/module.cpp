@@ -5,8 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 #include "formulas.h"
+#include "tiling.h"
 
 namespace py = pybind11;
 namespace formulas = fastvae::formulas;
@@ -28,6 +31,40 @@ Floats evaluate(const std::string& function, const Floats& x) {
 py::array_t<uint32_t> words(uint64_t seed, uint64_t offset, uint64_t first_block, int64_t blocks) {
   py::array_t<uint32_t> out(4 * blocks);
   fastvae::cpu::kernels().words({seed, offset}, first_block, out.mutable_data(), blocks);
+  return out;
+}
+
+// How often the threads of a GPU visit each of rows x columns elements.
+py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector) {
+  py::array_t<uint8_t> out({rows, columns});
+  uint8_t* count = out.mutable_data();
+  std::fill(count, count + rows * columns, uint8_t{0});
+  const fastvae::Tiling t = fastvae::tile(rows, columns, vector);
+  for (int64_t block = 0; block < t.blocks; ++block) {
+    for (int thread = 0; thread < fastvae::kThreads; ++thread) {
+      const fastvae::Place p = fastvae::place_of(t, block, thread);
+      if (p.row >= rows) continue;
+      for (int64_t column = p.first; column < p.end; column += p.step)
+        for (int64_t c = column; c < column + vector && c < p.end; ++c)
+          ++count[p.row * columns + c];
+    }
+  }
+  return out;
+}
+
+// The cut of rows x columns elements and the place of one thread in it.
+py::dict place(int64_t rows, int64_t columns, int vector, int64_t block, int thread) {
+  const fastvae::Tiling t = fastvae::tile(rows, columns, vector);
+  const fastvae::Place p = fastvae::place_of(t, block, thread);
+  py::dict out;
+  out["lanes"] = t.lanes;
+  out["segments"] = t.segments;
+  out["blocks"] = t.blocks;
+  out["group"] = p.group;
+  out["row"] = p.row;
+  out["first"] = p.first;
+  out["end"] = p.end;
+  out["step"] = p.step;
   return out;
 }
 
@@ -87,5 +124,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
   m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
         py::arg("blocks"));
+  m.def("visits", &visits, py::arg("rows"), py::arg("columns"), py::arg("vector"));
+  m.def("place", &place, py::arg("rows"), py::arg("columns"), py::arg("vector"), py::arg("block"),
+        py::arg("thread"));
   add_formulas(m.def_submodule("formulas"));
 }

@@ -73,7 +73,8 @@ def noise_key() -> tuple[int, int]:
 
 def noise(shape: Sequence[int]) -> Tensor:
     """The noise that a seeded call draws for ``shape``, in float64, from the reference's own Philox."""
-    return torch.from_numpy(reference.philox_normal(*noise_key(), torch.Size(shape).numel())).reshape(tuple(shape))
+    normals = torch.from_numpy(reference.philox_normal(*noise_key(), torch.Size(shape).numel()))
+    return normals.to(torch.get_default_device()).reshape(tuple(shape))
 
 
 def sample(mu: Tensor, logvar: Tensor, samples: tuple[int, ...] = ()) -> Tensor:

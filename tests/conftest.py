@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+import fastvae
+
 # A compiled graph that an earlier build left in the cache would be run in place of this build's.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
@@ -18,9 +20,27 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of every tensor that the tests of a module make.
+
+    Without a GPU, those of "cuda" are skipped; with FAIL_WITHOUT_CUDA=1 they fail.
+    """
+    if request.param == "cuda":
+        missing = "" if torch.cuda.is_available() else "no GPU"
+        if not fastvae.build_info()["cuda_architectures"]:
+            missing = "this build has no CUDA kernels"
+        if missing and os.environ.get("FAIL_WITHOUT_CUDA"):
+            pytest.fail(f"FAIL_WITHOUT_CUDA is set: {missing}")
+        if missing:
+            pytest.skip(missing)
+    with torch.device(request.param):
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def _same_random_state() -> Iterator[None]:
     """Each test starts from one seed and leaves the global generator as it found it."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(20160619)
         yield

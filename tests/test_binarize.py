@@ -7,6 +7,8 @@ import torch
 
 import fastvae
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_binarize_draws_with_the_pixels_probability(dtype: torch.dtype) -> None:

@@ -8,6 +8,8 @@ import torch
 import fastvae
 from fastvae import nn, reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize("shape", [(5, 12), (3, 8, 4, 6)])
 def test_diagonal_gaussian_over_packed_moments(shape: tuple[int, ...]) -> None:
@@ -26,7 +28,7 @@ def test_diagonal_gaussian_over_packed_moments(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(torch.distributions.kl_divergence(q, other), expected)
     x = torch.randn(mean.shape)
     torch.testing.assert_close(q.nll(x), reference.gaussian_nll(mean, x, logvar=logvar))
-    z = q.sample(torch.Generator().manual_seed(0))
+    z = q.sample(torch.Generator(torch.get_default_device()).manual_seed(0))
     assert z.shape == mean.shape
     z.sum().backward()
     torch.testing.assert_close(moments.grad.chunk(2, 1)[0], torch.ones_like(mean))
@@ -38,8 +40,8 @@ def test_diagonal_gaussian_sample_kl_is_sample_and_kl(clamp: tuple[float, float]
     q = fastvae.DiagonalGaussian(moments, clamp=clamp)
     results = []
     for z, kl in (
-        q.sample_kl(torch.Generator().manual_seed(3)),
-        (q.sample(torch.Generator().manual_seed(3)), q.kl()),
+        q.sample_kl(torch.Generator(torch.get_default_device()).manual_seed(3)),
+        (q.sample(torch.Generator(torch.get_default_device()).manual_seed(3)), q.kl()),
     ):
         (gradient,) = torch.autograd.grad((z, kl), moments, (torch.cos(z.detach()), torch.ones(3)), retain_graph=True)
         results.append((z, kl, gradient))

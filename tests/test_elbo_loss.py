@@ -8,6 +8,8 @@ import torch
 import fastvae
 from fastvae import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def inputs(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     shapes = [(6, 40), (6, 40), (6, 7), (6, 7)]

@@ -9,6 +9,8 @@ from tolerances import assert_within
 import fastvae
 from fastvae import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def test_gaussian_kl_of_the_prior_itself_is_zero() -> None:
     mu, logvar = torch.randn(4, 9), torch.randn(4, 9)

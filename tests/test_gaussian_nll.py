@@ -10,6 +10,8 @@ import torch
 import fastvae
 from fastvae import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def test_gaussian_nll_of_tiny_spreads_does_not_overflow() -> None:
     """(1e-20)^2 / (1e-20)^2 is 1, though neither square is a float32."""

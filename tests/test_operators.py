@@ -11,6 +11,8 @@ from tolerances import UNIT, assert_within, unit
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+pytestmark = pytest.mark.usefixtures("device")
+
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 

@@ -10,6 +10,8 @@ from tolerances import assert_within
 import fastvae
 from fastvae import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("size", [1e4, torch.inf])

@@ -1,0 +1,212 @@
+"""What only a GPU has: noise equal to the CPU's, graph capture, launches, no waiting, streams, many devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import fastvae
+
+pytestmark = pytest.mark.usefixtures("gpu")
+
+
+@pytest.fixture(scope="module")
+def gpu(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("a test of the GPU")
+
+
+def moments(*shape: int) -> list[Tensor]:
+    return [torch.randn(shape, requires_grad=True) for _ in range(2)]
+
+
+def kernels(function: Callable[[], object]) -> list[str]:
+    """Names of what a call runs on the GPU, copies and fills included."""
+    function()  # compiled modules are loaded at the first call
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        function()
+        torch.cuda.synchronize()
+    return [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (100, 32), (5, 4097)], ids=str)
+def test_noise_is_the_cpus_for_one_key(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Up to the rounding of multiply-add, as between instruction sets."""
+    zero = torch.zeros(shape)
+    z, key = torch.ops.fastvae.reparameterize_forward(zero, zero, None, None, None)
+    normals = torch.ops.fastvae.normal(key, shape, dtype)
+    torch.testing.assert_close(
+        normals.cpu(),
+        torch.ops.fastvae.normal(key.cpu(), shape, dtype),
+        rtol=0,
+        atol={4: 2e-6, 8: 1e-14}[dtype.itemsize],
+    )
+    torch.testing.assert_close(z.double(), normals.double(), rtol=0, atol=2e-6)
+
+
+def test_noise_is_not_that_of_torch() -> None:
+    """The same generator serves both: under one seed their numbers must differ."""
+    zero = torch.zeros(1000, 64)
+    torch.manual_seed(1)
+    ours = fastvae.reparameterize(zero, zero)
+    torch.manual_seed(1)
+    theirs = torch.randn(1000, 64)
+    assert not torch.isin(ours.flatten()[:4096], theirs.flatten()).any()
+
+
+def test_a_replayed_graph_draws_anew() -> None:
+    mu, logvar = (t.detach() for t in moments(64, 32))
+    draw = lambda: fastvae.reparameterize(mu, logvar)  # noqa: E731
+    draw()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        first, second = draw(), draw()
+    results = []
+    for _ in range(3):
+        graph.replay()
+        results += [first.clone(), second.clone()]
+    for i, a in enumerate(results):
+        assert a.isfinite().all()
+        assert not any(torch.equal(a, b) for b in results[i + 1 :])
+    torch.manual_seed(3)
+    graph.replay()
+    again = first.clone()
+    torch.manual_seed(3)
+    graph.replay()
+    assert torch.equal(first, again)
+
+
+def test_a_training_step_is_captured_and_replayed() -> None:
+    encoder, decoder = torch.nn.Linear(784, 64), torch.nn.Linear(32, 784)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, capturable=True)
+    x = torch.randint(0, 256, (100, 784), dtype=torch.uint8)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        mu, logvar = encoder(x / 255).chunk(2, -1)
+        loss = fastvae.elbo_loss(decoder(fastvae.reparameterize(mu, logvar)), x, mu, logvar).loss
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    losses = []
+    for _ in range(200):
+        graph.replay()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
+
+
+def forward_and_backward(call: Callable[..., object], *inputs: Tensor) -> Callable[[], object]:
+    def run() -> object:
+        outputs = call(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        wanted = [t for t in inputs if t.requires_grad]
+        return torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])
+
+    return run
+
+
+CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
+    "reparameterize": lambda: (fastvae.reparameterize, moments(128, 32)),
+    "gaussian_kl": lambda: (fastvae.gaussian_kl, moments(128, 32)),
+    "sample_kl": lambda: (fastvae.sample_kl, moments(128, 32)),
+    "sigmoid_cross_entropy": lambda: (
+        fastvae.sigmoid_cross_entropy,
+        [torch.randn(128, 784, requires_grad=True), torch.rand(128, 784)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_and_backward_are_one_launch_each(name: str) -> None:
+    call, inputs = CALLS[name]()
+    assert len([k for k in kernels(lambda: call(*inputs)) if "walk" in k]) == 1
+    assert len(kernels(lambda: call(*(t.detach() for t in inputs)))) == 1
+    both = [k for k in kernels(forward_and_backward(call, *inputs)) if "walk" in k]
+    assert len(both) == 2, both
+
+
+@pytest.mark.parametrize("name", [*CALLS, "elbo_loss"])
+def test_nothing_waits_for_the_gpu(name: str) -> None:
+    if name == "elbo_loss":
+        logits, target = torch.randn(64, 784, requires_grad=True), torch.rand(64, 784)
+        call, inputs = lambda *t: fastvae.elbo_loss(*t).loss, [logits, target, *moments(64, 8)]
+    else:
+        call, inputs = CALLS[name]()
+    run = forward_and_backward(call, *inputs)
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [(64, 784), (4, 3, 128, 128), (2, 300_000)], ids=str)
+def test_sums_are_the_same_at_every_run(shape: tuple[int, ...]) -> None:
+    logits, target = torch.randn(shape), torch.rand(shape)
+    first = fastvae.sigmoid_cross_entropy(logits, target)
+    assert all(torch.equal(first, fastvae.sigmoid_cross_entropy(logits, target)) for _ in range(10))
+
+
+def test_results_are_those_of_the_cpu() -> None:
+    logits, target = torch.randn(8, 3, 100, 100), torch.randint(0, 256, (8, 3, 100, 100), dtype=torch.uint8)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        rows = logits.to(dtype)
+        ours = fastvae.sigmoid_cross_entropy(rows, target)
+        theirs = fastvae.sigmoid_cross_entropy(rows.cpu(), target.cpu())
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5 if dtype != torch.float64 else 1e-12, atol=0)
+
+
+def test_kernels_run_on_the_current_stream() -> None:
+    """What a stream still waits to write, the kernels after it must see."""
+    logits, target = torch.zeros(4096, 784), torch.rand(4096, 784)
+    expected = fastvae.sigmoid_cross_entropy(logits + 1, target)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        logits.add_(1)
+        result = fastvae.sigmoid_cross_entropy(logits, target)
+    stream.synchronize()
+    assert torch.equal(result, expected)
+
+
+def test_kernels_run_on_the_device_of_their_tensors() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    mu, logvar = (t.detach().to("cuda:1") for t in moments(16, 8))
+    assert torch.cuda.current_device() == 0
+    z, kl = fastvae.sample_kl(mu, logvar)
+    assert z.device == kl.device == torch.device("cuda:1")
+    torch.testing.assert_close(kl.cpu(), fastvae.gaussian_kl(mu.cpu(), logvar.cpu()))
+
+
+def test_a_generator_of_another_device_is_refused() -> None:
+    zero = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="generator must be on the device of the input, cuda:0, got one on cpu"):
+        fastvae.reparameterize(zero, zero, generator=torch.Generator("cpu"))
+
+
+def test_two_draws_with_one_cuda_generator_differ() -> None:
+    zero = torch.zeros(5, 6)
+    generator = torch.Generator("cuda").manual_seed(1)
+    first, second = (fastvae.reparameterize(zero, zero, generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, fastvae.reparameterize(zero, zero, generator=generator.manual_seed(1)))
