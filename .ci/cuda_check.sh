@@ -38,10 +38,11 @@ FASTVAE_CUDA=1 "$python" -m pip install --quiet --no-deps --force-reinstall "$st
   -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="80-real;90-real;100-real" "$source"
 cd "$source/tests"
 "$python" cuda/build.py
-"$python" -m pytest "${tests[@]}" test_operators.py test_noise.py test_errors.py test_transforms.py test_tiling.py
+"$python" -m pytest "${tests[@]}" -k "not gradcheck and not threads_do_not" test_operators.py test_errors.py \
+  test_transforms.py
 
 echo "the CUDA kernels on the CPU:"
-FASTVAE_CUDA=emulated "$python" -m pip install --quiet --no-deps --target "$work/emulated" "$strict" "$source"
+FASTVAE_CUDA=emulated "$python" -m pip install --quiet --no-deps --target "$work/emulated" "$source"
 export PYTHONPATH=$work/emulated
 "$python" -c 'import fastvae; assert fastvae.build_info()["cuda_architectures"] == ["emulated"], fastvae.build_info()'
 "$python" -m pytest "${tests[@]}" -k "not opcheck and not compile and not threads_do_not" test_operators.py \

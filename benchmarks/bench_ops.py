@@ -10,7 +10,6 @@ too, before it is timed.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import isa, table
+from . import isa, table, timing
 from .cases import OPERATORS, Case, Function, Operator, Outputs
 from .checks import TOLERANCE, all_close, standard
-from .timing import copy_bandwidth, device, machine, measure, threads
+from .timing import copy_bandwidth, machine, measure, save, threads
 
 ONE_GRAPH = "one graph"
 CONTENDERS = ("eager", "compile", ONE_GRAPH, "fastvae")
@@ -37,7 +36,7 @@ Step = Callable[..., Outputs]
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile at its best on the device, for fixed shapes and without graph breaks."""
-    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS.get(device()))
+    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS.get(timing.device.type))
 
 
 def forward(operator: Operator, function: Function) -> Step:
@@ -155,7 +154,8 @@ def rows(
 
 
 def _row(operator: Operator, case: Case, mode: str, rounds: int, names: Sequence[str]) -> dict[str, Any]:
-    leaves = operator.leaves(case)
+    with timing.device:
+        leaves = operator.leaves(case)
     wanted = operator.wanted(leaves) if mode != "forward" else ()
     with torch.no_grad():
         outputs = forward(operator, operator.ours)(*leaves)
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
 
-    torch.set_default_device(arguments.device)
+    timing.device = torch.device(arguments.device)
     torch.manual_seed(0)
     result: dict[str, Any] = {"machine": machine(), "copy_bytes_per_second": {}, "rows": [], "isa": []}
     copies = result["copy_bytes_per_second"]
@@ -213,7 +213,7 @@ def main() -> None:
         for case in operator.cases if operator.name in (arguments.only or names) else ():
             if arguments.dtype not in (None, str(case.dtype).removeprefix("torch.")):
                 continue
-            if device() == "cuda" and case.threads:  # of the CPU
+            if timing.device.type == "cuda" and case.threads:  # of the CPU
                 continue
             batch, *event = case.shape
             shape = (batch * arguments.scale if batch >= LARGE else batch, *event)
@@ -224,14 +224,14 @@ def main() -> None:
                         copies[str(row["threads"])] = copy_bandwidth()
                 result["rows"].append(row)
                 print(table.text(table.ops_cells(row, copies), table.OPS_COLUMNS), flush=True)
-    if device() == "cpu" and "isa" in (arguments.only or ["isa"]):
+                save(arguments.json, result)
+    if timing.device.type == "cpu" and "isa" in (arguments.only or ["isa"]):
         result["isa"] = isa.compare_instruction_sets(arguments.rounds)
         columns = table.isa_columns(result["isa"])
         print("\n" + table.text(columns, columns))
         for row in result["isa"]:
             print(table.text(table.isa_cells(row), columns))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        save(arguments.json, result)
 
 
 if __name__ == "__main__":

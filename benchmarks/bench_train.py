@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,11 @@ import fastvae
 from fastvae import reference
 from fastvae.models import VAE
 
-from . import table
+from . import table, timing
 from .bench_ops import compiled
 from .cases import eager_elbo, eager_sample
 from .checks import close
-from .timing import device, machine, measure
+from .timing import machine, measure, save
 
 BATCHES = (100, 1024, 4096, 8192)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,7 +56,7 @@ def exact_loss(model: VAE, x: Tensor) -> Tensor:
 
 def autocast(dtype: str) -> torch.autocast:
     """CPU autocast where ``dtype`` is not float32."""
-    return torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16")
+    return torch.autocast(timing.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def contenders() -> dict[str, Loss]:
@@ -109,14 +108,16 @@ def loss_parts(x: Tensor, latent_dim: int, dtype: str) -> dict[str, Callable[[],
     """Sampling, KL and reconstruction with their backward, at the shapes of the step and without its networks."""
     kind = DTYPES[dtype]
     logits = torch.randn_like(x, dtype=kind, requires_grad=True)
-    moments = torch.randn(len(x), 2 * latent_dim, dtype=kind, requires_grad=True)
-    upstream = torch.randn(len(x), latent_dim, dtype=kind)
+    moments = torch.randn(len(x), 2 * latent_dim, dtype=kind, device=x.device, requires_grad=True)
+    gradient = torch.randn(len(x), latent_dim, device=x.device)
+    upstream = {dtype: gradient.to(dtype) for dtype in (torch.float32, kind)}
 
     def part(sample: Callable[..., Tensor], elbo: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         with autocast(dtype):
             mu, logvar = moments.chunk(2, -1)
             z, loss = sample(mu, logvar), elbo(logits, x, mu, logvar)
-        return torch.autograd.grad((z, loss), (logits, moments), (upstream, None))
+        # Under autocast z may be float32, whose gradient a decoder would send in that type.
+        return torch.autograd.grad((z, loss), (logits, moments), (upstream[z.dtype], None))
 
     return {
         "eager": partial(part, eager_sample, eager_elbo),
@@ -129,8 +130,8 @@ def measure_step(
 ) -> dict[str, Any]:
     """Checks and measures a step at one batch size: a row of results."""
     torch._dynamo.reset()
-    model = VAE(784, hidden, 30)
-    x = torch.rand(batch, 784)
+    model = VAE(784, hidden, 30).to(timing.device)
+    x = torch.rand(batch, 784, device=timing.device)
     losses = {name: loss for name, loss in contenders().items() if names is None or name in names}
     check(losses, model, x, dtype)
     steps: dict[str, Callable[[], Any]] = {name: training_step(f, model, x, dtype) for name, f in losses.items()}
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
 
-    torch.set_default_device(arguments.device)
+    timing.device = torch.device(arguments.device)
     torch.manual_seed(0)
     result: dict[str, Any] = {"machine": machine(), "rows": []}
     print(table.describe(result["machine"]))
@@ -165,8 +166,7 @@ def main() -> None:
             row = measure_step(batch, dtype, arguments.rounds)
             result["rows"].append(row)
             print(table.text(table.train_cells(row), table.TRAIN_COLUMNS), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+            save(arguments.json, result)
 
 
 if __name__ == "__main__":

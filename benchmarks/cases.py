@@ -127,7 +127,7 @@ def eager_sample(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def eager_samples(mu: Tensor, logvar: Tensor) -> Tensor:
-    return mu + torch.exp(0.5 * logvar) * torch.randn(K, *mu.shape)
+    return mu + torch.exp(0.5 * logvar) * torch.randn(K, *mu.shape, device=mu.device)
 
 
 def eager_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -121,16 +121,24 @@ bool writes_grad(const Tensor& logits, Reduction reduction) {
 }
 
 // sigmoid_cross_entropy's gradients by kernels: `grad` is [B] or [K, B], and d/dlogits is `factor`
-// times grad_of_forward where the forward pass wrote that. The factor is 1 most often.
+// times grad_of_forward where the forward pass wrote that. It is scaled where it lies and given
+// away, so that a second pass over a retained graph starts from the inputs.
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
-    const Tensor& grad, const Tensor& grad_of_forward, const Tensor& factor, const Tensor& logits,
-    const Tensor& target, std::array<bool, 2> wanted) {
+    AutogradContext* ctx, const Tensor& grad, const Tensor& grad_of_forward, const Tensor& factor,
+    const Tensor& logits, const Tensor& target, std::array<bool, 2> wanted) {
   Tensor written;
-  if (wanted[0] && grad_of_forward.defined()) {
-    const bool is_one =
-        factor.is_cpu() && !at::isTensorSubclassLike(factor) && factor.item<double>() == 1;
-    written = is_one ? grad_of_forward : as_input(grad_of_forward * factor, logits);
-    wanted[0] = false;
+  const bool given_away = ctx->saved_data.count("given_away") > 0;
+  if (wanted[0] && grad_of_forward.defined() && !given_away) {
+    if (at::isTensorSubclassLike(factor) || at::isTensorSubclassLike(grad_of_forward)) {
+      written = as_input(grad_of_forward * factor, logits);
+    } else if (factor.is_cpu() && factor.item<double>() == 1) {
+      written = grad_of_forward;  // as often as it is asked for
+    } else {
+      call<scale_grad>("fastvae::scale_grad", grad_of_forward, factor);
+      ctx->saved_data["given_away"] = true;
+      written = grad_of_forward;
+    }
+    wanted[0] = !written.defined();
   }
   Tensor grad_logits, grad_target;
   if (wanted[0] || wanted[1])
@@ -318,7 +326,7 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
       if (wanted[1]) grad_target = as_input(grad_target, target);
     } else {
       std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
-          grad, grad_of_forward, grads[0], logits, target, wanted);
+          ctx, grad, grad_of_forward, grads[0], logits, target, wanted);
     }
     return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor(),
             Tensor()};
@@ -429,7 +437,7 @@ struct ElboLoss : Function<ElboLoss> {
         if (inputs_wanted[1]) grad_target = as_input(grad_target, target);
       } else {
         std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
-            per_row, grad_of_forward, grad_reconstruction, logits, target, inputs_wanted);
+            ctx, per_row, grad_of_forward, grad_reconstruction, logits, target, inputs_wanted);
       }
     }
 

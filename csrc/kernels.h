@@ -104,6 +104,9 @@ struct Kernels {
   void (*sigmoid_cross_entropy_backward_target)(Extent, PerRow grad, Input logits,
                                                 Output grad_target /* [B, D] */);
 
+  // x * factor; nothing is read or written where the factor is 1. x and out are the same memory.
+  void (*scale_unless_one)(Extent, PerRow factor, Input x, Output out);
+
   // inverse: one value 1 / sigma with logvar = 2 log sigma; null: e^(-logvar / 2) of each element.
   void (*gaussian_nll)(Extent, Input mean, Target target, Input logvar, const Input* inverse,
                        Sums out);

@@ -86,6 +86,7 @@ TORCH_LIBRARY(fastvae, m) {
       "sigmoid_cross_entropy_with_grad(Tensor logits, Tensor target, bool mean) "
       "-> (Tensor, Tensor)",
       pure);
+  m.def("scale_grad(Tensor(a!) grad, Tensor factor) -> ()", pure);
   m.def(
       "sigmoid_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, bool[2] mask) "
       "-> (Tensor, Tensor)",
@@ -122,6 +123,7 @@ void implement(torch::Library& m) {
   m.impl("sample_kl_packed_backward", ops::sample_kl_packed_backward);
   m.impl("sigmoid_cross_entropy_forward", ops::sigmoid_cross_entropy_forward);
   m.impl("sigmoid_cross_entropy_with_grad", ops::sigmoid_cross_entropy_with_grad);
+  m.impl("scale_grad", ops::scale_grad);
   m.impl("sigmoid_cross_entropy_backward", ops::sigmoid_cross_entropy_backward);
   m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
   m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
@@ -138,8 +140,8 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
        {"reparameterize_forward", "reparameterize_backward", "normal", "gaussian_kl_forward",
         "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
         "sample_kl_packed_backward", "sigmoid_cross_entropy_forward",
-        "sigmoid_cross_entropy_with_grad", "sigmoid_cross_entropy_backward", "gaussian_nll_forward",
-        "gaussian_nll_backward", "elbo_loss_forward", "binarize_forward"})
+        "sigmoid_cross_entropy_with_grad", "scale_grad", "sigmoid_cross_entropy_backward",
+        "gaussian_nll_forward", "gaussian_nll_backward", "elbo_loss_forward", "binarize_forward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -1,9 +1,11 @@
 #include "ops.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
@@ -341,6 +343,13 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
   return {rows, grad_logits};
 }
 
+void scale_grad(const Tensor& grad, const Tensor& factor) {
+  if (grad.is_meta() || grad.numel() == 0) return;
+  const Rows rows(grad, grad.dim(), RowOrder::any, {grad}, {{grad, true}});
+  KernelsFor(grad)->scale_unless_one(rows.extent, PerRow{scalar_input(factor)}, rows.input(0),
+                                     rows.output(0));
+}
+
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
                                                           const Tensor& target,
                                                           std::array<bool, 2> mask) {
@@ -530,10 +539,14 @@ Tensor binarize_forward(const Tensor& images, MaybeGenerator generator,
   const Tensor invalid = at::empty({images.size(0)}, like(images, sum_dtype({images})));
   KernelsFor(images)->binarize(rows.extent, rows.target(0), uniform.numbers, rows.output(out),
                                sums_of(invalid));
-  if (invalid.is_cpu() && images.scalar_type() != at::kByte) {
+  if (images.scalar_type() == at::kByte) return out;
+  if (invalid.is_cpu()) {
     const double count = invalid.sum().item<double>();
     TORCH_CHECK_VALUE(count == 0, op, ": floating-point images must lie in [0, 1], got ", count,
                       " values that do not");
+  } else {  // as torch.bernoulli: the GPU stops, and nothing waits for it here
+    at::_assert_async(invalid.sum().eq(0),
+                      "fastvae.binarize: floating-point images must lie in [0, 1]");
   }
   return out;
 }

@@ -65,6 +65,8 @@ Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target)
 // The same and d/dlogits of its sum or mean over the rows, in one pass.
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
                                                            const Tensor& target, bool mean);
+// Scales it where it lies; there is nothing to do, and nobody waits to know, where the factor is 1.
+void scale_grad(const Tensor& grad, const Tensor& factor);
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
                                                           const Tensor& target,
                                                           std::array<bool, 2> mask);

@@ -269,7 +269,8 @@ def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
         bool ``[B, *E]``, a target for :func:`sigmoid_cross_entropy` of one byte a pixel.
 
     Raises:
-        ValueError: the dtype is another one, or a value lies outside [0, 1].
+        ValueError: the dtype is another one, or a value lies outside [0, 1]. On a GPU, which is not waited for, such a
+            value is a device-side assertion, as in ``torch.bernoulli``.
 
     Source: Burda et al. 2015 (arXiv:1509.00519), section 5.1; Salakhutdinov & Murray 2008.
     """

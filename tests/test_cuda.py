@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -50,14 +52,14 @@ def test_noise_is_the_cpus_for_one_key(shape: tuple[int, ...], dtype: torch.dtyp
     torch.testing.assert_close(z.double(), normals.double(), rtol=0, atol=2e-6)
 
 
-def test_noise_is_not_that_of_torch() -> None:
-    """The same generator serves both: under one seed their numbers must differ."""
-    zero = torch.zeros(1000, 64)
+def test_noise_has_another_key_than_torchs() -> None:
+    """The same generator serves both: under one key, some of their numbers would be the same."""
     torch.manual_seed(1)
-    ours = fastvae.reparameterize(zero, zero)
-    torch.manual_seed(1)
-    theirs = torch.randn(1000, 64)
-    assert not torch.isin(ours.flatten()[:4096], theirs.flatten()).any()
+    zero = torch.zeros(2, 3)
+    keys = [torch.ops.fastvae.reparameterize_forward(zero, zero, None, None, None)[1] for _ in range(2)]
+    assert all(int(key[0]) != torch.cuda.initial_seed() for key in keys)
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
 
 
 def test_a_replayed_graph_draws_anew() -> None:
@@ -86,7 +88,8 @@ def test_a_training_step_is_captured_and_replayed() -> None:
     encoder, decoder = torch.nn.Linear(784, 64), torch.nn.Linear(32, 784)
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, capturable=True)
-    x = torch.randint(0, 256, (100, 784), dtype=torch.uint8)
+    x = torch.zeros(100, 784, dtype=torch.uint8)
+    x[:50, :392] = 255  # two kinds of images
 
     def step() -> Tensor:
         optimizer.zero_grad()
@@ -131,6 +134,18 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
         [torch.randn(128, 784, requires_grad=True), torch.rand(128, 784)],
     ),
 }
+MORE_CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
+    **CALLS,
+    "sample_kl_packed": lambda: (fastvae.sample_kl_packed, moments(128, 32)[:1]),
+    "gaussian_nll": lambda: (
+        lambda mean, x, sigma: fastvae.gaussian_nll(mean, x, sigma=sigma),
+        [torch.randn(9, 784, requires_grad=True), torch.rand(9, 784), torch.tensor(0.5, requires_grad=True)],
+    ),
+    "elbo_loss": lambda: (
+        lambda *t: fastvae.elbo_loss(*t).loss,
+        [torch.randn(64, 784, requires_grad=True), torch.rand(64, 784), *moments(64, 8)],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -142,20 +157,65 @@ def test_forward_and_backward_are_one_launch_each(name: str) -> None:
     assert len(both) == 2, both
 
 
-@pytest.mark.parametrize("name", [*CALLS, "elbo_loss"])
+@pytest.mark.parametrize("name", MORE_CALLS)
 def test_nothing_waits_for_the_gpu(name: str) -> None:
-    if name == "elbo_loss":
-        logits, target = torch.randn(64, 784, requires_grad=True), torch.rand(64, 784)
-        call, inputs = lambda *t: fastvae.elbo_loss(*t).loss, [logits, target, *moments(64, 8)]
-    else:
-        call, inputs = CALLS[name]()
+    call, inputs = MORE_CALLS[name]()
     run = forward_and_backward(call, *inputs)
     run()
     torch.cuda.set_sync_debug_mode("error")
     try:
         run()
+        fastvae.binarize(inputs[0].detach().sigmoid())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def extra_memory(function: Callable[[], object]) -> int:
+    """The most bytes that a call needs beyond those held before it."""
+    function()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_scalar_loss_needs_the_memory_of_its_gradient(reduction: str, factor: float) -> None:
+    """It is written in the forward pass and scaled where it lies."""
+    logits, target = torch.randn(512, 784, requires_grad=True), torch.rand(512, 784)
+    latent = moments(512, 8)
+
+    def cross_entropy() -> object:
+        loss = fastvae.sigmoid_cross_entropy(logits, target, reduction=reduction)
+        return torch.autograd.grad(loss, logits, torch.tensor(factor))
+
+    def elbo() -> object:
+        loss = fastvae.elbo_loss(logits, target, *latent, reduction=reduction).loss
+        return torch.autograd.grad(loss, [logits, *latent], torch.tensor(factor))
+
+    for run in (cross_entropy, elbo):
+        assert extra_memory(run) < 1.2 * logits.nbytes
+        assert not any("sigmoid_cross_entropy_backward" in k for k in kernels(run))
+
+
+def test_samples_do_not_expand_the_target() -> None:
+    logits, target = torch.randn(50, 20, 784), torch.rand(20, 784)
+    assert extra_memory(lambda: fastvae.sigmoid_cross_entropy(logits, target)) < 64 * 1024
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, torch.nan])
+def test_binarize_of_what_is_no_probability_stops_the_gpu(value: float) -> None:
+    """In a process of its own, which cannot use the GPU any more."""
+    code = (
+        "import torch, fastvae; x = torch.full((2, 3), 0.5, device='cuda'); fastvae.binarize(x); "
+        f"torch.cuda.synchronize(); x[1, 1] = float('{value}'); fastvae.binarize(x); print('queued'); "
+        "torch.cuda.synchronize()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "queued" in result.stdout
+    assert result.returncode != 0
+    assert "device-side assert" in result.stderr
 
 
 @pytest.mark.parametrize("shape", [(64, 784), (4, 3, 128, 128), (2, 300_000)], ids=str)

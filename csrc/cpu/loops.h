@@ -382,6 +382,13 @@ void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In
   walk_in_precision<Sum::none, NO>(extent, {}, outputs, f, in...);
 }
 
+// As map, with nothing to do where the factor, one number for all, is 1.
+template <int NO, class F, class... In>
+void map_unless_one(const Extent& extent, const Output (&outputs)[NO], const F& f,
+                    const PerRow& factor, const In&... in) {
+  if (scalar(factor) != 1) map(extent, outputs, f, factor, in...);
+}
+
 // As map, summed over the samples: outputs are [B, D].
 template <int NO, class F, class... In>
 void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {

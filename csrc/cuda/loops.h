@@ -209,6 +209,21 @@ __device__ __forceinline__ void keep_keys(const Operands<NI, NO>& op) {
   }
 }
 
+// A function whose first input is a factor, for all rows, that leaves nothing to do where it is 1:
+// known on the device alone, and nobody waits for it.
+template <class F>
+struct UnlessOne {
+  F f;
+  template <class... T>
+  __device__ __forceinline__ auto operator()(T... x) const {
+    return f(x...);
+  }
+};
+template <class F>
+constexpr bool stops_at_one = false;
+template <class F>
+constexpr bool stops_at_one<UnlessOne<F>> = true;
+
 template <class T, class Stored, Sum sum, class... In, int NO, class F, size_t... I>
 __device__ __forceinline__ void run_row(const Operands<sizeof...(In), NO>& op, const Place& place,
                                         const F& f, RowSum<T, sum>& total,
@@ -216,6 +231,9 @@ __device__ __forceinline__ void run_row(const Operands<sizeof...(In), NO>& op, c
   constexpr int V = Stored::vector(), NI = sizeof...(In);
   const std::tuple<Source<T, Stored, In>...> source{
       Source<T, Stored, In>(op.extent, op.in[I], place.row)...};
+  if constexpr (stops_at_one<F>) {
+    if (std::get<0>(source).fixed == T(1)) return;
+  }
   int64_t to[NO > 0 ? NO : 1];
 #pragma unroll
   for (int o = 0; o < NO; ++o) to[o] = row_offset(op.extent, op.out[o], place.row);
@@ -411,6 +429,12 @@ void row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outp
 template <int NO, class F, class... In>
 void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
   launch_in_precision<Sum::none, false, NO>(extent, {}, outputs, f, in...);
+}
+
+template <int NO, class F, class... In>
+void map_unless_one(const Extent& extent, const Output (&outputs)[NO], const F& f,
+                    const PerRow& factor, const In&... in) {
+  launch_in_precision<Sum::none, false, NO>(extent, {}, outputs, UnlessOne<F>{f}, factor, in...);
 }
 
 template <int NO, class F, class... In>

@@ -21,6 +21,7 @@
   _(sigmoid_cross_entropy_with_grad)       \
   _(sigmoid_cross_entropy_backward)        \
   _(sigmoid_cross_entropy_backward_target) \
+  _(scale_unless_one)                      \
   _(gaussian_nll)                          \
   _(gaussian_nll_backward)                 \
   _(gaussian_nll_backward_target)          \

@@ -47,4 +47,10 @@ void sigmoid_cross_entropy_backward_target(Extent extent, PerRow grad, Input log
       grad, logits);
 }
 
+void scale_unless_one(Extent extent, PerRow factor, Input x, Output out) {
+  map_unless_one(
+      extent, {out}, [] FASTVAE_LAMBDA(auto factor, auto x) { return values(factor * x); }, factor,
+      x);
+}
+
 }  // namespace fastvae::FASTVAE_DEVICE

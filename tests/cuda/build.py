@@ -13,8 +13,12 @@ assert info["cuda_architectures"], "this build has no CUDA kernels"
 
 names = torch._C._dispatch_get_all_op_names()
 operators = [n for n in names if n.startswith("fastvae::")]
-parts = [n for n in operators if n.endswith(("_forward", "_backward", "_with_grad")) or n == "fastvae::normal"]
-assert len(parts) == 15, operators
+parts = [
+    n
+    for n in operators
+    if n.endswith(("_forward", "_backward", "_with_grad")) or n in {"fastvae::normal", "fastvae::scale_grad"}
+]
+assert len(parts) == 16, operators
 for name in parts:
     for key in ("CPU", "CUDA", "Meta", "AutogradCUDA"):
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key), f"{name} has no {key} kernel"

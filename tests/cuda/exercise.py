@@ -10,6 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cases import CASES, FLOATS
 
+import fastvae
+
 torch.set_default_device("cuda")
 # Tails, several rows in a warp, a warp, a block and several blocks for a row.
 SHAPES = [(3, (1,)), (9, (7,)), (33, (32,)), (5, (784,)), (2, (2049,)), (1, (3, 64, 64))]
@@ -20,5 +22,16 @@ for case in CASES:
             inputs = [t.requires_grad_() for t in case.inputs(batch, event, dtype)]
             outputs = case.call(*inputs)
             torch.autograd.grad(outputs, inputs, [torch.ones_like(o) for o in outputs])
+for dtype in FLOATS:
+    for size in (784, 785):
+        for kind in (torch.float32, torch.uint8, torch.bool):
+            logits = torch.randn(6, size, dtype=dtype, requires_grad=True)
+            target = torch.rand(6, size).mul(2).to(kind)
+            fastvae.sigmoid_cross_entropy(logits, target, reduction="mean").backward()
+            fastvae.gaussian_nll(logits, target, sigma=torch.tensor(0.5, requires_grad=True)).sum().backward()
+            shifted = torch.randn(6 * size + 1, dtype=dtype)[1:].view(6, size).requires_grad_()
+            fastvae.sigmoid_cross_entropy(shifted, target).sum().backward()
+fastvae.binarize(torch.rand(7, 785))
+fastvae.binarize(torch.randint(0, 256, (7, 784), dtype=torch.uint8))
 torch.cuda.synchronize()
-print(f"{len(CASES)} calls, {len(SHAPES)} shapes, {len(FLOATS)} dtypes")
+print(f"{len(CASES)} calls, {len(SHAPES)} shapes, {len(FLOATS)} dtypes, and targets of bytes")
