@@ -55,7 +55,7 @@ def exact_loss(model: VAE, x: Tensor) -> Tensor:
 
 
 def autocast(dtype: str) -> torch.autocast:
-    """CPU autocast where ``dtype`` is not float32."""
+    """The device's autocast where ``dtype`` is not float32."""
     return torch.autocast(timing.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 

@@ -109,7 +109,7 @@ TORCH_LIBRARY(fastvae, m) {
 
 namespace {
 
-// The same functions serve every device; they ask kernels_for(tensor) for its kernels, and a build
+// The same functions serve every device; they ask KernelsFor(tensor) for its kernels, and a build
 // without them says so.
 void implement(torch::Library& m) {
   namespace ops = fastvae::ops;

@@ -64,7 +64,10 @@ def test_noise_has_another_key_than_torchs() -> None:
 
 def test_a_replayed_graph_draws_anew() -> None:
     mu, logvar = (t.detach() for t in moments(64, 32))
-    draw = lambda: fastvae.reparameterize(mu, logvar)  # noqa: E731
+
+    def draw() -> Tensor:
+        return fastvae.reparameterize(mu, logvar)
+
     draw()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
