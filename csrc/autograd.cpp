@@ -120,11 +120,12 @@ bool writes_grad(const Tensor& logits, Reduction reduction) {
          logits.scalar_type() != at::kHalf;
 }
 
-// sigmoid_cross_entropy's gradients by kernels: `grad` is [B] or [K, B], and d/dlogits is `factor`
-// times grad_of_forward where the forward pass wrote that. It is scaled where it lies and given
-// away, so that a second pass over a retained graph starts from the inputs.
+// sigmoid_cross_entropy's gradients by kernels: per_row() is the upstream gradient, [B] or [K, B],
+// and d/dlogits is `factor` times grad_of_forward where the forward pass wrote that. It is scaled
+// where it lies and given away, so that a second pass over a retained graph starts from the inputs.
+template <class F>
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
-    AutogradContext* ctx, const Tensor& grad, const Tensor& grad_of_forward, const Tensor& factor,
+    AutogradContext* ctx, const F& per_row, const Tensor& grad_of_forward, const Tensor& factor,
     const Tensor& logits, const Tensor& target, std::array<bool, 2> wanted) {
   Tensor written;
   const bool given_away = ctx->saved_data.count("given_away") > 0;
@@ -143,7 +144,7 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
   Tensor grad_logits, grad_target;
   if (wanted[0] || wanted[1])
     std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
-        "fastvae::sigmoid_cross_entropy_backward", grad, logits, target, wanted);
+        "fastvae::sigmoid_cross_entropy_backward", per_row(), logits, target, wanted);
   return {written.defined() ? written : grad_logits, grad_target};
 }
 
@@ -202,12 +203,12 @@ struct GaussianKL : Function<GaussianKL> {
     const Tensor &mu = saved[0], &logvar = saved[1];
     const MaybeTensor prior_mu = maybe(saved[2]), prior_logvar = maybe(saved[3]);
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
-    const Tensor grad = unreduce(grads[0], reduction, mu.sym_sizes().slice(0, 1));
     const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                         prior_mu.has_value() && ctx->needs_input_grad(2),
                                         prior_logvar.has_value() && ctx->needs_input_grad(3)};
     MomentGrads g;
     if (graph_wanted()) {
+      const Tensor grad = unreduce(grads[0], reduction, mu.sym_sizes().slice(0, 1));
       g = gaussian_kl_grads(grad, mu, logvar, prior_mu, prior_logvar);
       g.mu = as_input(g.mu, mu);
       g.logvar = as_input(g.logvar, logvar);
@@ -215,7 +216,8 @@ struct GaussianKL : Function<GaussianKL> {
       if (wanted[3]) g.prior_logvar = as_input(g.prior_logvar, *prior_logvar);
     } else {
       std::tie(g.mu, g.logvar, g.prior_mu, g.prior_logvar) = call<gaussian_kl_backward>(
-          "fastvae::gaussian_kl_backward", grad, mu, logvar, prior_mu, prior_logvar, wanted);
+          "fastvae::gaussian_kl_backward", grads[0], mu, logvar, prior_mu, prior_logvar, 1,
+          reduction == Reduction::mean, wanted);
     }
     return {if_wanted(wanted[0], g.mu), if_wanted(wanted[1], g.logvar),
             if_wanted(wanted[2], g.prior_mu), if_wanted(wanted[3], g.prior_logvar), Tensor()};
@@ -316,17 +318,19 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &logits = saved[0], &target = saved[1], &grad_of_forward = saved[2];
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
-    const Tensor grad =
-        unreduce(grads[0], reduction, logits.sym_sizes().slice(0, 1 + logits.dim() - target.dim()));
+    const auto per_row = [&] {
+      return unreduce(grads[0], reduction,
+                      logits.sym_sizes().slice(0, 1 + logits.dim() - target.dim()));
+    };
     const std::array<bool, 2> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     Tensor grad_logits, grad_target;
     if (graph_wanted()) {
-      std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(grad, logits, target);
+      std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(per_row(), logits, target);
       grad_logits = as_input(grad_logits, logits);
       if (wanted[1]) grad_target = as_input(grad_target, target);
     } else {
       std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
-          ctx, grad, grad_of_forward, grads[0], logits, target, wanted);
+          ctx, per_row, grad_of_forward, grads[0], logits, target, wanted);
     }
     return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor(),
             Tensor()};
@@ -427,12 +431,14 @@ struct ElboLoss : Function<ElboLoss> {
     // loss = reconstruction + beta kl
     const Tensor grad_reconstruction = add_defined(grads[0], grads[1]);
     if (grad_reconstruction.defined() && (inputs_wanted[0] || inputs_wanted[1])) {
-      Tensor per_row = unreduce(grad_reconstruction, reduction, batch);
-      if (has_samples)
-        per_row = per_row.div(at::Scalar(logits.sym_size(0)))
-                      .expand_symint(logits.sym_sizes().slice(0, 2));
+      const auto per_row = [&] {
+        const Tensor grad = unreduce(grad_reconstruction, reduction, batch);
+        if (!has_samples) return grad;
+        return grad.div(at::Scalar(logits.sym_size(0)))
+            .expand_symint(logits.sym_sizes().slice(0, 2));
+      };
       if (graph_wanted()) {
-        std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(per_row, logits, target);
+        std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(per_row(), logits, target);
         grad_logits = as_input(grad_logits, logits);
         if (inputs_wanted[1]) grad_target = as_input(grad_target, target);
       } else {
@@ -443,23 +449,29 @@ struct ElboLoss : Function<ElboLoss> {
 
     MomentGrads moments;
     Tensor grad_kl = grads[2];
+    double weight = 1;  // left to the kernel
     if (grads[0].defined()) {
-      const Tensor weighted =
-          beta.has_value() ? grads[0] * beta->to(grads[0].scalar_type()) : grads[0] * beta_value;
-      grad_kl = add_defined(grad_kl, weighted);
+      if (!beta.has_value() && !grad_kl.defined() && !graph_wanted()) {
+        grad_kl = grads[0];
+        weight = beta_value;
+      } else {
+        grad_kl =
+            add_defined(grad_kl, beta.has_value() ? grads[0] * beta->to(grads[0].scalar_type())
+                                                  : grads[0] * beta_value);
+      }
       if (beta.has_value() && ctx->needs_input_grad(4))
         grad_beta = as_input((grads[0] * beta_factor(kl, mu, logvar, reduction)).sum(), *beta);
     }
     if (grad_kl.defined() && (moments_wanted[0] || moments_wanted[1])) {
-      const Tensor per_row = unreduce(grad_kl, reduction, batch);
       if (graph_wanted()) {
+        const Tensor per_row = unreduce(grad_kl, reduction, batch);
         moments = gaussian_kl_grads(per_row.to(sum_dtype({mu, logvar})), mu, logvar, {}, {});
         moments.mu = as_input(moments.mu, mu);
         moments.logvar = as_input(moments.logvar, logvar);
       } else {
-        std::tie(moments.mu, moments.logvar, std::ignore, std::ignore) =
-            call<gaussian_kl_backward>("fastvae::gaussian_kl_backward", per_row, mu, logvar,
-                                       std::nullopt, std::nullopt, moments_wanted);
+        std::tie(moments.mu, moments.logvar, std::ignore, std::ignore) = call<gaussian_kl_backward>(
+            "fastvae::gaussian_kl_backward", grad_kl, mu, logvar, std::nullopt, std::nullopt,
+            weight, reduction == Reduction::mean, moments_wanted);
       }
     }
     return {if_wanted(inputs_wanted[0], grad_logits),

@@ -148,6 +148,12 @@ FASTVAE_FN T gaussian_nll_grad_log_sigma(T mean, T x, T inverse) {
   return T(1) - standardised * standardised;
 }
 
+// The loss of a VAE: -ELBO for beta = 1.
+template <class T>
+FASTVAE_FN T negative_elbo(T reconstruction, T kl, T beta) {
+  return reconstruction + beta * kl;
+}
+
 // The value of an image's byte, x / 255, to the last bit what a division gives: 0x10101 / 2^24 is
 // 1/255 but for its last 2^-24, and the first product is exact in float.
 FASTVAE_FN float pixel(float byte) { return byte * (0x1.0101p-8f) + byte * (0x1p-24f / 255.0f); }

@@ -19,7 +19,7 @@ struct Extent {
 struct Input {
   enum class Kind : uint8_t {
     elements,  // data[k * stride_k + b * stride_b + e]; uint8 is read as x / 255
-    row,       // data[k * stride_k + b * stride_b], the same for the whole row
+    row,       // data[k * stride_k + b * stride_b] * value, the same for the whole row
     constant,  // `value` everywhere; 0 for an upstream gradient that is not there
     normal,    // standard normal number (k * B + b) * D + e of the stream `key`
     uniform,   // likewise, uniform on [0, 1)
@@ -106,6 +106,11 @@ struct Kernels {
 
   // x * factor; nothing is read or written where the factor is 1. x and out are the same memory.
   void (*scale_unless_one)(Extent, PerRow factor, Input x, Output out);
+
+  // From the row sums of both terms, [K, B] and [B]: their totals or means over the rows (and the
+  // mean over the samples), and the loss; three scalars.
+  void (*elbo)(Extent, Sums reconstruction, Sums kl, Input beta, bool mean, Sums loss,
+               Sums total_reconstruction, Sums total_kl);
 
   // inverse: one value 1 / sigma with logvar = 2 log sigma; null: e^(-logvar / 2) of each element.
   void (*gaussian_nll)(Extent, Input mean, Target target, Input logvar, const Input* inverse,

@@ -67,7 +67,8 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "gaussian_kl_backward(Tensor grad, Tensor mu, Tensor logvar, Tensor? prior_mu, "
-      "Tensor? prior_logvar, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      "Tensor? prior_logvar, float weight, bool mean, bool[4] mask) -> (Tensor, Tensor, Tensor, "
+      "Tensor)",
       pure);
   m.def(
       "sample_kl_forward(Tensor mu, Tensor logvar, Generator? generator, Tensor? unique=None) "

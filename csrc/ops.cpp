@@ -206,7 +206,7 @@ Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTe
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
     const Tensor& grad, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
-    const MaybeTensor& prior_logvar, std::array<bool, 4> mask) {
+    const MaybeTensor& prior_logvar, double weight, bool mean, std::array<bool, 4> mask) {
   const Tensor& prior_mu_like = prior_mu.has_value() ? *prior_mu : mu;
   const Tensor& prior_logvar_like = prior_logvar.has_value() ? *prior_logvar : logvar;
   Tensor grad_mu = grad_like(mu, mask[0]);
@@ -216,6 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
   const auto result = std::make_tuple(grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar);
   if (mu.is_meta() || mu.numel() == 0) return result;
   const KernelsFor kernels(mu);
+  if (mean) weight /= static_cast<double>(mu.size(0));
 
   if (prior_mu.has_value()) {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar},
@@ -223,15 +224,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
                {grad_logvar, mask[1]},
                {grad_prior_mu, mask[2]},
                {grad_prior_logvar, mask[3]}});
-    kernels->gaussian_kl_prior_backward(rows.extent, rows.upstream(grad), rows.input(0),
+    kernels->gaussian_kl_prior_backward(rows.extent, rows.upstream(grad, weight), rows.input(0),
                                         rows.input(1), rows.input(2), rows.input(3), rows.output(0),
                                         rows.output(1), rows.output(2), rows.output(3));
     rows.finish();
   } else {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar},
               {{grad_mu, mask[0]}, {grad_logvar, mask[1]}});
-    kernels->gaussian_kl_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.input(1),
-                                  rows.output(0), rows.output(1));
+    kernels->gaussian_kl_backward(rows.extent, rows.upstream(grad, weight), rows.input(0),
+                                  rows.input(1), rows.output(0), rows.output(1));
     rows.finish();
   }
   return result;
@@ -514,13 +515,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
   }
   Tensor reconstruction = sigmoid_cross_entropy_rows(logits, target, has_samples, scale,
                                                      with_grad ? grad_logits : Tensor());
-  // The expectation over q of eq. 5, by its K samples.
-  if (has_samples) reconstruction = reconstruction.mean(0);
-  reconstruction = reduce(reconstruction, reduction);
-  const Tensor kl = reduce(gaussian_kl_forward(mu, logvar, {}, {}), reduction);
-  const Tensor weighted =
-      beta.has_value() ? kl.mul(beta->to(kl.scalar_type())) : kl.mul(beta_value);
-  return {reconstruction.add(weighted), reconstruction, kl, grad_logits};
+  const Tensor kl = gaussian_kl_forward(mu, logvar, {}, {});
+  if (reduction == Reduction::none) {
+    // The expectation over q of eq. 5, by its K samples.
+    if (has_samples) reconstruction = reconstruction.mean(0);
+    const Tensor weighted =
+        beta.has_value() ? kl.mul(beta->to(kl.scalar_type())) : kl.mul(beta_value);
+    return {reconstruction.add(weighted), reconstruction, kl, grad_logits};
+  }
+  const auto scalar_like = [](const Tensor& t) { return at::empty({}, t.options()); };
+  Tensor total_reconstruction = scalar_like(reconstruction), total_kl = scalar_like(kl);
+  Tensor loss = scalar_like(kl.scalar_type() == at::kDouble ? kl : reconstruction);
+  if (logits.is_meta()) return {loss, total_reconstruction, total_kl, grad_logits};
+  Input weight;
+  weight.value = beta_value;
+  if (beta.has_value()) weight = scalar_input(*beta);
+  const Extent extent{has_samples ? logits.size(0) : 1, target.size(0), 1};
+  KernelsFor(logits)->elbo(extent, sums_of(reconstruction), sums_of(kl), weight,
+                           reduction == Reduction::mean, sums_of(loss),
+                           sums_of(total_reconstruction), sums_of(total_kl));
+  return {loss, total_reconstruction, total_kl, grad_logits};
 }
 
 // binarize

@@ -44,9 +44,11 @@ Tensor normal(const Tensor& key, c10::SymIntArrayRef size, at::ScalarType dtype)
 
 Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
                            const MaybeTensor& prior_logvar);
+// Of `weight` times the rows, or their sum or mean: `grad` is that of each row or of the one
+// number.
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
     const Tensor& grad, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
-    const MaybeTensor& prior_logvar, std::array<bool, 4> mask);
+    const MaybeTensor& prior_logvar, double weight, bool mean, std::array<bool, 4> mask);
 
 std::tuple<Tensor, Tensor, Tensor> sample_kl_forward(const Tensor& mu, const Tensor& logvar,
                                                      MaybeGenerator generator,

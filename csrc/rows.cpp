@@ -187,6 +187,7 @@ Input scalar_input(const Tensor& scalar) {
   input.kind = Input::Kind::row;
   input.dtype = dtype_of(scalar);
   input.data = scalar.const_data_ptr();
+  input.value = 1;
   return input;
 }
 
@@ -228,14 +229,16 @@ Input Rows::input(size_t i) const {
   return input;
 }
 
-PerRow Rows::upstream(const Tensor& per_row) const {
-  TORCH_CHECK_VALUE(per_row.dim() == (has_samples_ ? 2 : 1) && per_row.size(-1) == extent.B &&
-                        per_row.size(0) == (has_samples_ ? extent.K : extent.B),
-                    "fastvae: an upstream gradient must have one value for each row, got shape ",
-                    per_row.sizes());
-  PerRow input{scalar_input(per_row)};
-  if (has_samples_) input.stride_k = per_row.stride(0);
-  input.stride_b = per_row.stride(-1);
+PerRow Rows::upstream(const Tensor& grad, double weight) const {
+  const bool per_row = grad.dim() > 0;
+  TORCH_CHECK_VALUE(
+      !per_row || (grad.dim() == (has_samples_ ? 2 : 1) && grad.size(-1) == extent.B &&
+                   grad.size(0) == (has_samples_ ? extent.K : extent.B)),
+      "fastvae: an upstream gradient must have one value for each row, got shape ", grad.sizes());
+  PerRow input{scalar_input(grad)};
+  input.value = weight;
+  if (per_row && has_samples_) input.stride_k = grad.stride(0);
+  if (per_row) input.stride_b = grad.stride(-1);
   return input;
 }
 

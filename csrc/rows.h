@@ -78,8 +78,8 @@ class Rows {
   Extent extent;
   Input input(size_t i) const;
   Target target(size_t i) const { return {input(i)}; }
-  // A gradient of the row sums, [B] or [K, B], any strides.
-  PerRow upstream(const Tensor& per_row) const;
+  // A gradient of the row sums, [B] or [K, B], any strides, or one for all of them; times `weight`.
+  PerRow upstream(const Tensor& grad, double weight = 1) const;
   Output output(size_t i) const;
   Output output(const Tensor& row_major, bool wanted = true) const;
   // Copies back the outputs that could not be written in place.

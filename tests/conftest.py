@@ -12,7 +12,7 @@ from hypothesis import settings
 import fastvae
 
 # A compiled graph that an earlier build left in the cache would be run in place of this build's.
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+torch.compiler.config.force_disable_caches = True
 
 # A check that lets a change pass or not draws the same examples each time; on a desk they are new ones.
 settings.register_profile("ci", derandomize=True)

@@ -160,6 +160,14 @@ def test_forward_and_backward_are_one_launch_each(name: str) -> None:
     assert len(both) == 2, both
 
 
+def test_elbo_loss_takes_three_launches_forward_and_two_backward() -> None:
+    """Both terms' rows, their totals; and backward the scaling of a gradient that is there, and KL's."""
+    call, inputs = MORE_CALLS["elbo_loss"]()
+    assert len(kernels(lambda: call(*inputs))) == 3
+    both = kernels(forward_and_backward(call, *inputs))
+    assert len(both) == 6, both  # and the upstream gradient, of ones
+
+
 @pytest.mark.parametrize("name", MORE_CALLS)
 def test_nothing_waits_for_the_gpu(name: str) -> None:
     call, inputs = MORE_CALLS[name]()

@@ -58,6 +58,23 @@ def test_elbo_loss_parts_may_be_weighted_by_the_user() -> None:
         torch.testing.assert_close(x.grad, y.grad)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("samples", [(), (3,)], ids=["one", "three"])
+def test_elbo_loss_sums_many_rows_in_double(reduction: str, samples: tuple[int, ...]) -> None:
+    """To half a unit in the last place of float32, but for the order of a double sum."""
+    batch = 70_001
+    logits, target = torch.randn(*samples, batch, 2), torch.rand(batch, 2)
+    mu, logvar = torch.randn(batch, 3), torch.randn(batch, 3)
+    actual = fastvae.elbo_loss(logits, target, mu, logvar, beta=0.7, reduction=reduction)
+    rows = fastvae.sigmoid_cross_entropy(logits, target).double()
+    reconstruction = rows.mean(0).sum() if samples else rows.sum()
+    kl = fastvae.gaussian_kl(mu, logvar).double().sum()
+    if reduction == "mean":
+        reconstruction, kl = reconstruction / batch, kl / batch
+    for value, exact in zip(actual, [reconstruction + 0.7 * kl, reconstruction, kl], strict=True):
+        torch.testing.assert_close(value.double(), exact, rtol=0.501 * 2**-23, atol=0)
+
+
 def test_elbo_loss_beta_has_second_derivatives() -> None:
     beta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
 

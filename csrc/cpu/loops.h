@@ -50,9 +50,9 @@ void fill(T* out, int64_t n, T value) {
 
 // An input that is one number for all elements.
 inline double scalar(const Input& input) {
-  double value = input.value;
+  double value = 1;
   if (input.kind != Input::Kind::constant) read(input.dtype, input.data, 0, 1, &value);
-  return value;
+  return value * input.value;
 }
 
 // `load` for what must be converted, collected or made: out of line, so that the rest costs no
@@ -74,7 +74,7 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
       for (int64_t r = 0; r < piece.rows; ++r) {
         T value = 0;
         read(input.dtype, input.data, row_offset(extent, input, piece.row + r), 1, &value);
-        fill(buffer + r * piece.columns, piece.columns, value);
+        fill(buffer + r * piece.columns, piece.columns, value * static_cast<T>(input.value));
       }
       return buffer;
     case Input::Kind::elements:
@@ -185,6 +185,20 @@ T log_of_product(const T* y, int64_t n) {
     product[j] = math::log1p(product[j] * (T(1) + other) + other);
   }
   return total_of<lanes / 2>(product);
+}
+
+template <class T>
+double total_of(const T* x, int64_t n) {
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += static_cast<double>(x[i]);
+  return total;
+}
+
+inline double total_of(const Column& column) {
+  if (column.sums.dtype == Dtype::f64)
+    return total_of(static_cast<const double*>(column.sums.data), column.rows);
+  return total_of(static_cast<const float*>(column.sums.data), column.rows);
 }
 
 // f over n elements, its values to out0 .. out3 as far as it has them, its factors to `factors` if
@@ -397,6 +411,13 @@ void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, 
     walk_folding<double, sizeof...(In), NO>(extent, outputs, inputs, f);
   else
     walk_folding<float, sizeof...(In), NO>(extent, outputs, inputs, f);
+}
+
+// f takes the total of each column and returns values(...), one for each output.
+template <int NO, class F, class... C>
+void total(const Sums (&outputs)[NO], const F& f, const C&... columns) {
+  const auto result = f(total_of(columns)...);
+  for (int o = 0; o < NO; ++o) store_sum(outputs[o], 0, result.value[o]);
 }
 
 }  // namespace

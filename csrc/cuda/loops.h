@@ -14,15 +14,13 @@
 #include "../tiling.h"
 #include "access.cuh"
 #include "runtime.h"
+#include "sums.cuh"
 
 // What kernels/*.cpp mark the functions with that a loop runs.
 #define FASTVAE_LAMBDA __device__
 
 namespace fastvae::cuda {
 namespace {
-
-constexpr unsigned kFullWarp = 0xffffffffu;
-constexpr int kFlush = 64;  // elements summed in float before double takes over; 2^64 is finite
 
 // An input that is one number for all elements, read where it is used: it may lie on the device.
 struct Scalar {
@@ -32,76 +30,11 @@ struct Scalar {
     if (input.data == nullptr) return static_cast<T>(input.value);
     T one[1];
     read_any(input.dtype, input.data, 0, 1, one);
-    return one[0];
+    return one[0] * static_cast<T>(input.value);
   }
 };
 
 inline Scalar scalar(const Input& input) { return {input}; }
-
-// The sum of a row's terms as one thread sees it.
-template <class T, Sum sum>
-struct RowSum {
-  double total = 0;
-  T run = 0, product = 0;  // product less one, as in cpu/loops.h
-  int count = 0;
-
-  __device__ __forceinline__ void add(T term, T factor) {
-    run += term;
-    if constexpr (sum == Sum::logs) product = product * (T(1) + factor) + factor;
-  }
-
-  // After every `n` elements.
-  __device__ __forceinline__ void advance(int n) {
-    count += n;
-    if (count >= kFlush) flush();
-  }
-
-  __device__ __forceinline__ void flush() {
-    if constexpr (sum == Sum::logs) run += math::log1p(product);
-    total += static_cast<double>(run);
-    run = product = 0;
-    count = 0;
-  }
-};
-
-template <class T>
-struct RowSum<T, Sum::none> {
-  __device__ __forceinline__ void add(T, T) {}
-  __device__ __forceinline__ void advance(int) {}
-  __device__ __forceinline__ void flush() {}
-};
-
-// The sum over a group of lanes, in its first; all threads of the block take part.
-__device__ __forceinline__ double group_sum(double x, int lanes, int thread) {
-  for (int offset = (lanes < kWarp ? lanes : kWarp) / 2; offset > 0; offset /= 2)
-    x += __shfl_xor_sync(kFullWarp, x, offset);
-  if (lanes <= kWarp) return x;
-  __shared__ double of_warp[kThreads / kWarp];
-  if (thread % kWarp == 0) of_warp[thread / kWarp] = x;
-  __syncthreads();
-  x = of_warp[0];
-  for (int w = 1; w < kThreads / kWarp; ++w) x += of_warp[w];
-  return x;
-}
-
-__device__ __forceinline__ void store_sum(const Sums& sums, int64_t row, double sum) {
-  if (sums.dtype == Dtype::f64)
-    static_cast<double*>(sums.data)[row] = sum;
-  else
-    static_cast<float*>(sums.data)[row] = static_cast<float>(sum);
-}
-
-// The sums of rows that were cut into segments, in the order of the segments; a warp for each row.
-__global__ void __launch_bounds__(kThreads)
-    sum_segments(const double* partial, int64_t rows, int64_t segments, Sums sums) {
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  double total = 0;
-  if (row < rows)
-    for (int64_t s = lane; s < segments; s += kWarp) total += partial[row * segments + s];
-  total = group_sum(total, kWarp, threadIdx.x);
-  if (row < rows && lane == 0) store_sum(sums, row, total);
-}
 
 // What a loop reads and writes.
 template <int NI, int NO>
@@ -155,7 +88,7 @@ struct Source {
       if (input.kind == Input::Kind::constant) return;
       T one[1];
       read_any(input.dtype, input.data, first, 1, one);
-      fixed = one[0];
+      fixed *= one[0];
     }
   }
 
@@ -311,15 +244,6 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, In...>)
     fold_row<T, Stored, In...>(op, place, f, std::index_sequence_for<In...>());
 }
 
-#ifdef __CUDACC__
-template <class... Parameter, class... Argument>
-void launch_kernel(void (*kernel)(Parameter...), int64_t blocks, const Argument&... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
-           static_cast<cudaStream_t>(current_stream())>>>(arguments...);
-  check_launch();
-}
-#endif
-
 // Whether all vectors of an operand's rows can be read at once.
 template <class Operand>
 bool is_aligned(const Extent& extent, const Operand& operand, int vector, int size) {
@@ -440,6 +364,13 @@ void map_unless_one(const Extent& extent, const Output (&outputs)[NO], const F& 
 template <int NO, class F, class... In>
 void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
   launch_in_precision<Sum::none, true, NO>(extent, {}, outputs, f, in...);
+}
+
+template <int NO, class F, class... C>
+void total(const Sums (&outputs)[NO], const F& f, const C&... columns) {
+  Totals<NO, sizeof...(C)> op{{}, {columns...}};
+  for (int o = 0; o < NO; ++o) op.out[o] = outputs[o];
+  launch_kernel(sum_columns<NO, sizeof...(C), F>, 1, op, f);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../kernels.h"
+#include "../tiling.h"
 
 namespace fastvae::cuda {
 
@@ -29,5 +30,15 @@ class Workspace {
  private:
   void* data_ = nullptr;
 };
+
+#ifdef __CUDACC__
+// A kernel in blocks of kThreads, on torch's stream.
+template <class... Parameter, class... Argument>
+void launch_kernel(void (*kernel)(Parameter...), int64_t blocks, const Argument&... arguments) {
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
+           static_cast<cudaStream_t>(current_stream())>>>(arguments...);
+  check_launch();
+}
+#endif
 
 }  // namespace fastvae::cuda

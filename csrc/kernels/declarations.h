@@ -22,6 +22,7 @@
   _(sigmoid_cross_entropy_backward)        \
   _(sigmoid_cross_entropy_backward_target) \
   _(scale_unless_one)                      \
+  _(elbo)                                  \
   _(gaussian_nll)                          \
   _(gaussian_nll_backward)                 \
   _(gaussian_nll_backward_target)          \

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../formulas.h"
+#include "../kernels.h"
 
 namespace fastvae {
 namespace {
@@ -31,6 +32,12 @@ template <class T, class... V>
 FASTVAE_FN Values<T, sizeof...(V)> term_and_values(formulas::LogTerm<T> parts, V... rest) {
   return {parts.term, parts.factor, {rest...}};
 }
+
+// Row sums that are summed in their turn.
+struct Column {
+  Sums sums;
+  int64_t rows;
+};
 
 }  // namespace
 }  // namespace fastvae
