@@ -273,13 +273,20 @@ void sample_kl_grads(const MaybeTensor& grad_z, const MaybeTensor& grad_kl, cons
                      const Tensor& logvar, const Tensor& key, std::array<bool, 2> mask,
                      const Tensor& grad_mu, const Tensor& grad_logvar) {
   if (mu.is_meta() || mu.numel() == 0) return;
-  // An upstream gradient that is not there is 0 everywhere: its place is held, not read.
-  const Rows rows(mu, mu.dim() - 1, RowOrder::row_major,
-                  {mu, logvar, grad_z.has_value() ? *grad_z : mu});
-  KernelsFor(mu)->sample_kl_backward(
-      rows.extent, grad_z.has_value() ? rows.input(2) : Input(),
-      grad_kl.has_value() ? rows.upstream(*grad_kl) : PerRow(), rows.input(0), rows.input(1),
-      normal_input(key), rows.output(grad_mu, mask[0]), rows.output(grad_logvar, mask[1]));
+  const KernelsFor kernels(mu);
+  // An upstream gradient that is not there is 0 everywhere.
+  if (!grad_z.has_value()) {
+    const Rows rows(mu, mu.dim() - 1, RowOrder::row_major, {mu, logvar});
+    kernels->gaussian_kl_backward(rows.extent, grad_kl ? rows.upstream(*grad_kl) : PerRow(),
+                                  rows.input(0), rows.input(1), rows.output(grad_mu, mask[0]),
+                                  rows.output(grad_logvar, mask[1]));
+    return;
+  }
+  const Rows rows(mu, mu.dim() - 1, RowOrder::row_major, {mu, logvar, *grad_z});
+  kernels->sample_kl_backward(rows.extent, rows.input(2),
+                              grad_kl ? rows.upstream(*grad_kl) : PerRow(), rows.input(0),
+                              rows.input(1), normal_input(key), rows.output(grad_mu, mask[0]),
+                              rows.output(grad_logvar, mask[1]));
 }
 
 }  // namespace

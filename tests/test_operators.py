@@ -149,6 +149,25 @@ def test_only_the_wanted_gradients_are_computed(case: Case) -> None:
 
 
 @each_case
+def test_an_output_may_go_unused(case: Case) -> None:
+    inputs = leaves(case.inputs(3, (17,), torch.float32))
+    wide = leaves([t.detach().double() for t in inputs])
+    expected = case.expected(*wide)
+    for i, output in enumerate(case.call(*inputs)):
+        if not output.requires_grad:
+            continue
+        grads = upstream((output,))[0].float()
+        actual = torch.autograd.grad(output, inputs, grads, retain_graph=True, allow_unused=True)
+        right = torch.autograd.grad(expected[i], wide, upstream((output,)), retain_graph=True, allow_unused=True)
+        for a, b in zip(actual, right, strict=True):
+            assert a is not None or b is None or not b.any()
+            if a is not None:
+                torch.testing.assert_close(
+                    a.double(), torch.zeros_like(a).double() if b is None else b, rtol=1e-5, atol=1e-5
+                )
+
+
+@each_case
 def test_passes_opcheck(case: Case) -> None:
     """Schema, fake tensors, autograd registration and compiled dispatch of the operators under the public call."""
     inputs = leaves(case.inputs(3, (17,), torch.float32))

@@ -1,6 +1,7 @@
 #include "generator.h"
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <mutex>
 
@@ -15,6 +16,7 @@ constexpr uint64_t kOurs = 0x9e3779b97f4a7c15;
 
 void draw(at::Device device, const std::optional<at::Generator>& generator, const at::Tensor& key,
           Input& input) {
+  const c10::DeviceGuard guard(device);  // under capture, a stream of this device is asked for
   auto* source = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(device.index()));
   std::lock_guard<std::mutex> lock(source->mutex_);
