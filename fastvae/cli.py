@@ -23,7 +23,7 @@ import torch
 import fastvae
 from fastvae.data import DatasetName, load
 from fastvae.evaluation import evaluate
-from fastvae.models.vae import Likelihood
+from fastvae.models.likelihood import LikelihoodName
 
 try:
     import rich.progress
@@ -64,7 +64,9 @@ def train_command(
     epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = TrainConfig.batch_size,
     latent_dim: Annotated[int, typer.Option(min=1, help="Size of the code z.")] = TrainConfig.latent_dim,
-    likelihood: Annotated[Likelihood, typer.Option(help="Distribution of a pixel given z.")] = TrainConfig.likelihood,
+    likelihood: Annotated[
+        LikelihoodName, typer.Option(help="Distribution of a pixel given z.")
+    ] = TrainConfig.likelihood,
     sigma: Annotated[
         float, typer.Option(help="Standard deviation of the Gaussian likelihood, pixels in [0, 1].")
     ] = TrainConfig.sigma,

@@ -1,5 +1,7 @@
 """Auto-encoders on top of the operators; they need torch and ``fastvae.ops`` and nothing else."""
 
-from fastvae.models.vae import VAE, VAEOutput
+from fastvae.models.cvae import CVAE, Regressor
+from fastvae.models.latent import VAEOutput
+from fastvae.models.vae import VAE
 
-__all__ = ["VAE", "VAEOutput"]
+__all__ = ["CVAE", "VAE", "Regressor", "VAEOutput"]

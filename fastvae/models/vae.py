@@ -6,50 +6,43 @@ event flattened to D numbers; callers see images in the shape that they gave.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastvae.ops import ELBO, elbo_loss, gaussian_nll, reparameterize, sample_kl
-
-Likelihood = Literal["bernoulli", "gaussian"]
-
-
-class VAEOutput(NamedTuple):
-    """What one pass through the model gives."""
-
-    decoded: Tensor
-    """``[B, *E]``: logits (Bernoulli) or means (Gaussian)."""
-    mu: Tensor
-    """``[B, L]``, the mean of Q(z|x)."""
-    logvar: Tensor
-    """``[B, L]``, the log-variance of Q(z|x)."""
-    z: Tensor
-    """``[B, L]``, one sample of Q(z|x)."""
+from fastvae.models.latent import Joins, LatentVariableModel, VAEOutput
+from fastvae.models.likelihood import LikelihoodName
+from fastvae.models.networks import Activation, Preset, encoder, initialise_as_doersch, mlp
+from fastvae.objectives import Gradient
+from fastvae.ops import ELBO
 
 
-class VAE(nn.Module):
+class VAE(LatentVariableModel):
     """A variational auto-encoder with a standard normal prior and a diagonal Gaussian Q(z|x).
 
     Args:
         data_shape: the event E, as one size or a sequence of sizes, e.g. ``784`` or ``(28, 28)``.
-        hidden: widths of the encoder's ReLU layers; the decoder has the same in reverse. May be empty.
+        hidden: widths of the encoder's hidden layers; the decoder has the same in reverse. May be empty.
         latent_dim: L, the size of the code z.
         likelihood: ``"bernoulli"`` (the decoder gives logits of pixels in [0, 1]) or ``"gaussian"`` (the
             decoder gives means).
         sigma: standard deviation of the Gaussian likelihood, in units of the data (uint8 images: of
             pixels in [0, 1]). It weighs reconstruction against KL; the Bernoulli one has no use for it.
+        learn_sigma: whether sigma is a parameter, with ``sigma`` its first value.
+        activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
+        preset: ``"doersch"`` for the network of the tutorial's code: mu from after the last ReLU of the encoder and
+            log sigma from before it, sparse initial weights (:func:`fastvae.models.networks.initialise_as_doersch`).
+            With the other arguments as they are, it has the tutorial's 2,844,844 parameters.
 
     Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, or floating
     point (in [0, 1] for the Bernoulli likelihood).
 
     Raises:
-        ValueError: a size that is no positive integer, an unknown likelihood, or a sigma that is not
-            positive and finite.
+        ValueError: a size that is no positive integer, an unknown likelihood, activation or preset, a sigma that is
+            not positive and finite, one to be learned without the Gaussian likelihood, a preset without hidden
+            ReLU layers.
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C; the sizes are those of Doersch 2016
     (arXiv:1606.05908), sec. 4.
@@ -61,38 +54,22 @@ class VAE(nn.Module):
         hidden: Sequence[int] = (1000, 500, 250),
         latent_dim: int = 30,
         *,
-        likelihood: Likelihood = "bernoulli",
+        likelihood: LikelihoodName = "bernoulli",
         sigma: float = 1.0,
+        learn_sigma: bool = False,
+        activation: Activation = "relu",
+        preset: Preset | None = None,
     ) -> None:
-        super().__init__()
-        if likelihood not in get_args(Likelihood):
-            choices = " or ".join(map(repr, get_args(Likelihood)))
-            raise ValueError(f"likelihood must be {choices}, not {likelihood!r}")
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma must be a positive finite number, not {sigma}")
-        self.data_shape = _sizes("data_shape", (data_shape,) if isinstance(data_shape, int) else data_shape)
-        if not self.data_shape:
-            raise ValueError("data_shape must name at least one dimension, not ()")
-        self.hidden = _sizes("hidden", hidden)
-        (self.latent_dim,) = _sizes("latent_dim", (latent_dim,))
-        self.likelihood: Likelihood = likelihood
-        self.sigma = float(sigma)
-
-        pixels = math.prod(self.data_shape)
-        # The last layer holds mu and logvar side by side: the operators read the two halves in place.
-        self.encoder = _mlp(pixels, *self.hidden, 2 * self.latent_dim)
-        self.decoder = _mlp(self.latent_dim, *reversed(self.hidden), pixels)
+        super().__init__(data_shape, hidden, latent_dim, likelihood, sigma, learn_sigma, activation, preset)
+        self.encoder = encoder(self.pixels, self.hidden, self.latent_dim, activation, preset)
+        self.decoder = mlp(self.latent_dim, *reversed(self.hidden), self.pixels, activation=activation)
+        if preset == "doersch":
+            initialise_as_doersch(self)
 
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that build this model again: ``VAE(**model.config)``; plain enough for JSON."""
-        return {
-            "data_shape": list(self.data_shape),
-            "hidden": list(self.hidden),
-            "latent_dim": self.latent_dim,
-            "likelihood": self.likelihood,
-            "sigma": self.sigma,
-        }
+        return {"data_shape": list(self.data_shape), **self._config()}
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The moments of Q(z|x).
@@ -107,7 +84,7 @@ class VAE(nn.Module):
             ValueError: the shape of ``x`` is not ``[B, *E]`` (the message names both), or its dtype is
                 neither uint8, bool nor floating point.
         """
-        mu, logvar = self.encoder(self._scaled(x).flatten(1)).chunk(2, -1)
+        mu, logvar = self.encoder(self._as_input("x", x, self.data_shape)).chunk(2, -1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
@@ -122,9 +99,14 @@ class VAE(nn.Module):
         Raises:
             ValueError: the last dimension of ``z`` is not L.
         """
-        if z.dim() == 0 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z has shape {list(z.shape)}, expected [..., {self.latent_dim}]")
+        self._check_code(z)
         return torch.unflatten(self.decoder(z), -1, self.data_shape)
+
+    def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
+        return self.encode(x)
+
+    def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
+        return self.decode(z)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z from Q(z|x) and decode it.
@@ -136,11 +118,17 @@ class VAE(nn.Module):
         Raises:
             ValueError: as ``encode``.
         """
-        mu, logvar = self.encode(x)
-        z = reparameterize(mu, logvar, generator=generator)
-        return VAEOutput(self.decode(z), mu, logvar, z)
+        return self._pass(x, None, generator)
 
-    def loss(self, x: Tensor, beta: float | Tensor = 1.0, generator: torch.Generator | None = None) -> ELBO:
+    def loss(
+        self,
+        x: Tensor,
+        beta: float | Tensor = 1.0,
+        generator: torch.Generator | None = None,
+        *,
+        sigma: float | Tensor | None = None,
+        free_bits: float = 0.0,
+    ) -> ELBO:
         """The negative ELBO of a batch, from one sample of z for each of its elements.
 
         Args:
@@ -148,23 +136,47 @@ class VAE(nn.Module):
                 for the reconstruction term.
             beta: weight of the KL term, a number or a 0-d tensor; other than 1 it is no longer the ELBO.
             generator: the source of the noise, by default torch's own.
+            sigma: stands in for the model's own (Gaussian likelihood), as in a schedule; a number or a 0-d tensor.
+            free_bits: nats of each dimension of z that the loss does not count
+                (:func:`fastvae.objectives.free_bits`); the KL that is returned has them all.
 
         Returns:
             ``(loss, reconstruction, kl)``: batch means in nats, ``loss = reconstruction + beta * kl``.
 
         Raises:
-            ValueError: as ``encode``.
+            ValueError: as ``encode``; a sigma for the Bernoulli likelihood.
 
         Source: Doersch 2016, eq. 5 with eq. 7 and 10; beta as in Higgins et al. 2017, eq. 4.
         """
-        mu, logvar = self.encode(x)
-        if self.likelihood == "bernoulli":
-            z = reparameterize(mu, logvar, generator=generator)
-            return elbo_loss(self.decode(z), x, mu, logvar, beta=beta)
-        z, kl_per_sample = sample_kl(mu, logvar, generator=generator)
-        reconstruction = gaussian_nll(self.decode(z), x, sigma=self.sigma, reduction="mean")
-        kl = kl_per_sample.mean()
-        return ELBO(reconstruction + beta * kl, reconstruction, kl)
+        return self._loss(x, None, beta, sigma, free_bits, generator)
+
+    def importance_weighted_loss(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        gradient: Gradient = "iwae",
+        sigma: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Minus the importance-weighted bound of a batch, tighter than the ELBO.
+
+        Args:
+            x: ``[B, *E]``.
+            num_samples: K, samples of z for each element.
+            gradient: the estimator, of :func:`fastvae.objectives.importance_weighted_loss`.
+            sigma: as for ``loss``.
+            generator: the source of the noise, by default torch's own.
+
+        Returns:
+            0-d, the batch mean in nats.
+
+        Raises:
+            ValueError: as ``loss``; K below 1, or an unknown gradient.
+
+        Source: Burda et al. 2015 (arXiv:1509.00519), eq. 8.
+        """
+        return self._log_weights_loss(x, None, num_samples, gradient, sigma, generator)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -182,9 +194,7 @@ class VAE(nn.Module):
         """
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n}")
-        # N(0, I) through the operator: its noise is the same on every device, torch.randn's is not.
-        zeros = next(self.parameters()).new_zeros(n, self.latent_dim)
-        return self._mean(self.decode(reparameterize(zeros, zeros, generator=generator)))
+        return self.output.mean(self.decode(self._prior([n], generator)))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -200,40 +210,4 @@ class VAE(nn.Module):
             ValueError: as ``encode``.
         """
         mu, _ = self.encode(x)
-        return self._mean(self.decode(mu))
-
-    def _mean(self, decoded: Tensor) -> Tensor:
-        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        """``x`` as the encoder wants it: the parameters' dtype, uint8 mapped to [0, 1]."""
-        if x.shape[1:] != self.data_shape or x.dim() == 0:
-            expected = ", ".join(["B", *map(str, self.data_shape)])
-            raise ValueError(f"x has shape {list(x.shape)}, expected [{expected}]")
-        if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
-            raise ValueError(f"x must be uint8, bool or floating point, not {x.dtype}")
-        dtype = next(self.encoder.parameters()).dtype
-        return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
-
-
-def _sizes(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
-    for size in sizes:
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must hold positive integers, not {size!r}")
-    return tuple(sizes)
-
-
-def _mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between them, none after the last.
-
-    He's initialisation before a ReLU, Glorot's at the end: with torch's own, of a sixth of He's variance, the
-    signal fades over four layers and the code stays unused for many epochs.
-    """
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        linear = nn.Linear(inputs, outputs)
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU()]
-    nn.init.xavier_normal_(linear.weight)
-    return nn.Sequential(*layers[:-1])
+        return self.output.mean(self.decode(mu))

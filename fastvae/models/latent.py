@@ -1,0 +1,133 @@
+"""What VAE and CVAE have in common: q(z|...), P(x|z, ...) and the losses made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Generator, Tensor, nn
+
+from fastvae import objectives
+from fastvae.models.likelihood import Likelihood, LikelihoodName
+from fastvae.models.networks import Activation, Preset, as_input, check_network, sizes
+from fastvae.ops import ELBO, elbo_loss, gaussian_kl, reparameterize
+
+
+class VAEOutput(NamedTuple):
+    """What one pass through the model gives."""
+
+    decoded: Tensor
+    """``[B, *E]``: logits (Bernoulli) or means (Gaussian)."""
+    mu: Tensor
+    """``[B, L]``, the mean of Q(z|x)."""
+    logvar: Tensor
+    """``[B, L]``, the log-variance of Q(z|x)."""
+    z: Tensor
+    """``[B, L]``, one sample of Q(z|x)."""
+
+
+Joins = tuple[Tensor, Tensor]
+"""What a condition adds to the encoder and to the decoder."""
+
+
+class LatentVariableModel(nn.Module):
+    """A model with a code z of prior N(0, I). Its subclasses have the networks: ``_moments`` and ``_decoded``."""
+
+    def __init__(
+        self,
+        data_shape: int | Sequence[int],
+        hidden: Sequence[int],
+        latent_dim: int,
+        likelihood: LikelihoodName,
+        sigma: float,
+        learn_sigma: bool,
+        activation: Activation,
+        preset: Preset | None,
+    ) -> None:
+        super().__init__()
+        self.output = Likelihood(likelihood, sigma, learn_sigma)
+        self.data_shape = sizes("data_shape", data_shape)
+        if not self.data_shape:
+            raise ValueError("data_shape must name at least one dimension, not ()")
+        self.hidden = sizes("hidden", hidden)
+        (self.latent_dim,) = sizes("latent_dim", latent_dim)
+        check_network(self.hidden, activation, preset)
+        self.activation: Activation = activation
+        self.preset: Preset | None = preset
+        self.pixels = math.prod(self.data_shape)
+
+    @property
+    def likelihood(self) -> LikelihoodName:
+        """The name of P(x|z)'s family."""
+        return self.output.name
+
+    @property
+    def sigma(self) -> float | Tensor:
+        """The standard deviation of the Gaussian likelihood: a 0-d tensor where it is learned."""
+        return self.output.sigma
+
+    def _config(self) -> dict[str, object]:
+        return {
+            "hidden": list(self.hidden),
+            "latent_dim": self.latent_dim,
+            "likelihood": self.likelihood,
+            "sigma": self.output.initial_sigma,
+            "learn_sigma": self.output.log_sigma is not None,
+            "activation": self.activation,
+            "preset": self.preset,
+        }
+
+    def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
+        raise NotImplementedError
+
+    def _pass(self, x: Tensor, joins: Joins | None, generator: Generator | None) -> VAEOutput:
+        mu, logvar = self._moments(x, joins)
+        z = reparameterize(mu, logvar, generator=generator)
+        return VAEOutput(self._decoded(z, joins), mu, logvar, z)
+
+    def _loss(
+        self,
+        x: Tensor,
+        joins: Joins | None,
+        beta: float | Tensor,
+        sigma: float | Tensor | None,
+        free_bits: float,
+        generator: Generator | None,
+    ) -> ELBO:
+        decoded, mu, logvar, _ = self._pass(x, joins, generator)
+        if self.likelihood == "bernoulli" and sigma is None and not free_bits:
+            return elbo_loss(decoded, x, mu, logvar, beta=beta)
+        reconstruction = self.output.nll(decoded, x, sigma=sigma, reduction="mean")
+        kl = gaussian_kl(mu, logvar, reduction="mean")
+        penalty = objectives.free_bits(mu, logvar, free_bits) if free_bits else kl
+        return ELBO(reconstruction + beta * penalty, reconstruction, kl)
+
+    def _log_weights_loss(
+        self,
+        x: Tensor,
+        joins: Joins | None,
+        num_samples: int,
+        gradient: objectives.Gradient,
+        sigma: float | Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        mu, logvar = self._moments(x, joins)
+        z = reparameterize(mu, logvar, num_samples=num_samples, generator=generator)
+        reconstruction = self.output.nll(self._decoded(z, joins), x, sigma=sigma, reduction="none")
+        return objectives.importance_weighted_loss(reconstruction, z, mu, logvar, gradient=gradient).mean()
+
+    def _prior(self, shape: Sequence[int], generator: Generator | None) -> Tensor:
+        # N(0, I) through the operator: its noise is the same on every device, torch.randn's is not.
+        zeros = next(self.parameters()).new_zeros(*shape, self.latent_dim)
+        return reparameterize(zeros, zeros, generator=generator)
+
+    def _as_input(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return as_input(name, x, shape, next(self.parameters()).dtype)
+
+    def _check_code(self, z: Tensor) -> None:
+        if z.dim() == 0 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z has shape {list(z.shape)}, expected [..., {self.latent_dim}]")

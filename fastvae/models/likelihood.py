@@ -1,0 +1,62 @@
+"""P(x given what the decoder says)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fastvae.models.networks import one_of
+from fastvae.ops import gaussian_nll, sigmoid_cross_entropy
+
+LikelihoodName = Literal["bernoulli", "gaussian"]
+
+
+class Likelihood(nn.Module):
+    """Independent pixels: Bernoulli, of logits, or Gaussian, of means and one standard deviation.
+
+    Args:
+        name: ``"bernoulli"`` or ``"gaussian"``.
+        sigma: standard deviation of the Gaussian, in units of the data.
+        learn_sigma: whether sigma is a parameter, with ``sigma`` its first value.
+
+    Raises:
+        ValueError: an unknown name, a sigma that is not positive and finite, or one to be learned that the
+            Bernoulli likelihood has not.
+
+    Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C; sigma's part: Doersch 2016 (arXiv:1606.05908),
+    sec. 2.4.3; learned: Rybkin et al. 2020 (arXiv:2006.13202), sec. 3.
+    """
+
+    def __init__(self, name: LikelihoodName, sigma: float, learn_sigma: bool) -> None:
+        super().__init__()
+        one_of("likelihood", name, get_args(LikelihoodName))
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be a positive finite number, not {sigma}")
+        if learn_sigma and name == "bernoulli":
+            raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
+        self.name: LikelihoodName = name
+        self.initial_sigma = float(sigma)
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma))) if learn_sigma else None
+
+    @property
+    def sigma(self) -> float | Tensor:
+        """The standard deviation: a 0-d tensor with its gradient where it is learned."""
+        return self.initial_sigma if self.log_sigma is None else self.log_sigma.exp()
+
+    def nll(self, decoded: Tensor, x: Tensor, *, sigma: float | Tensor | None = None, reduction: str) -> Tensor:
+        """-log P(x): ``decoded [B, *E]`` or ``[K, B, *E]`` and ``x [B, *E]`` to ``[B]`` or ``[K, B]``, nats.
+
+        ``sigma`` stands in for the model's own, as in a schedule.
+        """
+        if self.name == "bernoulli":
+            if sigma is not None:
+                raise ValueError(f"the bernoulli likelihood has no sigma, got {sigma}")
+            return sigmoid_cross_entropy(decoded, x, reduction=reduction)
+        return gaussian_nll(decoded, x, sigma=self.sigma if sigma is None else sigma, reduction=reduction)
+
+    def mean(self, decoded: Tensor) -> Tensor:
+        """The expected x, the shape of ``decoded``: probabilities (Bernoulli) or means (Gaussian)."""
+        return decoded.sigmoid() if self.name == "bernoulli" else decoded

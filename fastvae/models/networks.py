@@ -1,0 +1,137 @@
+"""What the models' networks are made of: layers, heads and initialisations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["relu", "tanh"]
+Preset = Literal["doersch"]
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+# Doersch's code: the standard deviation of a weight, and how many of a unit's inputs each output keeps on average.
+_DOERSCH_DEVIATION, _DOERSCH_CONNECTIONS = 0.1, 15
+
+
+class MomentHeads(nn.Module):
+    """The last layer of the tutorial's encoder: mu from after a ReLU, log sigma from before it.
+
+    Args:
+        width: size of the layer below, whose ReLU is here.
+        latent_dim: L.
+
+    Source: the code of Doersch 2016 (arXiv:1606.05908), sec. 4.
+    """
+
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.mu = nn.Linear(width, latent_dim)
+        self.log_sigma = nn.Linear(width, latent_dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``[..., width]`` to the packed moments ``[..., 2L]``: mu beside logvar."""
+        return torch.cat([self.mu(h.relu()), 2 * self.log_sigma(h)], dim=-1)
+
+
+def activation_layer(activation: Activation) -> nn.Module:
+    """A layer of it."""
+    return _ACTIVATIONS[activation]()
+
+
+def mlp(*widths: int, activation: Activation = "relu") -> nn.Sequential:
+    """Linear layers with an activation between them, none after the last.
+
+    He's initialisation before a ReLU, Glorot's elsewhere: with torch's own, of a sixth of He's variance, the
+    signal fades over four layers and the code stays unused for many epochs.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        linear = nn.Linear(inputs, outputs)
+        if activation == "relu":
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        else:
+            nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, activation_layer(activation)]
+    nn.init.xavier_normal_(linear.weight)
+    return nn.Sequential(*layers[:-1])
+
+
+def split(layers: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """The layers before number ``at``, and the others."""
+    return nn.Sequential(*list(layers)[:at]), nn.Sequential(*list(layers)[at:])
+
+
+def encoder(
+    inputs: int, hidden: Sequence[int], latent_dim: int, activation: Activation, preset: Preset | None
+) -> nn.Sequential:
+    """From ``inputs`` numbers to the packed moments ``[..., 2L]``."""
+    if preset is None:
+        # One layer for both moments: the operators read its two halves in place.
+        return mlp(inputs, *hidden, 2 * latent_dim, activation=activation)
+    return mlp(inputs, *hidden).append(MomentHeads(hidden[-1], latent_dim))
+
+
+@torch.no_grad()
+def initialise_as_doersch(model: nn.Module, dense: Collection[nn.Module] = ()) -> None:
+    """Weights N(0, 0.1^2) and biases 0; but for ``dense`` layers and the heads, each weight is kept with
+    probability 15 / outputs.
+
+    Source: the code of Doersch 2016, whose layers ask Caffe's Gaussian filler for ``sparse: 15``.
+    """
+    dense = [*dense, *(head for m in model.modules() if isinstance(m, MomentHeads) for head in m.children())]
+    for layer in model.modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        layer.weight.normal_(std=_DOERSCH_DEVIATION)
+        layer.bias.zero_()
+        if not any(layer is other for other in dense):
+            kept = min(1.0, _DOERSCH_CONNECTIONS / layer.out_features)
+            layer.weight.mul_(torch.rand_like(layer.weight) < kept)
+
+
+def check_network(hidden: Sequence[int], activation: str, preset: str | None) -> None:
+    """Raises ValueError where a model cannot be built so; the message names the argument."""
+    one_of("activation", activation, get_args(Activation))
+    if preset is None:
+        return
+    one_of("preset", preset, get_args(Preset))
+    if not hidden or activation != "relu":
+        raise ValueError(f"preset {preset!r} needs hidden layers of ReLU units, not hidden {hidden}, {activation!r}")
+
+
+def one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raises ValueError where ``value`` is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def sizes(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
+    """Positive integers, one or several.
+
+    Raises:
+        ValueError: something else; the message names the argument.
+    """
+    values = (values,) if isinstance(values, int) else tuple(values)
+    for size in values:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must hold positive integers, not {size!r}")
+    return values
+
+
+def as_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """``x [B, *shape]`` as ``[B, D]`` of ``dtype``: uint8 as x/255, bool as 0 or 1.
+
+    Raises:
+        ValueError: another shape (the message names both), or a dtype that is none of those nor floating point.
+    """
+    if x.shape[1:] != shape or x.dim() == 0:
+        expected = ", ".join(["B", *map(str, shape)])
+        raise ValueError(f"{name} has shape {list(x.shape)}, expected [{expected}]")
+    if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
+        raise ValueError(f"{name} must be uint8, bool or floating point, not {x.dtype}")
+    return (x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)).flatten(1)

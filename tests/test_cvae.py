@@ -1,0 +1,240 @@
+"""CVAE and regressor: the tutorial's wiring and weights, other conditions, and what they refuse."""
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+
+import fastvae
+from fastvae.models import CVAE, VAE, Regressor
+
+BATCH = 6
+
+
+def generator():
+    return torch.Generator().manual_seed(2)
+
+
+def small(kind=CVAE, **options):
+    torch.manual_seed(0)
+    sizes = ((4, 5), None if "condition_classes" in options else (2, 3), (16, 8, 7))
+    return kind(*sizes, 3, **options) if kind is CVAE else kind(*sizes, **options)
+
+
+def images(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def x():
+    return images(BATCH, 4, 5)
+
+
+@pytest.fixture
+def condition():
+    return images(BATCH, 2, 3)
+
+
+@pytest.mark.parametrize("preset", [None, "doersch"])
+def test_models_are_the_tutorials_by_default(preset):
+    models = VAE(preset=preset), CVAE(condition_shape=28, preset=preset), Regressor(condition_shape=28, preset=preset)
+    assert [sum(p.numel() for p in m.parameters()) for m in models] == [2_844_844, 3_506_316, 2_100_756]
+
+
+class Layers:
+    """A model's linear layers by hand, in the order in which they were made."""
+
+    def __init__(self, module):
+        self.layers = iter([m for m in module.modules() if isinstance(m, torch.nn.Linear)])
+
+    def __call__(self, h):
+        layer = next(self.layers)
+        return h @ layer.weight.T + layer.bias
+
+
+def by_hand(model, condition):
+    """The condition's network: what joins the encoder and the decoder."""
+    linear = Layers(model.condition)
+    joins_encoder = linear(linear(condition).clamp_min(0))
+    return joins_encoder, linear(linear(joins_encoder.clamp_min(0)).clamp_min(0))
+
+
+@pytest.mark.parametrize("preset", [None, "doersch"])
+def test_cvae_is_wired_as_the_tutorials(x, condition, preset):
+    model = small(preset=preset).double()
+    to_encoder, to_decoder = by_hand(model, condition.double().flatten(1) / 255)
+
+    below, above = Layers(model.encoder_below), Layers(model.encoder_above)
+    h = below(below(x.double().flatten(1) / 255).clamp_min(0))
+    h = above((h + to_encoder).clamp_min(0))  # summed before the ReLU
+    mu, logvar = model.encode(x, condition)
+    # The tutorial's log sigma is from before the ReLU.
+    expected = (above(h.clamp_min(0)), 2 * above(h)) if preset else above(h.clamp_min(0)).chunk(2, -1)
+    torch.testing.assert_close((mu, logvar), expected)
+
+    z = torch.randn(5, BATCH, 3, dtype=torch.float64)
+    below, above = Layers(model.decoder_below), Layers(model.decoder_above)
+    h = above((below(z) + to_decoder).clamp_min(0))
+    logits = above(above(h.clamp_min(0)).clamp_min(0))
+    torch.testing.assert_close(model.decode(z, condition), logits.unflatten(-1, (4, 5)))
+
+
+def test_regressor_is_wired_as_the_tutorials(condition):
+    model = small(Regressor).double()
+    _, to_decoder = by_hand(model, condition.double().flatten(1) / 255)
+    linear = Layers(model.decoder)
+    logits = linear(linear(linear(to_decoder.clamp_min(0)).clamp_min(0)).clamp_min(0))
+    torch.testing.assert_close(model(condition), logits.unflatten(-1, (4, 5)))
+
+
+def test_vae_of_the_preset_is_wired_as_the_tutorials(x):
+    torch.manual_seed(0)
+    model = VAE((4, 5), (16, 8), 3, preset="doersch").double()
+    linear = Layers(model.encoder)
+    h = linear(linear(x.double().flatten(1) / 255).clamp_min(0))
+    torch.testing.assert_close(model.encode(x), (linear(h.clamp_min(0)), 2 * linear(h)))
+
+
+@pytest.mark.parametrize(
+    ("model", "dense"),
+    [
+        (lambda: VAE(preset="doersch"), {"encoder.5.mu", "encoder.5.log_sigma"}),
+        (
+            lambda: CVAE(condition_shape=28, preset="doersch"),
+            {"encoder_above.2.mu", "encoder_above.2.log_sigma", "condition.to_decoder.3"},
+        ),
+        (lambda: Regressor(condition_shape=28, preset="doersch"), {"condition.to_decoder.3"}),
+    ],
+    ids=["vae", "cvae", "regressor"],
+)
+def test_initial_weights_are_sparse_and_normal(model, dense):
+    torch.manual_seed(3)
+    layers = {name: m for name, m in model().named_modules() if isinstance(m, torch.nn.Linear)}
+    assert dense < layers.keys()
+    for name, layer in layers.items():
+        assert not layer.bias.any()
+        weight = layer.weight.detach()
+        kept, n = weight[weight != 0], weight.numel()
+        p = 1.0 if name in dense else 15 / layer.out_features
+        # Five standard deviations of a binomial count, of a normal's mean and of its standard deviation.
+        assert abs(len(kept) - n * p) <= 5 * (n * p * (1 - p)) ** 0.5, name
+        assert abs(kept.mean()) < 5 * 0.1 / len(kept) ** 0.5, name
+        assert abs(kept.std() - 0.1) < 5 * 0.1 / (2 * len(kept)) ** 0.5, name
+
+
+def test_loss_is_the_negative_elbo_given_the_condition(x, condition):
+    model = small()
+    loss = model.loss(x, condition, 0.5, generator())
+    mu, logvar = model.encode(x, condition)
+    z = fastvae.reparameterize(mu, logvar, generator=generator())
+    nll = binary_cross_entropy_with_logits(model.decode(z, condition), x / 255, reduction="none").sum() / BATCH
+    kl = fastvae.reference.gaussian_kl(mu, logvar, reduction="mean")
+    torch.testing.assert_close(loss, fastvae.ELBO(nll + 0.5 * kl, nll, kl), rtol=1e-5, atol=0)
+    torch.testing.assert_close(model(x, condition, generator()).decoded, model.decode(z, condition))
+
+
+def test_regressors_loss_is_the_cross_entropy(x, condition):
+    model = small(Regressor)
+    expected = binary_cross_entropy_with_logits(model(condition), x / 255, reduction="none").sum() / BATCH
+    torch.testing.assert_close(model.loss(x, condition), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(model.predict(condition), model(condition).sigmoid())
+
+
+@pytest.mark.parametrize("kind", [CVAE, Regressor])
+def test_labels_are_one_hot_conditions(kind):
+    labelled = small(kind, condition_classes=4)
+    torch.manual_seed(0)
+    plain = kind((4, 5), 4, (16, 8, 7), 3) if kind is CVAE else kind((4, 5), 4, (16, 8, 7))
+    labels, x = torch.tensor([3, 0, 1, 1, 2, 0]), images(BATCH, 4, 5)
+    call = (lambda m, c: m.loss(x, c, 1.0, generator())) if kind is CVAE else (lambda m, c: m.loss(x, c))
+    expected = call(plain, one_hot(labels, 4).bool())
+    for dtype in (torch.int64, torch.uint8):
+        torch.testing.assert_close(call(labelled, labels.to(dtype)), expected)
+    with pytest.raises(ValueError, match=r"labels must lie in 0 .. 3, got 4"):
+        labelled.condition(torch.tensor([1, 4]))
+    with pytest.raises(ValueError, match=r"labels must lie in 0 .. 3, got -1"):
+        labelled.condition(torch.tensor([1, -1]))
+    with pytest.raises(
+        ValueError, match=r"condition must be labels, integers \[B\], got torch.float32 of shape \[6, 1\]"
+    ):
+        labelled.condition(torch.zeros(6, 1))
+
+
+def test_samples_and_reconstructions_have_the_shape_of_the_data(x, condition):
+    model = small()
+    assert model.sample(condition).shape == (BATCH, 4, 5)
+    many = model.sample(condition, 9, generator())
+    assert many.shape == (9, BATCH, 4, 5)
+    assert many.std(0).min() > 0  # each its own
+    assert torch.equal(many, model.sample(condition, 9, generator()))
+    assert model.reconstruct(x, condition).shape == (BATCH, 4, 5)
+
+
+@pytest.mark.parametrize("hidden", [(8,), (8, 7), (9, 8, 7, 6)], ids=str)
+def test_any_number_of_hidden_layers(hidden, x, condition):
+    loss = CVAE((4, 5), (2, 3), hidden, 3).loss(x, condition).loss + Regressor((4, 5), (2, 3), hidden).loss(
+        x, condition
+    )
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("kind", [CVAE, Regressor])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"likelihood": "gaussian", "sigma": 0.3, "learn_sigma": True},
+        {"condition_classes": 3},
+        {"preset": "doersch"},
+    ],
+    ids=str,
+)
+def test_config_builds_the_model_again(kind, options):
+    model = small(kind, **options)
+    again = kind(**model.config)
+    again.load_state_dict(model.state_dict())
+    assert again.config == model.config
+
+
+def test_every_parameter_gets_a_gradient(x, condition):
+    for model in (
+        small(likelihood="gaussian", learn_sigma=True),
+        small(Regressor, likelihood="gaussian", learn_sigma=True),
+    ):
+        loss = model.loss(x, condition)
+        (loss.loss if isinstance(loss, tuple) else loss).backward()
+        # Conditions reach all; a dead ReLU would not.
+        assert all(p.grad is not None for p in model.parameters())
+        assert model.output.log_sigma.grad != 0
+
+
+def test_errors_name_what_was_wrong(x, condition):
+    model = small()
+    with pytest.raises(ValueError, match=r"condition has shape \[6, 4, 5\], expected \[B, 2, 3\]"):
+        model.encode(x, x)
+    with pytest.raises(ValueError, match=r"x has shape \[6, 2, 3\], expected \[B, 4, 5\]"):
+        model.loss(condition, condition)
+    with pytest.raises(ValueError, match=r"a condition for each sample, got 1 for a batch \[6\]"):
+        model.loss(x, condition[:1])
+    with pytest.raises(ValueError, match=r"a condition for each sample, got 6 for a batch \[5\]"):
+        model.decode(torch.zeros(2, 5, 3), condition)
+    with pytest.raises(ValueError, match=r"z has shape \[6, 4\], expected \[..., 3\]"):
+        model.decode(torch.zeros(6, 4), condition)
+    with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
+        model.sample(condition, 0)
+    for kind in (CVAE, Regressor):
+        with pytest.raises(ValueError, match="exactly one of condition_shape and condition_classes, got neither"):
+            kind(784)
+        with pytest.raises(ValueError, match="exactly one of condition_shape and condition_classes, got both"):
+            kind(784, 3, condition_classes=3)
+        with pytest.raises(ValueError, match=r"hidden.* at least one layer"):
+            kind(784, 3, ())
+        with pytest.raises(ValueError, match=r"preset 'doersch' needs hidden layers of ReLU units, .*'tanh'"):
+            kind(784, 3, (4,), preset="doersch", activation="tanh")
+        with pytest.raises(ValueError, match="preset must be 'doersch', not 'kingma'"):
+            kind(784, 3, preset="kingma")
+    with pytest.raises(ValueError, match="activation must be 'relu' or 'tanh', not 'selu'"):
+        VAE(activation="selu")
+    with pytest.raises(ValueError, match="learn_sigma needs the gaussian likelihood"):
+        VAE(learn_sigma=True)
+    with pytest.raises(ValueError, match=r"the bernoulli likelihood has no sigma, got 0.5"):
+        small().loss(x, condition, sigma=0.5)
