@@ -12,7 +12,8 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,8 +23,11 @@ import torch
 
 import fastvae
 from fastvae.data import DatasetName, load
-from fastvae.evaluation import evaluate
+from fastvae.evaluation import Proposal, evaluate, evaluate_code, log_likelihood
+from fastvae.files import replacing
 from fastvae.models.likelihood import LikelihoodName
+from fastvae.models.networks import Activation, Preset
+from fastvae.objectives import Gradient, ScheduleKind
 
 try:
     import rich.progress
@@ -64,13 +68,32 @@ def train_command(
     epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = TrainConfig.batch_size,
     latent_dim: Annotated[int, typer.Option(min=1, help="Size of the code z.")] = TrainConfig.latent_dim,
+    hidden: Annotated[
+        str, typer.Option(help="Widths of the encoder's hidden layers; the decoder mirrors them.")
+    ] = ",".join(map(str, TrainConfig.hidden)),
+    activation: Annotated[Activation, typer.Option(help="Of the hidden layers.")] = TrainConfig.activation,
+    preset: Annotated[
+        Preset | None, typer.Option(help="The tutorial's own wiring, initial weights and solver.")
+    ] = TrainConfig.preset,
     likelihood: Annotated[
         LikelihoodName, typer.Option(help="Distribution of a pixel given z.")
     ] = TrainConfig.likelihood,
     sigma: Annotated[
         float, typer.Option(help="Standard deviation of the Gaussian likelihood, pixels in [0, 1].")
     ] = TrainConfig.sigma,
+    learn_sigma: Annotated[bool, typer.Option("--learn-sigma", help="Make it a parameter.")] = False,
     beta: Annotated[float, typer.Option(help="Weight of the KL term; 1 is the ELBO.")] = TrainConfig.beta,
+    anneal: Annotated[
+        ScheduleKind | None, typer.Option(help="How that weight comes from 0 at first.")
+    ] = TrainConfig.anneal,
+    anneal_epochs: Annotated[int, typer.Option(min=1, help="How long it takes.")] = TrainConfig.anneal_epochs,
+    free_bits: Annotated[
+        float, typer.Option(help="Nats of each dimension of z that cost nothing.")
+    ] = TrainConfig.free_bits,
+    importance_samples: Annotated[
+        int, typer.Option(min=1, help="Of z for each image; from 2 on, the importance-weighted bound.")
+    ] = TrainConfig.importance_samples,
+    gradient: Annotated[Gradient, typer.Option(help="Estimator of that bound's gradient.")] = TrainConfig.gradient,
     binarize: Annotated[
         Binarize, typer.Option(help="Grey targets, or binary ones drawn anew at every pass.")
     ] = TrainConfig.binarize,
@@ -93,9 +116,18 @@ def train_command(
         "epochs": epochs,
         "batch_size": batch_size,
         "latent_dim": latent_dim,
+        "hidden": _widths(hidden),
+        "activation": activation,
+        "preset": preset,
         "likelihood": likelihood,
         "sigma": sigma,
+        "learn_sigma": learn_sigma,
         "beta": beta,
+        "anneal": anneal,
+        "anneal_epochs": anneal_epochs,
+        "free_bits": free_bits,
+        "importance_samples": importance_samples,
+        "gradient": gradient,
         "binarize": binarize,
         "learning_rate": learning_rate,
         "amp": amp,
@@ -138,7 +170,7 @@ def sample_command(
         raise typer.BadParameter(f"{out} does not end in .png", param_hint="--out")
     model = training.load_checkpoint(checkpoint).build_model()
     images = model.sample(num, _generator(seed))
-    with training.replacing(out) as temporary:
+    with replacing(out) as temporary:
         plots.save_samples(images, math.ceil(math.sqrt(num)), temporary)
     print(f"{num} samples in {out}")
 
@@ -158,9 +190,21 @@ def evaluate_command(
         int | None,
         typer.Option(min=0, max=_MAX_SEED, help="Of the noise.", show_default="that of the training"),
     ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Of z for each test image: the importance-weighted bound.")] = 0,
+    prior_samples: Annotated[
+        int, typer.Option(min=0, help="The same with z from the prior, as in eq. 1 of the tutorial.")
+    ] = 0,
+    images: Annotated[int | None, typer.Option(min=1, help="How many of the test images.", show_default="all")] = None,
+    memory: Annotated[int, typer.Option(min=1, help="MiB for the decoder's activations.")] = 64,
+    amp: Annotated[Amp | None, typer.Option(help="Decode the samples in bfloat16.")] = None,
+    partial: Annotated[
+        Path | None, typer.Option(help="Keeps what is done of the samples in this file, and goes on from it.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
-    """Print the ELBO of a trained model on the training and the test set, and its two parts."""
+    """Print the ELBO of a trained model and its parts, what its code carries, and its likelihood by sampling."""
+    if samples and prior_samples and partial is not None:
+        raise typer.BadParameter("keeps one of --samples and --prior-samples, not both", param_hint="--partial")
     loaded = training.load_checkpoint(checkpoint)
     config = TrainConfig.from_checkpoint(loaded)
     dataset = dataset or config.dataset
@@ -174,18 +218,49 @@ def evaluate_command(
             f"{dataset} has images of {'x'.join(map(str, data.image_shape))}, but {checkpoint} was trained on "
             f"{config.dataset}, of {'x'.join(map(str, model.data_shape))}"
         )
+    test_images = data.test_images[:images]
+    binary = config.binarize == "dynamic"
 
-    print(f"{dataset:<14} {'ELBO':>10} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
+    print(f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
-    for part, images in (("train", data.train_images), ("test", data.test_images)):
-        report = evaluate(model, images, binarize=config.binarize == "dynamic", generator=_generator(seed))
+    for part, part_images in (("train", data.train_images), ("test", test_images)):
+        report = evaluate(model, part_images, binarize=binary, generator=_generator(seed))
         figures[part] = report._asdict()
         print(
-            f"{part:<14} {report.elbo:>10.2f} {report.reconstruction:>15.2f} {report.kl:>8.2f} "
-            f"{report.bits_per_dim:>15.4f}"
+            f"{part:<14} {report.elbo:>10.2f} ± {report.standard_error or 0:<5.2f} {report.reconstruction:>15.2f} "
+            f"{report.kl:>8.2f} {report.bits_per_dim:>15.4f}"
+        )
+    code = evaluate_code(model, test_images)
+    figures["code"] = code._asdict()
+    print(
+        f"code           {code.active_units} of {model.latent_dim} dimensions in use; nats of each:",
+        *(f"{nats:.2f}" for nats in sorted(code.nats, reverse=True)),
+    )
+    proposals: tuple[tuple[Proposal, int], ...] = (("posterior", samples), ("prior", prior_samples))
+    for proposal, count in proposals:
+        if not count:
+            continue
+        with _progress_bar(f"{count} samples") as show:
+            likelihood = log_likelihood(
+                model,
+                test_images,
+                num_samples=count,
+                proposal=proposal,
+                memory=memory * 2**20,
+                binarize=binary,
+                amp=amp,
+                seed=seed,
+                partial=partial,
+                progress=lambda done, mean, show=show: show(done, len(test_images), f"{mean:.2f} nats"),  # type: ignore[misc]
+            )
+        figures[f"log_likelihood_{proposal}"] = likelihood._asdict()
+        print(
+            f"test, {count} samples of the {proposal}: {likelihood.log_likelihood:.2f} ± "
+            f"{likelihood.standard_error:.2f} nats (± {likelihood.sampling_error:.3f} of sampling), "
+            f"{likelihood.bits_per_dim:.4f} bits/dim, effective sample size {likelihood.effective_sample_size:.1f}"
         )
     if json_file is not None:
-        with training.replacing(json_file) as temporary:
+        with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
@@ -245,8 +320,32 @@ def _is_given(context: typer.Context, option: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(width) for width in text.split(",") if width.strip())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of widths such as 200,200", param_hint="--hidden") from None
+
+
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def _progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal; yields what is told how many are done, of how many, and what to say beside."""
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        rich.progress.TextColumn("{task.fields[state]}"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, expand=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, total=None, state="")
+        yield lambda done, total, state: bar.update(task, completed=done, total=total, state=state)
 
 
 class _Display:

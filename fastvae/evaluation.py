@@ -1,15 +1,31 @@
-"""What a trained model is worth: the ELBO of a data set and its two parts."""
+"""What a trained model is worth: its ELBO, its likelihood by importance sampling, and what its code carries.
+
+N is the number of images, B a batch of them, K the samples of z for each, L the latent dimension; all in nats. Every
+mean over images comes with its standard error, the images being a sample of all there might be.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from fastvae import objectives
 from fastvae.data import Batches
-from fastvae.models import VAE
+from fastvae.files import replacing
+from fastvae.models import CVAE, VAE
+from fastvae.models.networks import one_of
+from fastvae.ops import gaussian_kl, reparameterize
+
+Proposal = Literal["posterior", "prior"]
 
 
 class ELBOReport(NamedTuple):
@@ -24,26 +40,62 @@ class ELBOReport(NamedTuple):
     bits_per_dim: float
     """``-elbo`` in bits per pixel. Bernoulli: of targets in [0, 1], grey or binary. Gaussian: of the density
     over pixels in [0, 1], so that it may be negative."""
+    standard_error: float | None
+    """Nats, of ``elbo``; None where only its mean is known, as of the steps of a training."""
 
 
-def elbo_report(reconstruction: float, kl: float, dims: int) -> ELBOReport:
+class LikelihoodReport(NamedTuple):
+    """The importance-weighted bound of log P(x): means over a data set, per image."""
+
+    log_likelihood: float
+    """Nats; a lower bound of log P(x) in the mean, tighter than the ELBO."""
+    standard_error: float
+    """Nats: what other images would change."""
+    sampling_error: float
+    """Nats: what other samples of z would change, for the same images."""
+    bits_per_dim: float
+    """``-log_likelihood`` in bits per pixel."""
+    effective_sample_size: float
+    """(sum w)^2 / sum w^2, of ``num_samples``."""
+    num_samples: int
+    """K."""
+    images: int
+    """N."""
+
+
+class LatentReport(NamedTuple):
+    """What each dimension of the code carries."""
+
+    nats: list[float]
+    """KL(Q(z_j|x), P(z_j)), the mean over the images: ``[L]``."""
+    standard_errors: list[float]
+    """Of ``nats``: ``[L]``."""
+    activity: list[float]
+    """Variance over the images of E[z_j|x]: ``[L]``."""
+    active_units: int
+    """Dimensions whose activity is above 0.01."""
+
+
+def elbo_report(reconstruction: float, kl: float, dims: int, standard_error: float | None = None) -> ELBOReport:
     """Put the two parts of the negative ELBO together.
 
     Args:
         reconstruction: nats per image.
         kl: nats per image.
         dims: pixels per image.
+        standard_error: of their sum.
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and sec. 2.4.2.
     """
     elbo = -(reconstruction + kl)
-    return ELBOReport(elbo, reconstruction, kl, -elbo / (dims * math.log(2)))
+    return ELBOReport(elbo, reconstruction, kl, _bits(-elbo, dims), standard_error)
 
 
 @torch.no_grad()
 def evaluate(
-    model: VAE,
+    model: VAE | CVAE,
     images: Tensor,
+    condition: Tensor | None = None,
     *,
     batch_size: int = 1000,
     binarize: bool = False,
@@ -54,6 +106,7 @@ def evaluate(
     Args:
         model: its training mode is left as it was.
         images: ``[N, *E]`` uint8, on the model's device.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
         batch_size: images at a time.
         binarize: whether the targets are binary, each pixel drawn with probability x/255.
         generator: the source of all noise, by default torch's own. With one of a fixed seed, the result is a
@@ -61,16 +114,260 @@ def evaluate(
 
     Raises:
         ValueError: no images, images that are not uint8, or that do not fit the model (the message names
-            both shapes).
+            both shapes); conditions for a model without, or none for one with.
     """
+    sums = torch.zeros(3, dtype=torch.float64, device=images.device)
+    with _evaluating(model):
+        for x, given in _batches(model, images, condition, batch_size, binarize, generator):
+            mu, logvar = model.encode(x, *given)
+            z = reparameterize(mu, logvar, generator=generator)
+            reconstruction = model.output.nll(model.decode(z, *given), x, reduction="none").double()
+            kl = gaussian_kl(mu, logvar).double()
+            sums += torch.stack([reconstruction.sum(), kl.sum(), (reconstruction + kl).square().sum()])
+    reconstruction_mean, kl_mean, square = (sums / len(images)).tolist()
+    error = _standard_error(reconstruction_mean + kl_mean, square, len(images))
+    return elbo_report(reconstruction_mean, kl_mean, images[0].numel(), error)
+
+
+@torch.no_grad()
+def evaluate_code(
+    model: VAE | CVAE, images: Tensor, condition: Tensor | None = None, *, batch_size: int = 1000
+) -> LatentReport:
+    """How many nats each dimension of z carries, and which are in use.
+
+    Args:
+        model: its training mode is left as it was.
+        images: ``[N, *E]`` uint8, on the model's device.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: as ``evaluate``.
+
+    Source: active units: Burda et al. 2015 (arXiv:1509.00519), sec. 5, with their threshold of 0.01.
+    """
+    sums = torch.zeros(4, model.latent_dim, dtype=torch.float64, device=images.device)
+    with _evaluating(model):
+        for x, given in _batches(model, images, condition, batch_size, False, None):
+            mu, logvar = model.encode(x, *given)
+            # Without an event, the operator gives the divergence of each element.
+            kl = gaussian_kl(mu.flatten(), logvar.flatten()).view(mu.shape).double()
+            mu = mu.double()
+            sums += torch.stack([kl.sum(0), kl.square().sum(0), mu.sum(0), mu.square().sum(0)])
+    nats, square, mean, mean_square = (sums / len(images)).tolist()
+    activity = [max(0.0, s - m * m) for s, m in zip(mean_square, mean, strict=True)]
+    errors = [_standard_error(m, s, len(images)) for m, s in zip(nats, square, strict=True)]
+    return LatentReport(nats, errors, activity, sum(a > 0.01 for a in activity))
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: VAE | CVAE,
+    images: Tensor,
+    condition: Tensor | None = None,
+    *,
+    num_samples: int = 5000,
+    proposal: Proposal = "posterior",
+    batch_size: int = 100,
+    memory: int = 64 * 2**20,
+    binarize: bool = False,
+    amp: Literal["bf16"] | None = None,
+    seed: int = 0,
+    partial: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> LikelihoodReport:
+    """The importance-weighted bound log (1/K sum_k w_k) of a data set.
+
+    An image is encoded once; its K samples are drawn and decoded in chunks, and the target is never expanded. Memory
+    does not grow with K.
+
+    Args:
+        model: its training mode is left as it was.
+        images: ``[N, *E]`` uint8, on the model's device.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
+        num_samples: K.
+        proposal: where z comes from: ``"posterior"``, Q(z|x); or ``"prior"``, P(z), the naive estimate of eq. 1 of
+            the tutorial, which needs astronomically many samples.
+        batch_size: images at a time.
+        memory: bytes that the decoder's activations may take; a chunk has at least one sample of one image.
+        binarize: whether the targets are binary, each pixel drawn once with probability x/255.
+        amp: ``"bf16"``: the decoder in bfloat16; weights and their sums are at least float32 all the same.
+        seed: of all noise: with the same sizes of batches and chunks, the same result.
+        partial: a file that keeps what is done, from which a later call with the same arguments goes on. It is
+            removed at the end.
+        progress: called after each batch with the images done and the mean of their bounds.
+
+    Raises:
+        ValueError: as ``evaluate``; a size below 1, an unknown proposal, a partial file of another evaluation.
+        OSError: the partial file cannot be read or written.
+
+    Source: Burda et al. 2015 (arXiv:1509.00519), eq. 8; Doersch 2016 (arXiv:1606.05908), eq. 1 for the prior.
+    """
+    one_of("proposal", proposal, get_args(Proposal))
+    one_of("amp", amp, (None, "bf16"))
+    for name, size in (("num_samples", num_samples), ("batch_size", batch_size), ("memory", memory)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, not {size}")
+    Batches(images, batch_size)  # checks them
+    # Of each sample, two layers' activations are there at a time; of z itself, its copies in the weights.
+    sample_bytes = 4 * (2 * max((*model.hidden, model.pixels)) + 4 * model.latent_dim)
+    batch_size = max(1, min(batch_size, memory // sample_bytes, len(images)))
+    chunk = max(1, min(num_samples, memory // (batch_size * sample_bytes)))
+    starts = range(0, len(images), batch_size)
+    # One seed for each batch: where a later call goes on, it draws as this one would have.
+    seeds = torch.randint(2**62, (len(starts),), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    identity = _identity(model, images, condition, num_samples, proposal, batch_size, chunk, binarize, amp, seed)
+    done = _Partial(partial, identity)
+    with _evaluating(model):
+        for start, batch_seed in list(zip(starts, seeds, strict=True))[len(done.batches) :]:
+            generator = torch.Generator(images.device).manual_seed(batch_seed)
+            part = slice(start, start + batch_size)
+            of_part = None if condition is None else condition[part]
+            ((x, given),) = _batches(model, images[part], of_part, batch_size, binarize, generator)
+            moments = model.encode(x, *given)
+            if proposal == "prior":
+                moments = (torch.zeros_like(moments[0]), torch.zeros_like(moments[1]))
+            weights = _Weights()
+            for first in range(0, num_samples, chunk):
+                k = min(chunk, num_samples - first)
+                z = reparameterize(*moments, num_samples=k, generator=generator)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
+                    decoded = model.decode(z, *given)
+                nll = model.output.nll(decoded, x, reduction="none")
+                weights.add(objectives.log_weights(nll, z, *moments))
+            done.add(torch.stack([weights.log_mean(num_samples), weights.effective_sample_size()]).cpu())
+            if progress is not None:
+                bounds = torch.cat(done.batches, 1)[0]
+                progress(len(bounds), float(bounds.mean()))
+    bounds, sizes = torch.cat(done.batches, 1)
+    done.remove()
+    mean = float(bounds.mean())
+    return LikelihoodReport(
+        mean,
+        _standard_error(mean, float(bounds.square().mean()), len(bounds)),
+        # Var(log of a mean) = Var(w) / (K mean(w)^2), the delta method; and that is 1 / size - 1 / K.
+        float((1 / sizes - 1 / num_samples).clamp_min(0).sum().sqrt()) / len(bounds),
+        _bits(-mean, images[0].numel()),
+        float(sizes.mean()),
+        num_samples,
+        len(bounds),
+    )
+
+
+class _Weights:
+    """Running sums of w and w^2 over the samples of each image, relative to the largest w so far."""
+
+    def __init__(self) -> None:
+        self.largest: Tensor | None = None
+
+    def add(self, log_w: Tensor) -> None:
+        """``[K, B]``."""
+        log_w = log_w.double()
+        largest = log_w.amax(0).clamp_min(torch.finfo(torch.float64).min)  # where all w are zero
+        if self.largest is None:
+            self.sum, self.squares = torch.zeros_like(largest), torch.zeros_like(largest)
+        else:
+            largest = torch.maximum(largest, self.largest)
+            shrink = torch.exp(self.largest - largest)
+            self.sum, self.squares = self.sum * shrink, self.squares * shrink.square()
+        w = torch.exp(log_w - largest)
+        self.sum, self.squares, self.largest = self.sum + w.sum(0), self.squares + w.square().sum(0), largest
+
+    def log_mean(self, count: int) -> Tensor:
+        assert self.largest is not None
+        return self.largest + (self.sum / count).log()
+
+    def effective_sample_size(self) -> Tensor:
+        return (self.sum.square() / self.squares).nan_to_num(0)
+
+
+class _Partial:
+    """The batches that are done, ``[2, B]`` each: in memory, and in a file if there is one."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, identity: dict[str, str]) -> None:
+        self.path, self.identity = None if path is None else Path(path), identity
+        self.batches: list[Tensor] = []
+        if self.path is None or not self.path.exists():
+            return
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path}: truncated or no partial evaluation ({error})") from None
+        for name, value in identity.items():
+            if found.get(name) != value:
+                raise ValueError(f"{self.path} is of another evaluation: {name} {found.get(name)} there, {value} here")
+        self.batches = [tensors[str(i)] for i in range(len(tensors))]
+
+    def add(self, batch: Tensor) -> None:
+        self.batches.append(batch)
+        if self.path is None:
+            return
+        from safetensors.torch import save
+
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(save({str(i): b for i, b in enumerate(self.batches)}, metadata=self.identity))
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _identity(model: VAE | CVAE, images: Tensor, condition: Tensor | None, *arguments: object) -> dict[str, str]:
+    """What a partial evaluation belongs to."""
+    names = ("num_samples", "proposal", "batch_size", "chunk", "binarize", "amp", "seed")
+    digests = {
+        "model": _digest(*model.state_dict().values()),
+        "images": _digest(images, *([] if condition is None else [condition])),
+    }
+    return digests | {name: json.dumps(value) for name, value in zip(names, arguments, strict=True)}
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to what it was."""
     training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
     try:
-        for batch in Batches(images, batch_size, binarize=binarize, noise=generator):
-            _, reconstruction, kl = model.loss(batch, generator=generator)
-            sums += torch.stack([reconstruction, kl]).double() * len(batch)
+        yield
     finally:
         model.train(training)
-    reconstruction_mean, kl_mean = (sums / len(images)).tolist()
-    return elbo_report(reconstruction_mean, kl_mean, images[0].numel())
+
+
+def _batches(
+    model: VAE | CVAE,
+    images: Tensor,
+    condition: Tensor | None,
+    batch_size: int,
+    binarize: bool,
+    generator: torch.Generator | None,
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Batches and what ``encode`` and ``decode`` take beside."""
+    if (condition is not None) != isinstance(model, CVAE):
+        raise ValueError(f"a {type(model).__name__} takes {'no condition' if condition is not None else 'a condition'}")
+    if condition is not None and len(condition) != len(images):
+        raise ValueError(f"there must be a condition for each image, got {len(condition)} for {len(images)}")
+    for i, x in enumerate(Batches(images, batch_size, binarize=binarize, noise=generator)):
+        start = i * batch_size
+        yield x, () if condition is None else (condition[start : start + batch_size],)
+
+
+def _standard_error(mean: float, mean_square: float, count: int) -> float:
+    """Of the mean of ``count`` values: 0 for a single one, whose spread is not known."""
+    return math.sqrt(max(0.0, mean_square - mean * mean) / max(1, count - 1))
+
+
+def _bits(nats: float, dims: int) -> float:
+    return nats / (dims * math.log(2))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastvae.training import TrainConfig, load_checkpoint, replacing, save_checkpoint, train
+from fastvae.files import replacing
+from fastvae.training import TrainConfig, load_checkpoint, save_checkpoint, train
 
 CONFIG = TrainConfig(hidden=(32,), latent_dim=4, epochs=1)
 

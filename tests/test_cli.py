@@ -14,7 +14,7 @@ import torch
 import fastvae
 from fastvae.cli import main
 from fastvae.data import Dataset
-from fastvae.training import load_checkpoint
+from fastvae.training import load_checkpoint, saved_config
 
 # A network that trains in no time is not to be had from the command line; two epochs of digits are.
 TRAIN = ["train", "--epochs", "2", "--latent-dim", "4"]
@@ -109,13 +109,52 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     assert main(["evaluate", str(out), "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["test"] == json.loads((out / "metrics.json").read_text())["epochs"][-1]["test"]
-    header, train, test = capsys.readouterr().out.splitlines()
+    header, train, test, code = capsys.readouterr().out.splitlines()
     assert header.split() == ["digits", "ELBO", "reconstruction", "KL", "nats", "bits/dim"]
     for line, part in ((train, "train"), (test, "test")):
         report = figures[part]
-        numbers = [report["elbo"], report["reconstruction"], report["kl"]]
-        expected = [part, *(f"{number:.2f}" for number in numbers), f"{report['bits_per_dim']:.4f}"]
-        assert line.split() == expected
+        numbers = [report["standard_error"], report["reconstruction"], report["kl"]]
+        elbo = [f"{report['elbo']:.2f}", "±"]
+        assert line.split() == [part, *elbo, *(f"{n:.2f}" for n in numbers), f"{report['bits_per_dim']:.4f}"]
+    nats = sorted(figures["code"]["nats"], reverse=True)
+    in_use = f"code {figures['code']['active_units']} of {len(nats)} dimensions in use; nats of each:".split()
+    assert code.split() == [*in_use, *(f"{n:.2f}" for n in nats)]
+
+
+def test_train_takes_the_options_of_networks_and_objectives(tmp_path, capsys):
+    out = tmp_path / "run"
+    network, objective = (
+        ["--hidden", "16,8", "--activation", "tanh"],
+        ["--importance-samples", "3", "--gradient", "stl"],
+    )
+    options = [*network, *objective, "--epochs", "1"]
+    assert main(["train", *options, "--out", str(out)]) == 0
+    config = saved_config(out)
+    assert (config.hidden, config.activation, config.importance_samples, config.gradient) == ((16, 8), "tanh", 3, "stl")
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "2"]) == 0
+    assert saved_config(out).hidden == (16, 8)
+    capsys.readouterr()
+    assert main(["train", "--hidden", "16,wide"]) == 2
+    assert "'16,wide' is no list of widths such as 200,200" in capsys.readouterr().err
+
+
+def test_evaluate_estimates_the_likelihood_by_sampling(finished, tmp_path, capsys):
+    out, partial = tmp_path / "figures.json", tmp_path / "partial"
+    sizes = ["--images", "50", "--samples", "20", "--memory", "1"]
+    assert main(["evaluate", str(finished[0]), *sizes, "--partial", str(partial), "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    report = figures["log_likelihood_posterior"]
+    assert (report["num_samples"], report["images"]) == (20, 50)
+    assert report["log_likelihood"] > figures["test"]["elbo"]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"test, 20 samples of the posterior: {report['log_likelihood']:.2f} ± ")
+    assert not partial.exists()
+    assert main(["evaluate", str(finished[0]), *sizes, "--prior-samples", "30", "--json", str(out)]) == 0
+    naive = json.loads(out.read_text())["log_likelihood_prior"]
+    assert naive["num_samples"] == 30
+    assert naive["log_likelihood"] < report["log_likelihood"]
+    assert main(["evaluate", str(finished[0]), *sizes, "--prior-samples", "30", "--partial", str(partial)]) == 2
+    assert "keeps one of --samples and --prior-samples" in capsys.readouterr().err
 
 
 def test_evaluate_with_another_seed_draws_other_noise(finished, tmp_path):

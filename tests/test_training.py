@@ -21,6 +21,7 @@ from fastvae.training import (
     saved_config,
     train,
 )
+from fastvae.training.solver import make_optimizer, parameter_names
 
 SMALL = TrainConfig(hidden=(32,), latent_dim=4, epochs=2)
 FILES = {
@@ -120,7 +121,13 @@ def test_same_seed_same_run_and_other_seed_another(tmp_path, finished):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"binarize": "dynamic"}, {"likelihood": "gaussian", "amp": "bf16"}, {"batch_size": 5000, "beta": 0.5}],
+    [
+        {"binarize": "dynamic"},
+        {"likelihood": "gaussian", "amp": "bf16"},
+        {"batch_size": 5000, "beta": 0.5},
+        {"preset": "doersch", "importance_samples": 3, "gradient": "dreg"},
+        {"likelihood": "gaussian", "learn_sigma": True, "anneal": "linear", "anneal_epochs": 3, "free_bits": 0.1},
+    ],
     ids=str,
 )
 def test_resumed_run_is_bitwise_the_one_never_stopped(tmp_path, changes):
@@ -132,6 +139,46 @@ def test_resumed_run_is_bitwise_the_one_never_stopped(tmp_path, changes):
     metrics = json.loads((tmp_path / "halves" / "metrics.json").read_text())
     assert metrics["epochs"] == result.history
     assert metrics["config"]["epochs"] == 4
+
+
+def test_doersch_solver_is_the_tutorials():
+    """By hand: Adam without momentum, and L2 of the weights alone in its gradient."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2).double()
+    optimizer = make_optimizer(layer, 1e-3, "doersch")
+    expected = [p.detach().clone() for p in layer.parameters()]
+    squares = [torch.zeros_like(p) for p in expected]
+    assert [p.dim() for p in expected] == [2, 1]
+    for step in range(1, 6):
+        optimizer.zero_grad()
+        layer(torch.randn(4, 3, dtype=torch.float64)).square().sum().backward()
+        for p, square, parameter in zip(expected, squares, layer.parameters(), strict=True):
+            g = parameter.grad + (5e-4 * p if p.dim() == 2 else 0)
+            square += (1 - 0.999) * (g * g - square)
+            p -= 1e-3 * g / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        optimizer.step()
+        for parameter, p in zip(layer.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.detach(), p)
+    assert parameter_names(layer, optimizer) == ["weight", "bias"]
+
+
+def test_annealing_multiplies_the_kl_from_nothing(tmp_path):
+    seen = []
+    config = small(epochs=2, beta=0.5, anneal="linear", anneal_epochs=2, batch_size=500)
+    result = train(config, tmp_path / "run", progress=seen.append)
+    # Three steps an epoch with 0, 1/6, ... of 0.5: the loss of the first epoch counts little of the KL.
+    first, second = (p for p in seen if p.test is not None)
+    for p, most in ((first, 0.5 * 2 / 6), (second, 0.5 * 5 / 6)):
+        assert 0 < p.loss - p.reconstruction < most * p.kl * 1.5
+    assert second.loss - second.reconstruction > 2 * (first.loss - first.reconstruction)
+    assert result.history[-1]["test"]["kl"] > 0
+
+
+def test_importance_weighted_training_minimises_its_bound(tmp_path):
+    seen = []
+    train(small(epochs=1, importance_samples=5), tmp_path / "run", progress=seen.append)
+    last = seen[-1]
+    assert last.loss < last.reconstruction + last.kl  # tighter than the ELBO of the same samples
 
 
 KILLED = """
@@ -286,6 +333,17 @@ def test_evaluate_weighs_every_image_alike():
         ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
         ({"hidden": (8, 0)}, r"hidden must hold positive widths, not \(8, 0\)"),
+        ({"importance_samples": 0}, "importance_samples must be at least 1, not 0"),
+        ({"anneal_epochs": 0}, "anneal_epochs must be at least 1, not 0"),
+        ({"anneal": "sudden"}, "anneal must be linear, cosine, cyclical or none, not 'sudden'"),
+        ({"gradient": "vimco"}, "gradient must be one of iwae, stl, dreg, not 'vimco'"),
+        ({"free_bits": -0.1}, "free_bits must be a finite number, 0 or more, not -0.1"),
+        ({"preset": "kingma"}, "preset must be 'doersch', not 'kingma'"),
+        ({"activation": "selu"}, "activation must be 'relu' or 'tanh', not 'selu'"),
+        ({"preset": "doersch", "activation": "tanh"}, "preset 'doersch' needs hidden layers of ReLU units"),
+        ({"learn_sigma": True}, "learn_sigma needs the gaussian likelihood"),
+        ({"importance_samples": 5, "beta": 0.5}, "beta, anneal and free_bits weigh the ELBO"),
+        ({"importance_samples": 5, "anneal": "cosine"}, "beta, anneal and free_bits weigh the ELBO"),
         ({"beta": math.nan}, "beta must be a finite number, 0 or more, not nan"),
         ({"beta": -1.0}, "beta must be a finite number, 0 or more, not -1.0"),
         ({"sigma": 0.0}, "sigma must be a positive finite number, not 0.0"),

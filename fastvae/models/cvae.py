@@ -245,10 +245,10 @@ class CVAE(LatentVariableModel):
         gradient: Gradient = "iwae",
         sigma: float | Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Minus the importance-weighted bound of log P(x|c), 0-d, the batch mean in nats.
+    ) -> ELBO:
+        """Minus the importance-weighted bound of log P(x|c).
 
-        Arguments and errors as for ``loss`` and :meth:`fastvae.models.VAE.importance_weighted_loss`.
+        Arguments, results and errors as for ``loss`` and :meth:`fastvae.models.VAE.importance_weighted_loss`.
         """
         joins = self._joins(condition, x.shape[:1])
         return self._log_weights_loss(x, joins, num_samples, gradient, sigma, generator)

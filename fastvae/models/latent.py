@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Generator, Tensor, nn
 
 from fastvae import objectives
@@ -114,11 +115,13 @@ class LatentVariableModel(nn.Module):
         gradient: objectives.Gradient,
         sigma: float | Tensor | None,
         generator: Generator | None,
-    ) -> Tensor:
+    ) -> ELBO:
         mu, logvar = self._moments(x, joins)
         z = reparameterize(mu, logvar, num_samples=num_samples, generator=generator)
         reconstruction = self.output.nll(self._decoded(z, joins), x, sigma=sigma, reduction="none")
-        return objectives.importance_weighted_loss(reconstruction, z, mu, logvar, gradient=gradient).mean()
+        loss = objectives.importance_weighted_loss(reconstruction, z, mu, logvar, gradient=gradient).mean()
+        with torch.no_grad():
+            return ELBO(loss, reconstruction.mean(), gaussian_kl(mu, logvar, reduction="mean"))
 
     def _prior(self, shape: Sequence[int], generator: Generator | None) -> Tensor:
         # N(0, I) through the operator: its noise is the same on every device, torch.randn's is not.

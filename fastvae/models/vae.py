@@ -158,7 +158,7 @@ class VAE(LatentVariableModel):
         gradient: Gradient = "iwae",
         sigma: float | Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> ELBO:
         """Minus the importance-weighted bound of a batch, tighter than the ELBO.
 
         Args:
@@ -169,7 +169,8 @@ class VAE(LatentVariableModel):
             generator: the source of the noise, by default torch's own.
 
         Returns:
-            0-d, the batch mean in nats.
+            ``(loss, reconstruction, kl)``: batch means in nats; the last two are those of the ELBO with the same
+            samples, and have no gradient.
 
         Raises:
             ValueError: as ``loss``; K below 1, or an unknown gradient.

@@ -1,6 +1,6 @@
 """Training runs: what they are made of, how they stop and how they go on."""
 
-from fastvae.training.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
+from fastvae.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastvae.training.config import TrainConfig
 from fastvae.training.loop import (
     CHECKPOINT,
@@ -21,7 +21,6 @@ __all__ = [
     "TrainResult",
     "TrainingError",
     "load_checkpoint",
-    "replacing",
     "save_checkpoint",
     "saved_config",
     "train",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fastvae.files import replacing
 from fastvae.models import VAE
 
 FORMAT = 1
@@ -50,35 +49,6 @@ class Checkpoint:
             model = VAE(**self.model_config)
         model.to_empty(device="cpu").load_state_dict(self.model)
         return model
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all.
-
-    Yields the path of a temporary file in the same folder, made where it is missing, with the same suffix.
-    At the end of the block it is flushed to the disk and takes the place of ``path``; after an exception it
-    is removed, and ``path`` is what it was. A link is followed; what is there and no file, such as a pipe or
-    a device, is written as it is.
-
-    Raises:
-        OSError: the folder or the file cannot be written.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name for all attempts: what a killed process left behind is overwritten by the next one.
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:

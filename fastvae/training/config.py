@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from fastvae.data import DatasetName
 from fastvae.models.likelihood import LikelihoodName
+from fastvae.models.networks import Activation, Preset, check_network
+from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training.checkpoint import Checkpoint
 
 Amp = Literal["bf16"]
@@ -29,12 +31,28 @@ class TrainConfig:
     batch_size: int = 100
     latent_dim: int = 30
     hidden: tuple[int, ...] = (1000, 500, 250)
+    activation: Activation = "relu"
+    preset: Preset | None = None
+    """``"doersch"``: the network of the tutorial's code, its initial weights and its solver
+    (:func:`fastvae.training.solver.make_optimizer`)."""
     likelihood: LikelihoodName = "bernoulli"
     sigma: float = 0.25
     """Of the Gaussian likelihood, with pixels in [0, 1]. With 0.1 the digits took 46 nats of KL in 40 epochs and
     samples of the prior fell apart, with 0.2 and 0.3 they are digits."""
+    learn_sigma: bool = False
+    """Whether it is a parameter, with ``sigma`` its first value."""
     beta: float = 1.0
     """Weight of the KL term; reports are of the ELBO, with weight 1, nevertheless."""
+    anneal: ScheduleKind | None = None
+    """How that weight comes from 0 in the first ``anneal_epochs`` (:class:`fastvae.objectives.Schedule`)."""
+    anneal_epochs: int = 10
+    free_bits: float = 0.0
+    """Nats of each dimension of z that the loss does not count."""
+    importance_samples: int = 1
+    """Of z for each image: from 2 on the importance-weighted bound is trained instead of the ELBO. Reports are of
+    the ELBO nevertheless."""
+    gradient: Gradient = "iwae"
+    """Its estimator, of :func:`fastvae.objectives.importance_weighted_loss`."""
     binarize: Binarize = "none"
     """Targets: grey pixels, or ``"dynamic"``, drawn anew at every pass with probability x/255."""
     learning_rate: float = 1e-3
@@ -47,14 +65,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        choices = {"dataset": DatasetName, "likelihood": LikelihoodName, "binarize": Binarize}
+        choices = {
+            "dataset": DatasetName,
+            "likelihood": LikelihoodName,
+            "binarize": Binarize,
+            "gradient": Gradient,
+        }
         for name, choice in choices.items():
             if getattr(self, name) not in get_args(choice):
                 expected = ", ".join(get_args(choice))
                 raise ValueError(f"{name} must be one of {expected}, not {getattr(self, name)!r}")
-        if self.amp not in (None, *get_args(Amp)):
-            raise ValueError(f"amp must be {', '.join(get_args(Amp))} or none, not {self.amp!r}")
-        for name in ("epochs", "batch_size", "latent_dim"):
+        for name, options in (("amp", Amp), ("anneal", ScheduleKind)):
+            if getattr(self, name) not in (None, *get_args(options)):
+                raise ValueError(f"{name} must be {', '.join(get_args(options))} or none, not {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "latent_dim", "anneal_epochs", "importance_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if any(width < 1 for width in self.hidden):
@@ -63,8 +87,15 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive finite number, not {value}")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise ValueError(f"beta must be a finite number, 0 or more, not {self.beta}")
+        for name in ("beta", "free_bits"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number, 0 or more, not {value}")
+        check_network(self.hidden, self.activation, self.preset)
+        if self.learn_sigma and self.likelihood == "bernoulli":
+            raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
+        if self.importance_samples > 1 and (self.beta != 1 or self.free_bits or self.anneal):
+            raise ValueError("beta, anneal and free_bits weigh the ELBO: importance_samples must be 1 for them")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0 .. 2^63 - 1, not {self.seed}")
 

@@ -18,10 +18,13 @@ from torch import Tensor
 import fastvae
 from fastvae.data import Batches, Dataset, load
 from fastvae.evaluation import ELBOReport, elbo_report, evaluate
+from fastvae.files import replacing
 from fastvae.models import VAE
-from fastvae.ops import binarize
-from fastvae.training.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
+from fastvae.objectives import Schedule
+from fastvae.ops import ELBO, binarize
+from fastvae.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastvae.training.config import TrainConfig
+from fastvae.training.solver import make_optimizer, parameter_names
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,7 +55,7 @@ class Progress(NamedTuple):
     """Done in this epoch."""
     images_per_epoch: int
     loss: float
-    """Reconstruction + beta * KL; this and its parts in nats per image, the mean over the epoch so far."""
+    """What is minimised; this and the ELBO's parts in nats per image, the mean over the epoch so far."""
     reconstruction: float
     kl: float
     samples_per_second: float
@@ -187,20 +190,27 @@ class _Run:
                 config.latent_dim,
                 likelihood=config.likelihood,
                 sigma=config.sigma,
+                learn_sigma=config.learn_sigma,
+                activation=config.activation,
+                preset=config.preset,
             )
         else:
             self.model = checkpoint.build_model()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = make_optimizer(self.model, config.learning_rate, config.preset)
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.loss = torch.compile(self.model.loss, fullgraph=True) if config.compile else self.model.loss
+        self.loss = torch.compile(self._loss, fullgraph=True) if config.compile else self._loss
+        self.anneal: Schedule | None = None
+        if config.anneal is not None:
+            batches = len(Batches(dataset.train_images, config.batch_size))
+            self.anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * batches)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.epoch = checkpoint.epoch
         self.history = list(checkpoint.history)
         state = {
             index: checkpoint.optimizer[name]
-            for index, (name, _) in enumerate(self.model.named_parameters())
+            for index, name in enumerate(parameter_names(self.model, self.optimizer))
             if checkpoint.epoch > 0
         }
         groups = self.optimizer.state_dict()["param_groups"]
@@ -210,16 +220,17 @@ class _Run:
 
     def train_epoch(self, writer: SummaryWriter, progress: Callable[[Progress], None] | None) -> None:
         """One pass through the training set, the test, and everything that is written after an epoch."""
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(3, dtype=torch.float64)
         images = 0
         started = reported = time.perf_counter()
-        for batch in Batches(
+        batches = Batches(
             self.dataset.train_images,
             self.config.batch_size,
             shuffle=self.shuffle,
             binarize=self.config.binarize == "dynamic",
-        ):
-            sums += self._step(batch).double() * len(batch)
+        )
+        for step, batch in enumerate(batches, self.epoch * len(batches)):
+            sums += self._step(batch, step).double() * len(batch)
             images += len(batch)
             if time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
                 means = self._finite_means(sums, images)
@@ -237,7 +248,7 @@ class _Run:
         if not math.isfinite(test.elbo):
             self._stop(f"the test ELBO is {test.elbo}")
 
-        train = elbo_report(*means, math.prod(self.dataset.image_shape))
+        train = elbo_report(*means[1:], math.prod(self.dataset.image_shape))
         self.history.append(
             {
                 "epoch": self.epoch + 1,
@@ -256,12 +267,21 @@ class _Run:
         if progress is not None:
             progress(last)
 
-    def _step(self, batch: Tensor) -> Tensor:
-        """One step of Adam. Returns ``[reconstruction, kl]``, batch means in nats."""
+    def _loss(self, batch: Tensor, beta: float | Tensor) -> ELBO:
+        if self.config.importance_samples > 1:
+            return self.model.importance_weighted_loss(
+                batch, self.config.importance_samples, gradient=self.config.gradient
+            )
+        return self.model.loss(batch, beta, free_bits=self.config.free_bits)
+
+    def _step(self, batch: Tensor, step: int) -> Tensor:
+        """One step of Adam. Returns ``[loss, reconstruction, kl]``, batch means in nats."""
         self.optimizer.zero_grad()
+        # A tensor where it changes: compiled code is then not compiled anew.
+        beta = self.config.beta if self.anneal is None else torch.tensor(self.anneal(step), device=batch.device)
         try:
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                loss, reconstruction, kl = self.loss(batch, self.config.beta)
+                loss, reconstruction, kl = self.loss(batch, beta)
             loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if not self.config.compile:
@@ -269,13 +289,13 @@ class _Run:
             reason = str(error).strip().split("\n")[0]
             raise TrainingError(f"torch.compile failed: {reason}") from error
         self.optimizer.step()
-        return torch.stack([reconstruction, kl]).detach()
+        return torch.stack([loss, reconstruction, kl]).detach()
 
-    def _finite_means(self, sums: Tensor, images: int) -> tuple[float, float]:
-        reconstruction, kl = (sums / images).tolist()
-        if not math.isfinite(reconstruction + kl):
+    def _finite_means(self, sums: Tensor, images: int) -> tuple[float, float, float]:
+        loss, reconstruction, kl = (sums / images).tolist()
+        if not math.isfinite(loss + reconstruction + kl):
             self._stop(f"the loss is no longer finite (reconstruction {reconstruction}, KL {kl})")
-        return reconstruction, kl
+        return loss, reconstruction, kl
 
     def _stop(self, reason: str) -> None:
         raise TrainingError(
@@ -283,14 +303,16 @@ class _Run:
             "try a lower learning rate, in another folder"
         )
 
-    def _progress(self, means: tuple[float, float], images: int, seconds: float, test: ELBOReport | None) -> Progress:
-        reconstruction, kl = means
+    def _progress(
+        self, means: tuple[float, float, float], images: int, seconds: float, test: ELBOReport | None
+    ) -> Progress:
+        loss, reconstruction, kl = means
         return Progress(
             epoch=self.epoch + 1,
             epochs=self.config.epochs,
             images=images,
             images_per_epoch=len(self.dataset.train_images),
-            loss=reconstruction + self.config.beta * kl,
+            loss=loss,
             reconstruction=reconstruction,
             kl=kl,
             samples_per_second=images / seconds,
@@ -298,7 +320,7 @@ class _Run:
         )
 
     def save_checkpoint(self) -> None:
-        names = [name for name, _ in self.model.named_parameters()]
+        names = parameter_names(self.model, self.optimizer)
         checkpoint = Checkpoint(
             model_config=self.model.config,
             train_config=dataclasses.asdict(self.config),
@@ -349,8 +371,8 @@ class _Run:
         samples, originals, reconstructions = self._pictures()
         add_scalar, add_image = writer.add_scalar, writer.add_image
         for part, report in (("train", train), ("test", test)):
-            for key, value in report._asdict().items():
-                add_scalar(f"{key}/{part}", value, self.epoch)
+            for key in ("elbo", "reconstruction", "kl", "bits_per_dim"):
+                add_scalar(f"{key}/{part}", getattr(report, key), self.epoch)
         add_scalar("samples_per_second", rate, self.epoch)
         rows = plots.interleave_rows(originals, reconstructions, _GRID_COLUMNS)
         for name, images in (("samples", samples), ("reconstructions", rows)):
