@@ -1,4 +1,4 @@
-"""The command line: ``fastvae train``, ``sample``, ``evaluate`` and ``info``.
+"""The command line: ``fastvae train``, ``sample``, ``evaluate``, ``experiment`` and ``info``.
 
 Whatever a user can get wrong ends in one line on stderr and a non-zero exit. Drawing, data and logging
 libraries are loaded by what needs them, so that ``--help`` and errors come at once.
@@ -20,11 +20,13 @@ from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 import fastvae
-from fastvae.data import DatasetName, load
+from fastvae.data import DatasetName, load, split_column
 from fastvae.evaluation import Proposal, evaluate, evaluate_code, log_likelihood
 from fastvae.files import replacing
+from fastvae.models import VAE, Regressor
 from fastvae.models.likelihood import LikelihoodName
 from fastvae.models.networks import Activation, Preset
 from fastvae.objectives import Gradient, ScheduleKind
@@ -37,11 +39,12 @@ try:
 
     from fastvae import training
     from fastvae.training import TrainConfig, TrainingError
-    from fastvae.training.config import Amp, Binarize
+    from fastvae.training.config import Amp, Binarize, ModelName
 except ModuleNotFoundError as missing:
     sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
 
 _INTERRUPTED = 130
+_COMPLETIONS = "completions of test images in samples.png"
 
 
 class _InterruptedError(Exception):
@@ -63,6 +66,9 @@ _MAX_SEED = 2**63 - 1
 @app.command("train")
 def train_command(
     context: typer.Context,
+    model: Annotated[
+        ModelName, typer.Option(help="A VAE, or what completes an image of which the middle column is known.")
+    ] = TrainConfig.model,
     dataset: Annotated[DatasetName, typer.Option(help="What to train on.")] = TrainConfig.dataset,
     data_dir: DataDir = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
@@ -111,6 +117,7 @@ def train_command(
 ) -> None:
     """Train a VAE and draw samples, reconstructions and learning curves."""
     options: dict[str, Any] = {
+        "model": model,
         "dataset": dataset,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "epochs": epochs,
@@ -169,6 +176,8 @@ def sample_command(
     if out.suffix.lower() != ".png":
         raise typer.BadParameter(f"{out} does not end in .png", param_hint="--out")
     model = training.load_checkpoint(checkpoint).build_model()
+    if not isinstance(model, VAE):
+        raise ValueError(f"{checkpoint} completes images: it has no samples without one; its run has {_COMPLETIONS}")
     images = model.sample(num, _generator(seed))
     with replacing(out) as temporary:
         plots.save_samples(images, math.ceil(math.sqrt(num)), temporary)
@@ -213,37 +222,47 @@ def evaluate_command(
     trained_from = config.data_dir if dataset == config.dataset else None
     data = load(dataset, trained_from if data_dir is None else data_dir)
     model = loaded.build_model()
-    if data.image_shape != model.data_shape:
+    conditional = not isinstance(model, VAE)
+    # What a conditional model completes is a column narrower than the images.
+    shape = (*model.data_shape[:-1], model.data_shape[-1] + conditional)
+    if data.image_shape != shape:
         raise ValueError(
             f"{dataset} has images of {'x'.join(map(str, data.image_shape))}, but {checkpoint} was trained on "
-            f"{config.dataset}, of {'x'.join(map(str, model.data_shape))}"
+            f"{config.dataset}, of {'x'.join(map(str, shape))}"
         )
-    test_images = data.test_images[:images]
     binary = config.binarize == "dynamic"
+    if isinstance(model, Regressor) and (samples or prior_samples):
+        raise ValueError(f"{checkpoint} is a regressor: it has no z, and its log-likelihood needs no samples")
+    of_test: tuple[Tensor, ...] = (data.test_images[:images],)
+    of_train: tuple[Tensor, ...] = (data.train_images,)
+    if conditional:
+        of_test, of_train = (split_column(x[0], generator=_generator(seed)) for x in (of_test, of_train))
+    test_images = of_test[0]
 
     print(f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
-    for part, part_images in (("train", data.train_images), ("test", test_images)):
-        report = evaluate(model, part_images, binarize=binary, generator=_generator(seed))
+    for part, arguments in (("train", of_train), ("test", of_test)):
+        report = evaluate(model, *arguments, binarize=binary, generator=_generator(seed))
         figures[part] = report._asdict()
         print(
             f"{part:<14} {report.elbo:>10.2f} ± {report.standard_error or 0:<5.2f} {report.reconstruction:>15.2f} "
             f"{report.kl:>8.2f} {report.bits_per_dim:>15.4f}"
         )
-    code = evaluate_code(model, test_images)
-    figures["code"] = code._asdict()
-    print(
-        f"code           {code.active_units} of {model.latent_dim} dimensions in use; nats of each:",
-        *(f"{nats:.2f}" for nats in sorted(code.nats, reverse=True)),
-    )
     proposals: tuple[tuple[Proposal, int], ...] = (("posterior", samples), ("prior", prior_samples))
+    if not isinstance(model, Regressor):
+        code = evaluate_code(model, *of_test)
+        figures["code"] = code._asdict()
+        print(
+            f"code           {code.active_units} of {model.latent_dim} dimensions in use; nats of each:",
+            *(f"{nats:.2f}" for nats in sorted(code.nats, reverse=True)),
+        )
     for proposal, count in proposals:
-        if not count:
+        if not count or isinstance(model, Regressor):
             continue
         with _progress_bar(f"{count} samples") as show:
             likelihood = log_likelihood(
                 model,
-                test_images,
+                *of_test,
                 num_samples=count,
                 proposal=proposal,
                 memory=memory * 2**20,
@@ -262,6 +281,44 @@ def evaluate_command(
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command("experiment")
+def experiment_command(
+    name: Annotated[str, typer.Argument(help="Of the experiment, or `list`.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small networks on scikit-learn's digits, in less than a minute.")
+    ] = False,
+    data_dir: DataDir = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of each training.", show_default="the experiment's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of everything.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the picture, its figures and its training runs.", show_default="experiments/NAME"),
+    ] = None,
+) -> None:
+    """Draw a figure of the tutorial, or show what it says; run it again to go on where it stopped."""
+    from fastvae import experiments
+
+    if name == "list":
+        width = max(map(len, experiments.EXPERIMENTS))
+        for each, function in experiments.EXPERIMENTS.items():
+            print(f"{each:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
+        return
+    out = out or Path("experiments") / (f"{name}-quick" if quick else name)
+    with _progress_bar(name) as show:
+        experiments.run(
+            name,
+            out,
+            quick=quick,
+            data_dir=None if data_dir is None else str(data_dir.absolute()),
+            epochs=epochs,
+            seed=seed,
+            report=lambda text: show(0, None, text),
+        )
+    print(f"{out / name}.png, {out / name}.json")
 
 
 @app.command("info")
@@ -332,7 +389,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 @contextmanager
-def _progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
+def _progress_bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
     """A bar on a terminal; yields what is told how many are done, of how many, and what to say beside."""
     console = Console(stderr=True, highlight=False)
     columns = (

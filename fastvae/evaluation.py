@@ -21,7 +21,7 @@ from torch import Tensor
 from fastvae import objectives
 from fastvae.data import Batches
 from fastvae.files import replacing
-from fastvae.models import CVAE, VAE
+from fastvae.models import CVAE, VAE, Model, Regressor
 from fastvae.models.networks import one_of
 from fastvae.ops import gaussian_kl, reparameterize
 
@@ -93,7 +93,7 @@ def elbo_report(reconstruction: float, kl: float, dims: int, standard_error: flo
 
 @torch.no_grad()
 def evaluate(
-    model: VAE | CVAE,
+    model: Model,
     images: Tensor,
     condition: Tensor | None = None,
     *,
@@ -106,7 +106,8 @@ def evaluate(
     Args:
         model: its training mode is left as it was.
         images: ``[N, *E]`` uint8, on the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE`` or a ``Regressor``, whose log-likelihood takes the
+            place of the ELBO.
         batch_size: images at a time.
         binarize: whether the targets are binary, each pixel drawn with probability x/255.
         generator: the source of all noise, by default torch's own. With one of a fixed seed, the result is a
@@ -119,10 +120,14 @@ def evaluate(
     sums = torch.zeros(3, dtype=torch.float64, device=images.device)
     with _evaluating(model):
         for x, given in _batches(model, images, condition, batch_size, binarize, generator):
-            mu, logvar = model.encode(x, *given)
-            z = reparameterize(mu, logvar, generator=generator)
-            reconstruction = model.output.nll(model.decode(z, *given), x, reduction="none").double()
-            kl = gaussian_kl(mu, logvar).double()
+            if isinstance(model, Regressor):
+                reconstruction = model.output.nll(model(*given), x, reduction="none").double()
+                kl = torch.zeros_like(reconstruction)
+            else:
+                mu, logvar = model.encode(x, *given)
+                z = reparameterize(mu, logvar, generator=generator)
+                reconstruction = model.output.nll(model.decode(z, *given), x, reduction="none").double()
+                kl = gaussian_kl(mu, logvar).double()
             sums += torch.stack([reconstruction.sum(), kl.sum(), (reconstruction + kl).square().sum()])
     reconstruction_mean, kl_mean, square = (sums / len(images)).tolist()
     error = _standard_error(reconstruction_mean + kl_mean, square, len(images))
@@ -347,7 +352,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _batches(
-    model: VAE | CVAE,
+    model: Model,
     images: Tensor,
     condition: Tensor | None,
     batch_size: int,
@@ -355,7 +360,7 @@ def _batches(
     generator: torch.Generator | None,
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """Batches and what ``encode`` and ``decode`` take beside."""
-    if (condition is not None) != isinstance(model, CVAE):
+    if (condition is not None) == isinstance(model, VAE):
         raise ValueError(f"a {type(model).__name__} takes {'no condition' if condition is not None else 'a condition'}")
     if condition is not None and len(condition) != len(images):
         raise ValueError(f"there must be a condition for each image, got {len(condition)} for {len(images)}")

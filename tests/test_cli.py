@@ -138,6 +138,41 @@ def test_train_takes_the_options_of_networks_and_objectives(tmp_path, capsys):
     assert "'16,wide' is no list of widths such as 200,200" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["cvae", "regressor"])
+def test_completing_models_are_trained_and_evaluated(model, tmp_path, capsys):
+    out, figures = tmp_path / "run", tmp_path / "figures.json"
+    assert main([*TRAIN, "--model", model, "--epochs", "1", "--out", str(out)]) == 0
+    assert {p.name for p in out.iterdir()} >= {"samples.png", "reconstructions.png", "curves.png"}
+    assert main(["evaluate", str(out), "--json", str(figures)]) == 0
+    report = json.loads(figures.read_text())
+    assert report["test"]["elbo"] == load_checkpoint(out).history[-1]["test"]["elbo"]
+    assert (report["test"]["kl"] == 0) == (model == "regressor")
+    capsys.readouterr()
+    assert main(["sample", str(out)]) == 1
+    assert "completes images: it has no samples without one" in capsys.readouterr().err
+    status = main(["evaluate", str(out), "--samples", "5", "--images", "20", "--json", str(figures)])
+    if model == "cvae":
+        assert status == 0
+        assert json.loads(figures.read_text())["log_likelihood_posterior"]["images"] == 20
+    else:
+        assert status == 1
+        assert "is a regressor: it has no z" in capsys.readouterr().err
+
+
+def test_experiment_draws_its_figure_or_lists_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment", "ring", "--quick"]) == 0
+    assert capsys.readouterr().out == "experiments/ring-quick/ring.png, experiments/ring-quick/ring.json\n"
+    assert {p.name for p in (tmp_path / "experiments" / "ring-quick").iterdir()} == {"ring.png", "ring.json"}
+    assert main(["experiment", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("mnist-vae ")
+    assert "Figure 7" in lines[0]
+    assert main(["experiment", "gan"]) == 1
+    assert "experiment must be one of mnist-vae, " in capsys.readouterr().err
+
+
 def test_evaluate_estimates_the_likelihood_by_sampling(finished, tmp_path, capsys):
     out, partial = tmp_path / "figures.json", tmp_path / "partial"
     sizes = ["--images", "50", "--samples", "20", "--memory", "1"]

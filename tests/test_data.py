@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastvae import data
-from fastvae.data import Batches, load, read_idx
+from fastvae.data import Batches, join_column, load, read_idx, split_column
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -365,3 +365,42 @@ def test_batches_binarize_anew_at_every_pass():
 def test_batches_reject(images, batch_size, message):
     with pytest.raises(ValueError, match=message):
         Batches(images, batch_size)
+
+
+def test_column_is_taken_out_and_put_back():
+    images = torch.randint(0, 256, (5, 4, 28), dtype=torch.uint8)
+    others, known = split_column(images)
+    assert others.shape == (5, 4, 27)
+    assert torch.equal(others, images[:, :, [c for c in range(28) if c != 13]])
+    assert known.dtype == torch.bool
+    back = join_column(others, known)
+    assert torch.equal(back[:, :, 13], known * torch.tensor(255, dtype=torch.uint8))
+    assert torch.equal(join_column(others, known).narrow(2, 0, 13), images[:, :, :13])
+    many = join_column(others.float().expand(3, 5, 4, 27), known)
+    assert many.shape == (3, 5, 4, 28)
+    assert torch.equal(many[1, :, :, 13], known.float())
+
+    binary = images > 100
+    others, known = split_column(binary, 0)
+    assert torch.equal(join_column(others, known, 0), binary)
+    others, known = split_column(binary, 27)
+    assert torch.equal(join_column(others, known, 27), binary)
+
+
+def test_column_is_drawn_anew_with_the_pixels_probability():
+    images = torch.full((20_000, 1, 3), 51, dtype=torch.uint8)  # a fifth
+    draws = [split_column(images)[1] for _ in range(2)]
+    assert not torch.equal(*draws)
+    # Five standard deviations of a binomial mean.
+    assert abs(draws[0].double().mean() - 0.2) < 5 * (0.2 * 0.8 / 20_000) ** 0.5
+    one, other = (split_column(images, generator=torch.Generator().manual_seed(1))[1] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_column_errors_name_what_was_wrong():
+    with pytest.raises(ValueError, match=r"must be uint8 or bool \[B, H, W\], W > 1, not torch.float32 \[2, 3, 4\]"):
+        split_column(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"W > 1, not torch.uint8 \[2, 3, 1\]"):
+        split_column(torch.zeros(2, 3, 1, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"column must lie in 0 .. 3, not 4"):
+        split_column(torch.zeros(2, 3, 4, dtype=torch.uint8), 4)

@@ -126,6 +126,8 @@ def test_same_seed_same_run_and_other_seed_another(tmp_path, finished):
         {"likelihood": "gaussian", "amp": "bf16"},
         {"batch_size": 5000, "beta": 0.5},
         {"preset": "doersch", "importance_samples": 3, "gradient": "dreg"},
+        {"model": "cvae", "preset": "doersch", "binarize": "dynamic"},
+        {"model": "regressor", "likelihood": "gaussian", "learn_sigma": True},
         {"likelihood": "gaussian", "learn_sigma": True, "anneal": "linear", "anneal_epochs": 3, "free_bits": 0.1},
     ],
     ids=str,
@@ -293,7 +295,7 @@ def test_progress_tells_every_epoch(tmp_path, monkeypatch):
     assert {(progress.epochs, progress.images_per_epoch) for progress in seen} == {(2, 1442)}
     for progress, entry in zip(ends, history, strict=True):
         assert progress.test._asdict() == entry["test"]
-        assert math.isclose(progress.loss, entry["train"]["reconstruction"] + 0.5 * entry["train"]["kl"])
+        assert math.isclose(progress.loss, entry["train"]["reconstruction"] + 0.5 * entry["train"]["kl"], rel_tol=1e-6)
 
 
 @pytest.mark.slow
@@ -341,6 +343,8 @@ def test_evaluate_weighs_every_image_alike():
         ({"preset": "kingma"}, "preset must be 'doersch', not 'kingma'"),
         ({"activation": "selu"}, "activation must be 'relu' or 'tanh', not 'selu'"),
         ({"preset": "doersch", "activation": "tanh"}, "preset 'doersch' needs hidden layers of ReLU units"),
+        ({"model": "gan"}, "model must be one of vae, cvae, regressor, not 'gan'"),
+        ({"model": "regressor", "importance_samples": 2}, "a regressor has no z: importance_samples must be 1"),
         ({"learn_sigma": True}, "learn_sigma needs the gaussian likelihood"),
         ({"importance_samples": 5, "beta": 0.5}, "beta, anneal and free_bits weigh the ELBO"),
         ({"importance_samples": 5, "anneal": "cosine"}, "beta, anneal and free_bits weigh the ELBO"),

@@ -4,4 +4,6 @@ from fastvae.models.cvae import CVAE, Regressor
 from fastvae.models.latent import VAEOutput
 from fastvae.models.vae import VAE
 
-__all__ = ["CVAE", "VAE", "Regressor", "VAEOutput"]
+Model = VAE | CVAE | Regressor
+
+__all__ = ["CVAE", "VAE", "Model", "Regressor", "VAEOutput"]

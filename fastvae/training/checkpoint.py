@@ -18,9 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastvae.files import replacing
-from fastvae.models import VAE
+from fastvae.models import CVAE, VAE, Model, Regressor
 
 FORMAT = 1
+MODELS: dict[str, type[Model]] = {"vae": VAE, "cvae": CVAE, "regressor": Regressor}
 _HEADER = "fastvae"
 
 
@@ -29,7 +30,7 @@ class Checkpoint:
     """The state of a run after an epoch."""
 
     model_config: dict[str, Any]
-    """The arguments of ``VAE``."""
+    """The arguments of the model's class."""
     train_config: dict[str, Any]
     """The fields of ``TrainConfig``."""
     epoch: int
@@ -43,12 +44,15 @@ class Checkpoint:
     random: dict[str, Tensor]
     """States of random generators, by name."""
 
-    def build_model(self) -> VAE:
+    def build_model(self) -> Model:
         """The model with its weights, on the CPU. Draws no random numbers."""
         with torch.device("meta"):
-            model = VAE(**self.model_config)
+            model = self._empty_model()
         model.to_empty(device="cpu").load_state_dict(self.model)
         return model
+
+    def _empty_model(self) -> Model:
+        return MODELS[self.train_config.get("model", "vae")](**self.model_config)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -135,7 +139,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     )
     # What does not fit together is found here, where the file can be named, and not half-way into a run.
     with torch.device("meta"):
-        VAE(**checkpoint.model_config).load_state_dict(checkpoint.model, assign=True)
+        checkpoint._empty_model().load_state_dict(checkpoint.model, assign=True)
     # Adam has no state before its first step.
     if checkpoint.epoch > 0 and checkpoint.optimizer.keys() != checkpoint.model.keys():
         raise ValueError("the optimiser's state is not that of the model's parameters")

@@ -14,6 +14,7 @@ from fastvae.training.checkpoint import Checkpoint
 
 Amp = Literal["bf16"]
 Binarize = Literal["none", "dynamic"]
+ModelName = Literal["vae", "cvae", "regressor"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class TrainConfig:
         ValueError: a value out of range; the message names the field.
     """
 
+    model: ModelName = "vae"
+    """``"cvae"`` and ``"regressor"`` complete images of which one column is known
+    (:func:`fastvae.data.split_column`)."""
     dataset: DatasetName = "digits"
     data_dir: str | None = None
     """As ``root`` of ``fastvae.data.load``."""
@@ -66,6 +70,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         choices = {
+            "model": ModelName,
             "dataset": DatasetName,
             "likelihood": LikelihoodName,
             "binarize": Binarize,
@@ -94,6 +99,8 @@ class TrainConfig:
         check_network(self.hidden, self.activation, self.preset)
         if self.learn_sigma and self.likelihood == "bernoulli":
             raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
+        if self.model == "regressor" and self.importance_samples > 1:
+            raise ValueError("a regressor has no z: importance_samples must be 1")
         if self.importance_samples > 1 and (self.beta != 1 or self.free_bits or self.anneal):
             raise ValueError("beta, anneal and free_bits weigh the ELBO: importance_samples must be 1 for them")
         if not 0 <= self.seed < 2**63:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 import fastvae
-from fastvae.data import Batches, Dataset, load
+from fastvae.data import Batches, Dataset, join_column, load, split_column
 from fastvae.evaluation import ELBOReport, elbo_report, evaluate
 from fastvae.files import replacing
-from fastvae.models import VAE
+from fastvae.models import CVAE, VAE, Model
 from fastvae.objectives import Schedule
 from fastvae.ops import ELBO, binarize
-from fastvae.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastvae.training.checkpoint import MODELS, Checkpoint, load_checkpoint, save_checkpoint
 from fastvae.training.config import TrainConfig
 from fastvae.training.solver import make_optimizer, parameter_names
 
@@ -66,7 +66,7 @@ class Progress(NamedTuple):
 class TrainResult(NamedTuple):
     """A finished run."""
 
-    model: VAE
+    model: Model
     history: list[dict[str, Any]]
     """One entry for each epoch, as in ``metrics.json``. ``train`` is the mean over the epoch's steps, while the
     weights moved; ``test`` is measured after them."""
@@ -172,6 +172,18 @@ def _checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
     return checkpoint
 
 
+def _build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in ("hidden", "likelihood", "sigma", "learn_sigma", "activation", "preset")
+    }
+    if config.model != "regressor":
+        options["latent_dim"] = config.latent_dim
+    if config.model != "vae":
+        height, width = image_shape
+        image_shape, options["condition_shape"] = (height, width - 1), height
+    return MODELS[config.model](image_shape, **options)
+
+
 class _Run:
     """The state of a run between two epochs."""
 
@@ -184,16 +196,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.shuffle = torch.Generator().manual_seed(config.seed)
         if checkpoint is None:
-            self.model = VAE(
-                dataset.image_shape,
-                config.hidden,
-                config.latent_dim,
-                likelihood=config.likelihood,
-                sigma=config.sigma,
-                learn_sigma=config.learn_sigma,
-                activation=config.activation,
-                preset=config.preset,
-            )
+            self.model = _build_model(config, dataset.image_shape)
         else:
             self.model = checkpoint.build_model()
         self.optimizer = make_optimizer(self.model, config.learning_rate, config.preset)
@@ -239,16 +242,17 @@ class _Run:
                     progress(self._progress(means, images, reported - started, None))
         means = self._finite_means(sums, images)
         seconds = time.perf_counter() - started
+        generator = self._test_generator()
         test = evaluate(
             self.model,
-            self.dataset.test_images,
+            *self._arguments(self.dataset.test_images, generator),
             binarize=self.config.binarize == "dynamic",
-            generator=self._test_generator(),
+            generator=generator,
         )
         if not math.isfinite(test.elbo):
             self._stop(f"the test ELBO is {test.elbo}")
 
-        train = elbo_report(*means[1:], math.prod(self.dataset.image_shape))
+        train = elbo_report(*means[1:], math.prod(self.model.data_shape))
         self.history.append(
             {
                 "epoch": self.epoch + 1,
@@ -267,12 +271,24 @@ class _Run:
         if progress is not None:
             progress(last)
 
-    def _loss(self, batch: Tensor, beta: float | Tensor) -> ELBO:
-        if self.config.importance_samples > 1:
-            return self.model.importance_weighted_loss(
-                batch, self.config.importance_samples, gradient=self.config.gradient
-            )
-        return self.model.loss(batch, beta, free_bits=self.config.free_bits)
+    def _arguments(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """What the model takes of images: themselves, or what is to be completed and what is known."""
+        return (images,) if self.config.model == "vae" else split_column(images, generator=generator)
+
+    def _loss(self, beta: float | Tensor, x: Tensor, known: Tensor | None = None) -> ELBO:
+        model, config = self.model, self.config
+        samples, gradient = config.importance_samples, config.gradient
+        if isinstance(model, VAE):
+            if samples > 1:
+                return model.importance_weighted_loss(x, samples, gradient=gradient)
+            return model.loss(x, beta, free_bits=config.free_bits)
+        assert known is not None
+        if isinstance(model, CVAE):
+            if samples > 1:
+                return model.importance_weighted_loss(x, known, samples, gradient=gradient)
+            return model.loss(x, known, beta, free_bits=config.free_bits)
+        loss = model.loss(x, known)
+        return ELBO(loss, loss, torch.zeros_like(loss))
 
     def _step(self, batch: Tensor, step: int) -> Tensor:
         """One step of Adam. Returns ``[loss, reconstruction, kl]``, batch means in nats."""
@@ -281,7 +297,7 @@ class _Run:
         beta = self.config.beta if self.anneal is None else torch.tensor(self.anneal(step), device=batch.device)
         try:
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                loss, reconstruction, kl = self.loss(batch, beta)
+                loss, reconstruction, kl = self.loss(beta, *self._arguments(batch))
             loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if not self.config.compile:
@@ -362,8 +378,14 @@ class _Run:
         originals = self.dataset.test_images[:_GRID_RECONSTRUCTIONS]
         if self.config.binarize == "dynamic":
             originals = binarize(originals, generator=generator)
-        samples = self.model.sample(_GRID_COLUMNS**2, generator)
-        return samples, originals, self.model.reconstruct(originals)
+        model = self.model
+        if isinstance(model, VAE):
+            return model.sample(_GRID_COLUMNS**2, generator), originals, model.reconstruct(originals)
+        others, known = split_column(originals, generator=generator)
+        many = known.repeat(_GRID_COLUMNS**2 // len(known) or 1, 1)
+        samples = model.sample(many, generator=generator) if isinstance(model, CVAE) else model.predict(many)
+        again = model.reconstruct(others, known) if isinstance(model, CVAE) else model.predict(known)
+        return join_column(samples, many), originals, join_column(again, known)
 
     def _log(self, writer: SummaryWriter, train: ELBOReport, test: ELBOReport, rate: float) -> None:
         from fastvae import plots

@@ -1,0 +1,85 @@
+"""The figures and claims of the tutorial, each by a name: what ``fastvae experiment`` runs.
+
+Source: C. Doersch, Tutorial on Variational Autoencoders (arXiv:1606.05908).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastvae
+from fastvae.experiments import closed_form, trained
+from fastvae.experiments.base import Result, Setting
+from fastvae.files import replacing
+
+EXPERIMENTS: dict[str, Callable[[Setting], Result]] = {
+    "mnist-vae": trained.mnist_vae,
+    "mnist-cvae": trained.mnist_cvae,
+    "latent-size": trained.latent_size,
+    "ring": closed_form.ring,
+    "pixel-distance": closed_form.pixel_distance,
+    "one-dimensional": closed_form.one_dimensional,
+    "prior-sampling": trained.prior_sampling,
+    "sigma": trained.sigma,
+    "latent-manifold": trained.latent_manifold,
+    "learning-rate": trained.learning_rate,
+}
+
+
+def run(
+    name: str,
+    out_dir: str | os.PathLike[str],
+    *,
+    quick: bool = False,
+    data_dir: str | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run an experiment, or go on with one that stopped.
+
+    The folder gets ``NAME.png`` and ``NAME.json``, and under ``runs/`` the training runs behind them, which a second
+    call goes on with.
+
+    Args:
+        name: one of ``EXPERIMENTS``.
+        out_dir: made where it is missing.
+        quick: scikit-learn's digits, small networks and few epochs, in less than a minute: to see that it works.
+        data_dir: of MNIST, as for ``fastvae.data.load``.
+        epochs: of each training, instead of the experiment's own number.
+        seed: of everything.
+        report: told what is being done, several times a second.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        ValueError: an unknown name; a run in the folder that is another one.
+        OSError: a file cannot be read or written.
+        TrainingError: a loss is no longer finite.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, not {name!r}")
+    folder = Path(out_dir)
+    started = time.perf_counter()
+    picture, figures = EXPERIMENTS[name](Setting(quick, data_dir, epochs, seed, folder, report))
+    results = {
+        "experiment": name,
+        "quick": quick,
+        "seed": seed,
+        "versions": {"fastvae": fastvae.__version__, "torch": torch.__version__},
+        "seconds": time.perf_counter() - started,
+        **figures,
+    }
+    with replacing(folder / f"{name}.png") as temporary:
+        picture.savefig(temporary, format="png", dpi=120)
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return results
