@@ -7,13 +7,14 @@ source=$PWD
 venv=$source/.venv-cuda
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+export OMP_WAIT_POLICY=passive  # of two processes on a few cores
 strict=-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
-tests=(-q -p no:cacheprovider -o pythonpath= -m "not slow")
+tests=(-q -n 2 -p no:cacheprovider -o pythonpath= -m "not slow")
 
 command -v nvcc >/dev/null || { echo "no nvcc: the CUDA toolkit is needed"; exit 1; }
 if [ ! -e "$venv/.installed" ]; then
   "$PYTHON" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet torch==2.11.0 numpy pytest hypothesis scipy setuptools
+  "$venv/bin/python" -m pip install --quiet torch==2.11.0 numpy pytest pytest-xdist hypothesis scipy setuptools
   touch "$venv/.installed"
 fi
 python=$venv/bin/python

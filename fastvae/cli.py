@@ -20,7 +20,6 @@ from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 
 import fastvae
 from fastvae.data import DatasetName, load, split_column
@@ -44,7 +43,6 @@ except ModuleNotFoundError as missing:
     sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
 
 _INTERRUPTED = 130
-_COMPLETIONS = "completions of test images in samples.png"
 
 
 class _InterruptedError(Exception):
@@ -177,7 +175,7 @@ def sample_command(
         raise typer.BadParameter(f"{out} does not end in .png", param_hint="--out")
     model = training.load_checkpoint(checkpoint).build_model()
     if not isinstance(model, VAE):
-        raise ValueError(f"{checkpoint} completes images: it has no samples without one; its run has {_COMPLETIONS}")
+        raise ValueError(f"{checkpoint} completes images: it has no samples without one; see its run's samples.png")
     images = model.sample(num, _generator(seed))
     with replacing(out) as temporary:
         plots.save_samples(images, math.ceil(math.sqrt(num)), temporary)
@@ -233,16 +231,14 @@ def evaluate_command(
     binary = config.binarize == "dynamic"
     if isinstance(model, Regressor) and (samples or prior_samples):
         raise ValueError(f"{checkpoint} is a regressor: it has no z, and its log-likelihood needs no samples")
-    of_test: tuple[Tensor, ...] = (data.test_images[:images],)
-    of_train: tuple[Tensor, ...] = (data.train_images,)
-    if conditional:
-        of_test, of_train = (split_column(x[0], generator=_generator(seed)) for x in (of_test, of_train))
-    test_images = of_test[0]
 
     print(f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
-    for part, arguments in (("train", of_train), ("test", of_test)):
-        report = evaluate(model, *arguments, binarize=binary, generator=_generator(seed))
+    test_images = data.test_images[:images]
+    for part, part_images in (("train", data.train_images), ("test", test_images)):
+        generator = _generator(seed)  # of the condition and of the code, as in training
+        arguments = split_column(part_images, generator=generator) if conditional else (part_images,)
+        report = evaluate(model, *arguments, binarize=binary, generator=generator)
         figures[part] = report._asdict()
         print(
             f"{part:<14} {report.elbo:>10.2f} ± {report.standard_error or 0:<5.2f} {report.reconstruction:>15.2f} "
@@ -250,7 +246,7 @@ def evaluate_command(
         )
     proposals: tuple[tuple[Proposal, int], ...] = (("posterior", samples), ("prior", prior_samples))
     if not isinstance(model, Regressor):
-        code = evaluate_code(model, *of_test)
+        code = evaluate_code(model, *arguments)
         figures["code"] = code._asdict()
         print(
             f"code           {code.active_units} of {model.latent_dim} dimensions in use; nats of each:",
@@ -262,7 +258,7 @@ def evaluate_command(
         with _progress_bar(f"{count} samples") as show:
             likelihood = log_likelihood(
                 model,
-                *of_test,
+                *arguments,
                 num_samples=count,
                 proposal=proposal,
                 memory=memory * 2**20,

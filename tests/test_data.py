@@ -62,7 +62,7 @@ def publish(monkeypatch, files, **fields):
 def write(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, raw in files.items():
-        (folder / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        (folder / name).write_bytes(gzip.compress(raw, mtime=0) if name.endswith(".gz") else raw)
 
 
 @pytest.mark.parametrize("shape", [(5,), (0,), (2, 3), (2, 3, 4)])
@@ -71,14 +71,14 @@ def test_read_idx_returns_what_was_written(tmp_path, shape, compressed):
     array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     # The name says nothing about compression.
     path = tmp_path / "file"
-    path.write_bytes(gzip.compress(idx(array)) if compressed else idx(array))
+    path.write_bytes(gzip.compress(idx(array), mtime=0) if compressed else idx(array))
     tensor = read_idx(path)
     assert tensor.dtype == torch.uint8
     assert torch.equal(tensor, torch.from_numpy(array))
 
 
 WHOLE = idx(np.arange(24).reshape(2, 3, 4))
-PACKED = gzip.compress(WHOLE)
+PACKED = gzip.compress(WHOLE, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ PACKED = gzip.compress(WHOLE)
         (PACKED[:-8] + b"\0\0\0\0" + PACKED[-4:], "corrupt: CRC check failed"),
         (PACKED[:10] + b"\xff" * 8 + PACKED[18:], "corrupt: "),
         (PACKED + b"garbage", "corrupt: "),
-        (gzip.compress(WHOLE[:-1]), "truncated: 23 bytes of data"),
+        (gzip.compress(WHOLE[:-1], mtime=0), "truncated: 23 bytes of data"),
     ],
     ids=lambda value: value.hex()[:24] if isinstance(value, bytes) else None,
 )
@@ -237,7 +237,7 @@ class Server:
 def server(tmp_path, monkeypatch, content):
     pytest.importorskip("pooch")
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
-    packed = {f"{name}.gz": gzip.compress(raw) for name, raw in content.items()}
+    packed = {f"{name}.gz": gzip.compress(raw, mtime=0) for name, raw in content.items()}
     server = Server(packed)
     sums = tuple(hashlib.md5(raw).hexdigest() for raw in packed.values())
     publish(monkeypatch, content, url=server.url, gz_md5=sums)
