@@ -292,7 +292,7 @@ def experiment_command(
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of everything.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the picture, its figures and its training runs.", show_default="experiments/NAME"),
+        typer.Option(help="Folder of the picture, its figures and its training runs.", show_default="runs/NAME"),
     ] = None,
 ) -> None:
     """Draw a figure of the tutorial, or show what it says; run it again to go on where it stopped."""
@@ -303,7 +303,7 @@ def experiment_command(
         for each, function in experiments.EXPERIMENTS.items():
             print(f"{each:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
         return
-    out = out or Path("experiments") / (f"{name}-quick" if quick else name)
+    out = out or Path("runs") / (f"{name}-quick" if quick else name)
     with _progress_bar(name) as show:
         experiments.run(
             name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from torch import Tensor
 
 import fastvae
 from benchmarks import __main__ as a_minute
-from benchmarks import bench_ops, bench_train, isa, report, timing
+from benchmarks import bench_evaluate, bench_ops, bench_train, isa, report, timing
 from benchmarks.cases import OPERATORS, Case, Operator, find
 from fastvae.models import VAE
+from fastvae.training import TrainConfig, train
 
 KERNELS = ("eager", "fastvae")
 
@@ -133,3 +135,20 @@ def test_the_closing_line_says_when_a_step_takes_longer() -> None:
     )
     assert "2.0 to 4.0 times as fast as eager PyTorch and 0.50 to 1.50 times as fast as torch.compile" in line
     assert "38% less time than with eager PyTorch and 25% more time than with torch.compile" in line
+
+
+def test_evaluation_is_held_against_plain_pytorch(tmp_path, monkeypatch, capsys) -> None:
+    train(TrainConfig(hidden=(32,), latent_dim=4, epochs=3, binarize="dynamic"), tmp_path / "run")
+    file = tmp_path / "figures.json"
+    options = ["--images", "40", "--samples", "50", "--rounds", "2", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["bench_evaluate", str(tmp_path / "run"), *options])
+    bench_evaluate.main()
+    result = json.loads(file.read_text())
+    assert [row["contender"] for row in result["rows"]][-2:] == ["fastvae", "fastvae, bf16"]
+    assert result["peak_bytes"]["fastvae"].keys() == {"50", "500"}
+    assert "the best of plain PyTorch" in capsys.readouterr().out
+
+    # A contender that is wrong is not reported.
+    monkeypatch.setattr(bench_evaluate, "fastvae_estimate", lambda *a, **o: (-1.0,))
+    with pytest.raises(SystemExit, match=r"fastvae: -1\.000 nats against"):
+        bench_evaluate.main()

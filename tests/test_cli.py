@@ -162,8 +162,8 @@ def test_completing_models_are_trained_and_evaluated(model, tmp_path, capsys):
 def test_experiment_draws_its_figure_or_lists_all(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["experiment", "ring", "--quick"]) == 0
-    assert capsys.readouterr().out == "experiments/ring-quick/ring.png, experiments/ring-quick/ring.json\n"
-    assert {p.name for p in (tmp_path / "experiments" / "ring-quick").iterdir()} == {"ring.png", "ring.json"}
+    assert capsys.readouterr().out == "runs/ring-quick/ring.png, runs/ring-quick/ring.json\n"
+    assert {p.name for p in (tmp_path / "runs" / "ring-quick").iterdir()} == {"ring.png", "ring.json"}
     assert main(["experiment", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
