@@ -52,7 +52,8 @@ class LikelihoodReport(NamedTuple):
     standard_error: float
     """Nats: what other images would change."""
     sampling_error: float
-    """Nats: what other samples of z would change, for the same images."""
+    """Nats: what other samples of z would change, for the same images. Too small where the effective sample size is
+    near 1: then one sample has nearly all of the weight, and better ones were not met."""
     bits_per_dim: float
     """``-log_likelihood`` in bits per pixel."""
     effective_sample_size: float
