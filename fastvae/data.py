@@ -360,7 +360,9 @@ def join_column(others: Tensor, known: Tensor, column: int | None = None) -> Ten
         column: as for ``split_column``.
     """
     column = others.shape[-1] // 2 if column is None else column
-    values = known.to(others.dtype) * (255 if others.dtype == torch.uint8 else 1)
+    values = known.to(others.dtype)
+    if others.dtype == torch.uint8:
+        values = values * 255
     values = values.expand(others.shape[:-1]).unsqueeze(-1)
     return torch.cat([others[..., :column], values, others[..., column:]], dim=-1)
 

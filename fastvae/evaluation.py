@@ -53,7 +53,7 @@ class LikelihoodReport(NamedTuple):
     """Nats: what other images would change."""
     sampling_error: float
     """Nats: what other samples of z would change, for the same images. Too small where the effective sample size is
-    near 1: then one sample has nearly all of the weight, and better ones were not met."""
+    near 1, and 0 for one sample: then one has all of the weight, and better ones were not met."""
     bits_per_dim: float
     """``-log_likelihood`` in bits per pixel."""
     effective_sample_size: float
@@ -137,7 +137,13 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_code(
-    model: VAE | CVAE, images: Tensor, condition: Tensor | None = None, *, batch_size: int = 1000
+    model: VAE | CVAE,
+    images: Tensor,
+    condition: Tensor | None = None,
+    *,
+    batch_size: int = 1000,
+    binarize: bool = False,
+    generator: torch.Generator | None = None,
 ) -> LatentReport:
     """How many nats each dimension of z carries, and which are in use.
 
@@ -146,6 +152,8 @@ def evaluate_code(
         images: ``[N, *E]`` uint8, on the model's device.
         condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
         batch_size: images at a time.
+        binarize: whether the encoder sees binary images, each pixel drawn with probability x/255.
+        generator: the source of those draws, by default torch's own.
 
     Raises:
         ValueError: as ``evaluate``.
@@ -154,7 +162,7 @@ def evaluate_code(
     """
     sums = torch.zeros(4, model.latent_dim, dtype=torch.float64, device=images.device)
     with _evaluating(model):
-        for x, given in _batches(model, images, condition, batch_size, False, None):
+        for x, given in _batches(model, images, condition, batch_size, binarize, generator):
             mu, logvar = model.encode(x, *given)
             # Without an event, the operator gives the divergence of each element.
             kl = gaussian_kl(mu.flatten(), logvar.flatten()).view(mu.shape).double()
@@ -175,7 +183,7 @@ def log_likelihood(
     num_samples: int = 5000,
     proposal: Proposal = "posterior",
     batch_size: int = 100,
-    memory: int = 64 * 2**20,
+    memory: int = 32 * 2**20,
     binarize: bool = False,
     amp: Literal["bf16"] | None = None,
     seed: int = 0,
@@ -215,8 +223,10 @@ def log_likelihood(
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")
     Batches(images, batch_size)  # checks them
+    _check_condition(model, images, condition)
     # Of each sample, two layers' activations are there at a time; of z itself, its copies in the weights.
-    sample_bytes = 4 * (2 * max((*model.hidden, model.pixels)) + 4 * model.latent_dim)
+    number = max(4, next(model.parameters()).element_size())
+    sample_bytes = number * (2 * max((*model.hidden, model.pixels)) + 4 * model.latent_dim)
     batch_size = max(1, min(batch_size, memory // sample_bytes, len(images)))
     chunk = max(1, min(num_samples, memory // (batch_size * sample_bytes)))
     starts = range(0, len(images), batch_size)
@@ -237,11 +247,7 @@ def log_likelihood(
             weights = _Weights()
             for first in range(0, num_samples, chunk):
                 k = min(chunk, num_samples - first)
-                z = reparameterize(*moments, num_samples=k, generator=generator)
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
-                    decoded = model.decode(z, *given)
-                nll = model.output.nll(decoded, x, reduction="none")
-                weights.add(objectives.log_weights(nll, z, *moments))
+                weights.add(_chunk_weights(model, x, given, moments, k, amp, generator))
             done.add(torch.stack([weights.log_mean(num_samples), weights.effective_sample_size()]).cpu())
             if progress is not None:
                 bounds = torch.cat(done.batches, 1)[0]
@@ -259,6 +265,24 @@ def log_likelihood(
         num_samples,
         len(bounds),
     )
+
+
+def _chunk_weights(
+    model: VAE | CVAE,
+    x: Tensor,
+    given: tuple[Tensor, ...],
+    moments: tuple[Tensor, Tensor],
+    samples: int,
+    amp: str | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Log w of new samples, ``[K, B]``. What they were decoded to is gone when the next ones are."""
+    z = reparameterize(*moments, num_samples=samples, generator=generator)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        decoded = model.decode(z, *given)
+    nll = model.output.nll(decoded, x, reduction="none")
+    del decoded
+    return objectives.log_weights(nll, z, *moments)
 
 
 class _Weights:
@@ -326,8 +350,9 @@ class _Partial:
 def _identity(model: VAE | CVAE, images: Tensor, condition: Tensor | None, *arguments: object) -> dict[str, str]:
     """What a partial evaluation belongs to."""
     names = ("num_samples", "proposal", "batch_size", "chunk", "binarize", "amp", "seed")
+    kind = type(model).__name__ + json.dumps(model.config, sort_keys=True)
     digests = {
-        "model": _digest(*model.state_dict().values()),
+        "model": hashlib.sha256((kind + _digest(*model.state_dict().values())).encode()).hexdigest()[:16],
         "images": _digest(images, *([] if condition is None else [condition])),
     }
     return digests | {name: json.dumps(value) for name, value in zip(names, arguments, strict=True)}
@@ -361,13 +386,17 @@ def _batches(
     generator: torch.Generator | None,
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """Batches and what ``encode`` and ``decode`` take beside."""
+    _check_condition(model, images, condition)
+    for i, x in enumerate(Batches(images, batch_size, binarize=binarize, noise=generator)):
+        start = i * batch_size
+        yield x, () if condition is None else (condition[start : start + batch_size],)
+
+
+def _check_condition(model: Model, images: Tensor, condition: Tensor | None) -> None:
     if (condition is not None) == isinstance(model, VAE):
         raise ValueError(f"a {type(model).__name__} takes {'no condition' if condition is not None else 'a condition'}")
     if condition is not None and len(condition) != len(images):
         raise ValueError(f"there must be a condition for each image, got {len(condition)} for {len(images)}")
-    for i, x in enumerate(Batches(images, batch_size, binarize=binarize, noise=generator)):
-        start = i * batch_size
-        yield x, () if condition is None else (condition[start : start + batch_size],)
 
 
 def _standard_error(mean: float, mean_square: float, count: int) -> float:

@@ -228,6 +228,8 @@ def test_errors_name_what_was_wrong(x, condition):
             kind(784, 3, condition_classes=3)
         with pytest.raises(ValueError, match=r"hidden.* at least one layer"):
             kind(784, 3, ())
+        with pytest.raises(ValueError, match="condition_shape must name at least one dimension"):
+            kind(784, ())
         with pytest.raises(ValueError, match=r"preset 'doersch' needs hidden layers of ReLU units, .*'tanh'"):
             kind(784, 3, (4,), preset="doersch", activation="tanh")
         with pytest.raises(ValueError, match="preset must be 'doersch', not 'kingma'"):

@@ -385,6 +385,7 @@ def test_column_is_taken_out_and_put_back():
     assert torch.equal(join_column(others, known, 0), binary)
     others, known = split_column(binary, 27)
     assert torch.equal(join_column(others, known, 27), binary)
+    assert join_column(others, known, 27).dtype == torch.bool
 
 
 def test_column_is_drawn_anew_with_the_pixels_probability():

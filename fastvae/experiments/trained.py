@@ -13,6 +13,7 @@ from fastvae.data import join_column, split_column
 from fastvae.evaluation import Proposal, evaluate, evaluate_code, log_likelihood
 from fastvae.experiments.base import BLUE, GREEN, ORANGE, Result, Setting, figure, label, log_ticks, show_images
 from fastvae.models import CVAE, VAE, Regressor
+from fastvae.ops import binarize
 from fastvae.plots import image_grid
 from fastvae.training import TrainingError
 
@@ -155,17 +156,17 @@ def prior_sampling(setting: Setting) -> Result:
     model, _ = _train(
         setting, "likelihood", epochs=20, hidden=(200, 200), latent_dim=50, activation="tanh", binarize="dynamic"
     )
-    images = setting.dataset().test_images[: 20 if setting.quick else 100]
-    counts = [10**i for i in range(4 if setting.quick else 6)]
+    # Binary images, drawn once: the ELBO and the estimates are of the same ones.
     generator = torch.Generator().manual_seed(setting.seed)
-    elbo = evaluate(model, images, binarize=True, generator=generator)
+    images = setting.dataset().test_images[: 20 if setting.quick else 100]
+    images = binarize(images, generator=generator).byte() * 255
+    counts = [10**i for i in range(4 if setting.quick else 6)]
+    elbo = evaluate(model, images, generator=generator)
     rows: dict[Proposal, list[dict[str, Any]]] = {"prior": [], "posterior": []}
     for proposal, found in rows.items():
         for count in counts:
             setting.report(f"{count} samples of the {proposal}")
-            report = log_likelihood(
-                model, images, num_samples=count, proposal=proposal, binarize=True, seed=setting.seed
-            )
+            report = log_likelihood(model, images, num_samples=count, proposal=proposal, seed=setting.seed)
             found.append(report._asdict())
 
     picture = figure(7, 4.5)

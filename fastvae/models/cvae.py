@@ -80,7 +80,10 @@ def _condition(shape: int | Sequence[int] | None, classes: int | None) -> tuple[
         )
     if shape is None:
         return None, sizes("condition_classes", classes or 0)[0]
-    return sizes("condition_shape", shape), None
+    shape = sizes("condition_shape", shape)
+    if not shape:
+        raise ValueError("condition_shape must name at least one dimension, not ()")
+    return shape, None
 
 
 class CVAE(LatentVariableModel):
@@ -224,7 +227,7 @@ class CVAE(LatentVariableModel):
             beta: and the rest as for :meth:`fastvae.models.VAE.loss`.
             generator: the source of the noise, by default torch's own.
             sigma: stands in for the model's own.
-            free_bits: nats of each dimension of z that the loss does not count.
+            free_bits: nats that each dimension of z may carry freely.
 
         Returns:
             ``(loss, reconstruction, kl)``: batch means in nats.

@@ -137,11 +137,12 @@ class VAE(LatentVariableModel):
             beta: weight of the KL term, a number or a 0-d tensor; other than 1 it is no longer the ELBO.
             generator: the source of the noise, by default torch's own.
             sigma: stands in for the model's own (Gaussian likelihood), as in a schedule; a number or a 0-d tensor.
-            free_bits: nats of each dimension of z that the loss does not count
-                (:func:`fastvae.objectives.free_bits`); the KL that is returned has them all.
+            free_bits: nats that each dimension of z may carry without a gradient that drives it to fewer: the
+                loss has :func:`fastvae.objectives.free_bits` in place of the KL divergence.
 
         Returns:
-            ``(loss, reconstruction, kl)``: batch means in nats, ``loss = reconstruction + beta * kl``.
+            ``(loss, reconstruction, kl)``: batch means in nats; without free bits ``loss = reconstruction + beta *
+            kl``, and the KL that is returned is the whole one always.
 
         Raises:
             ValueError: as ``encode``; a sigma for the Bernoulli likelihood.

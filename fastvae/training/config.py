@@ -51,7 +51,7 @@ class TrainConfig:
     """How that weight comes from 0 in the first ``anneal_epochs`` (:class:`fastvae.objectives.Schedule`)."""
     anneal_epochs: int = 10
     free_bits: float = 0.0
-    """Nats of each dimension of z that the loss does not count."""
+    """Nats that each dimension of z may carry without a gradient that drives it to fewer."""
     importance_samples: int = 1
     """Of z for each image: from 2 on the importance-weighted bound is trained instead of the ELBO. Reports are of
     the ELBO nevertheless."""
@@ -99,8 +99,16 @@ class TrainConfig:
         check_network(self.hidden, self.activation, self.preset)
         if self.learn_sigma and self.likelihood == "bernoulli":
             raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
-        if self.model == "regressor" and self.importance_samples > 1:
-            raise ValueError("a regressor has no z: importance_samples must be 1")
+        if self.model != "vae" and not self.hidden:
+            raise ValueError(f"hidden must name at least one layer for a {self.model}: the condition joins there")
+        if self.model == "regressor":
+            for name, nothing in (("importance_samples", 1), ("beta", 1), ("free_bits", 0), ("anneal", None)):
+                if getattr(self, name) != nothing:
+                    raise ValueError(f"a regressor has no z: {name} must be {nothing}, not {getattr(self, name)}")
+        if self.gradient != "iwae" and self.importance_samples == 1:
+            raise ValueError(
+                f"gradient {self.gradient} is of the importance-weighted bound: importance_samples must be 2 or more"
+            )
         if self.importance_samples > 1 and (self.beta != 1 or self.free_bits or self.anneal):
             raise ValueError("beta, anneal and free_bits weigh the ELBO: importance_samples must be 1 for them")
         if not 0 <= self.seed < 2**63:
