@@ -45,7 +45,7 @@ def mnist_vae(setting: Setting) -> Result:
         picture,
         {
             "iterations": iterations,
-            "seconds": seconds,
+            "training_seconds": seconds,
             "train_elbo": [entry["train"]["elbo"] for entry in history],
             "test_elbo": [entry["test"]["elbo"] for entry in history],
             "test": last["test"],
