@@ -22,7 +22,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find cs
 install: $(VENV)/.installed
 
 test: install
-	OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install
 	$(bin)/python -m pytest -m slow

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastvae
 from benchmarks import __main__ as a_minute
-from benchmarks import bench_evaluate, bench_ops, bench_train, isa, report, timing
+from benchmarks import bench_evaluate, bench_ops, bench_train, checks, isa, report, timing
 from benchmarks.cases import OPERATORS, Case, Operator, find
 from fastvae.models import VAE
 from fastvae.training import TrainConfig, train
@@ -74,6 +74,11 @@ def test_a_sampler_of_wrong_mean_or_spread_is_refused(shift: tuple[int, int]) ->
     shifted = replace(operator, ours=lambda m, v: fastvae.reparameterize(m + shift[0], v + shift[1]))
     with pytest.raises(AssertionError, match="of the noise is off by"):
         list(bench_ops.rows(shifted, Case((100, 30)), 2, ("fastvae",)))
+
+
+def test_a_small_case_of_good_noise_is_not_refused() -> None:
+    for noise in torch.randn(5000, 36, dtype=torch.float64):
+        checks.standard("randn", noise)
 
 
 def test_a_training_loss_that_is_another_is_refused() -> None:
