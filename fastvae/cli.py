@@ -38,7 +38,7 @@ try:
 
     from fastvae import training
     from fastvae.training import TrainConfig, TrainingError
-    from fastvae.training.config import Amp, Binarize, ModelName
+    from fastvae.training.config import Amp, Binarize, Decay, ModelName
 except ModuleNotFoundError as missing:
     sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
 
@@ -102,6 +102,10 @@ def train_command(
         Binarize, typer.Option(help="Grey targets, or binary ones drawn anew at every pass.")
     ] = TrainConfig.binarize,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = TrainConfig.learning_rate,
+    warmup_epochs: Annotated[
+        int, typer.Option(min=0, help="In which it rises from 0 at first.")
+    ] = TrainConfig.warmup_epochs,
+    decay: Annotated[Decay | None, typer.Option(help="How it falls to 0 until the last epoch.")] = TrainConfig.decay,
     amp: Annotated[Amp | None, typer.Option(help="Autocast to bfloat16.")] = TrainConfig.amp,
     compile: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of weights, noise and order.")] = TrainConfig.seed,
@@ -135,6 +139,8 @@ def train_command(
         "gradient": gradient,
         "binarize": binarize,
         "learning_rate": learning_rate,
+        "warmup_epochs": warmup_epochs,
+        "decay": decay,
         "amp": amp,
         "compile": compile,
         "seed": seed,

@@ -21,7 +21,7 @@ from fastvae.training import (
     saved_config,
     train,
 )
-from fastvae.training.solver import make_optimizer, parameter_names
+from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names
 
 SMALL = TrainConfig(hidden=(32,), latent_dim=4, epochs=2)
 FILES = {
@@ -127,6 +127,7 @@ def test_same_seed_same_run_and_other_seed_another(tmp_path, finished):
         {"batch_size": 5000, "beta": 0.5},
         {"preset": "doersch", "importance_samples": 3, "gradient": "dreg"},
         {"model": "cvae", "preset": "doersch", "binarize": "dynamic"},
+        {"warmup_epochs": 2},
         {"model": "regressor", "likelihood": "gaussian", "learn_sigma": True},
         {"likelihood": "gaussian", "learn_sigma": True, "anneal": "linear", "anneal_epochs": 3, "free_bits": 0.1},
     ],
@@ -162,6 +163,38 @@ def test_doersch_solver_is_the_tutorials():
         for parameter, p in zip(layer.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.detach(), p)
     assert parameter_names(layer, optimizer) == ["weight", "bias"]
+
+
+def test_learning_rate_warms_up_and_decays():
+    """Against torch's own schedulers."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 5, total_iters=4)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    expected = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], milestones=[5])
+    rate = learning_rate_schedule(0.1, 5, 20)
+    for step in range(25):
+        assert rate(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        expected.step()
+    assert rate(25) == 0
+    assert learning_rate_schedule(0.1, 0, None)(10**6) == 0.1
+
+
+def test_decaying_run_cannot_be_prolonged_but_goes_on(tmp_path):
+    config = small(epochs=3, warmup_epochs=1, decay="cosine")
+    decayed, constant = train(config, tmp_path / "whole"), train(small(epochs=3), tmp_path / "constant")
+    assert decayed.history[0]["train"]["elbo"] < constant.history[0]["train"]["elbo"]  # it starts more slowly
+
+    def stop(progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "halves", progress=stop)
+    with pytest.raises(ValueError, match="cannot resume with epochs 4: the learning rate decays over the run's own 3"):
+        train(small(epochs=4, warmup_epochs=1, decay="cosine"), tmp_path / "halves", resume=True)
+    train(config, tmp_path / "halves", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
 def test_annealing_multiplies_the_kl_from_nothing(tmp_path):
@@ -338,6 +371,9 @@ def test_evaluate_weighs_every_image_alike():
         ({"importance_samples": 0}, "importance_samples must be at least 1, not 0"),
         ({"anneal_epochs": 0}, "anneal_epochs must be at least 1, not 0"),
         ({"anneal": "sudden"}, "anneal must be linear, cosine, cyclical or none, not 'sudden'"),
+        ({"decay": "step"}, "decay must be cosine or none, not 'step'"),
+        ({"warmup_epochs": -1}, r"warmup_epochs must lie in 0 .. epochs \(100\), not -1"),
+        ({"epochs": 3, "warmup_epochs": 4}, r"warmup_epochs must lie in 0 .. epochs \(3\), not 4"),
         ({"gradient": "vimco"}, "gradient must be one of iwae, stl, dreg, not 'vimco'"),
         ({"free_bits": -0.1}, "free_bits must be a finite number, 0 or more, not -0.1"),
         ({"preset": "kingma"}, "preset must be 'doersch', not 'kingma'"),

@@ -14,6 +14,7 @@ from fastvae.training.checkpoint import Checkpoint
 
 Amp = Literal["bf16"]
 Binarize = Literal["none", "dynamic"]
+Decay = Literal["cosine"]
 ModelName = Literal["vae", "cvae", "regressor"]
 
 
@@ -60,7 +61,12 @@ class TrainConfig:
     binarize: Binarize = "none"
     """Targets: grey pixels, or ``"dynamic"``, drawn anew at every pass with probability x/255."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Of Adam; the highest of the run where it changes."""
+    warmup_epochs: int = 0
+    """In which it rises from 0 in equal steps."""
+    decay: Decay | None = None
+    """``"cosine"``: from there to the last of ``epochs`` it falls to 0 along half a cosine
+    (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
     amp: Amp | None = None
     """``"bf16"``: autocast of the training steps to bfloat16. The test after each epoch runs without it."""
     compile: bool = False
@@ -80,12 +86,14 @@ class TrainConfig:
             if getattr(self, name) not in get_args(choice):
                 expected = ", ".join(get_args(choice))
                 raise ValueError(f"{name} must be one of {expected}, not {getattr(self, name)!r}")
-        for name, options in (("amp", Amp), ("anneal", ScheduleKind)):
+        for name, options in (("amp", Amp), ("anneal", ScheduleKind), ("decay", Decay)):
             if getattr(self, name) not in (None, *get_args(options)):
                 raise ValueError(f"{name} must be {', '.join(get_args(options))} or none, not {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "latent_dim", "anneal_epochs", "importance_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs must lie in 0 .. epochs ({self.epochs}), not {self.warmup_epochs}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden must hold positive widths, not {self.hidden}")
         for name in ("sigma", "learning_rate"):

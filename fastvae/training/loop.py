@@ -24,7 +24,7 @@ from fastvae.objectives import Schedule
 from fastvae.ops import ELBO, binarize
 from fastvae.training.checkpoint import MODELS, Checkpoint, load_checkpoint, save_checkpoint
 from fastvae.training.config import TrainConfig
-from fastvae.training.solver import make_optimizer, parameter_names
+from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -87,7 +87,8 @@ def train(
     one that never stopped, given the same machine and number of threads. Seeds torch's own random generator.
 
     Args:
-        config: on resuming it must be the run's own, but that ``epochs`` may grow and ``data_dir`` may move.
+        config: on resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
+            unless the learning rate decays over them.
         out_dir: made where it is missing; must hold a run if ``resume``, and must not otherwise.
         resume: whether to go on from the checkpoint.
         progress: called with a ``Progress`` several times a second.
@@ -165,6 +166,8 @@ def _checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
     saved = TrainConfig.from_checkpoint(checkpoint)
     for field in dataclasses.fields(TrainConfig):
         ours, theirs = getattr(config, field.name), getattr(saved, field.name)
+        if field.name == "epochs" and ours != theirs and config.decay:
+            raise ValueError(f"cannot resume with epochs {ours}: the learning rate decays over the run's own {theirs}")
         if ours != theirs and field.name not in _FREE_ON_RESUME:
             raise ValueError(f"cannot resume with {field.name} {ours}: the run in {out_dir} has {theirs}")
     if config.epochs < checkpoint.epoch:
@@ -203,9 +206,14 @@ class _Run:
         if checkpoint is not None:
             self._restore(checkpoint)
         self.loss = torch.compile(self._loss, fullgraph=True) if config.compile else self._loss
+        batches = len(Batches(dataset.train_images, config.batch_size))
+        self.learning_rate = learning_rate_schedule(
+            config.learning_rate,
+            config.warmup_epochs * batches,
+            (config.epochs - config.warmup_epochs) * batches if config.decay else None,
+        )
         self.anneal: Schedule | None = None
         if config.anneal is not None:
-            batches = len(Batches(dataset.train_images, config.batch_size))
             self.anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * batches)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -304,6 +312,8 @@ class _Run:
                 raise
             reason = str(error).strip().split("\n")[0]
             raise TrainingError(f"torch.compile failed: {reason}") from error
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
         self.optimizer.step()
         return torch.stack([loss, reconstruction, kl]).detach()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastvae.models.networks import Preset
+from fastvae.objectives import Schedule
 
 _DOERSCH_L2 = 5e-4
 
@@ -18,7 +19,7 @@ def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None
 
     Args:
         model: what is trained.
-        learning_rate: fixed.
+        learning_rate: that of the first step.
         preset: ``"doersch"`` for the tutorial's solver: betas (0, 0.999), because it leaves beta1 to Caffe's 0, and an
             L2 penalty of 5e-4 / 2 on weights, not on biases, whose gradient goes through Adam with the rest.
 
@@ -30,6 +31,24 @@ def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": _DOERSCH_L2}, {"params": others}]
     return torch.optim.Adam(groups, lr=learning_rate, betas=(0.0, 0.999), eps=1e-8, fused=True)
+
+
+def learning_rate_schedule(peak: float, warmup_steps: int, decay_steps: int | None) -> Callable[[int], float]:
+    """The learning rate of each step, from 0: up to ``peak`` in equal steps, then down to 0 along half a cosine.
+
+    Args:
+        peak: reached at step ``warmup_steps - 1``.
+        warmup_steps: 0 for none.
+        decay_steps: after the warm-up; ``None`` to stay at ``peak``.
+    """
+    decay = None if decay_steps is None else Schedule("cosine", peak, 0.0, max(1, decay_steps))
+
+    def at(step: int) -> float:
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        return peak if decay is None else decay(step - warmup_steps)
+
+    return at
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
