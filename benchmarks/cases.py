@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, mse_loss, softplus
 
 import fastvae
 from fastvae import reference
@@ -27,6 +27,7 @@ Outputs = tuple[Tensor, ...]
 Function = Callable[..., Tensor | Outputs]
 
 LATENT = 32  # L of elbo_loss
+HIDDEN = 200  # H of linear_sigmoid_cross_entropy, as in Burda et al. 2015
 K = 50  # of reparameterize
 SIGMA = 0.5
 
@@ -54,7 +55,7 @@ class Operator:
     """One operator, or one way to call it.
 
     ``inputs`` are the kinds of the arguments: "moment" ``[B, *E]``, "moments" (two in one, likewise), "latent"
-    ``[B, L]``, "logits" ``[B, *E]`` or ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
+    ``[B, L]``, "hidden" ``[B, H]`` or ``[K, B, H]``, "weight" ``[D, H]`` and "bias" ``[D]``, "logits" ``[B, *E]`` or ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
     operator has ``noise``, which takes its result and its arguments back to noise of mean 0 and variance 1; its
     ``exact`` takes that noise as one more argument, and its first output is a sample, that a decoder would go on with.
     All else are losses. ``fused`` is how to write it for torch.compile, where that is another way than in eager.
@@ -88,7 +89,12 @@ class Operator:
             return torch.rand(case.shape, dtype=case.target)
         if kind == "latent":
             return torch.randn(case.shape[0], LATENT, dtype=case.dtype)
-        leading = (case.samples,) if kind == "logits" and case.samples else ()
+        leading = (case.samples,) if kind in ("hidden", "logits") and case.samples else ()
+        if kind == "hidden":
+            return torch.randn(*leading, case.shape[0], HIDDEN, dtype=case.dtype)
+        if kind in ("weight", "bias"):
+            size = (math.prod(case.shape[1:]), *([HIDDEN] if kind == "weight" else []))
+            return (torch.randn(size) / HIDDEN**0.5).to(case.dtype)
         return torch.randn(*leading, *case.shape, dtype=case.dtype)
 
     def arguments(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -219,6 +225,29 @@ OPERATORS = [
         (Case((100, 784)), Case((4096, 784), readme=True), Case((16384, 784))),
         variant="mean",
         fused=lambda *t: fused_cross_entropy(*t).mean(),
+    ),
+    Operator(
+        "linear_sigmoid_cross_entropy",
+        ("hidden", "weight", "bias", "target"),
+        lambda h, w, b, x: eager_cross_entropy(linear(h, w, b), x),
+        fastvae.linear_sigmoid_cross_entropy,
+        reference.linear_sigmoid_cross_entropy,
+        (
+            Case((100, 784), samples=50),
+            Case((100, 784), samples=512, readme=True),
+            Case((100, 784), samples=512, dtype=_BF16, target=torch.uint8, readme=True),
+        ),
+        fused=lambda h, w, b, x: fused_cross_entropy(linear(h, w, b), x),
+    ),
+    Operator(
+        "linear_sigmoid_cross_entropy",
+        ("hidden", "weight", "bias", "target"),
+        lambda h, w, b, x: eager_cross_entropy_mean(linear(h, w, b), x),
+        lambda *t: fastvae.linear_sigmoid_cross_entropy(*t, reduction="mean"),
+        lambda *t: reference.linear_sigmoid_cross_entropy(*t, reduction="mean"),
+        (Case((100, 784)), Case((4096, 784), readme=True)),
+        variant="mean",
+        fused=lambda h, w, b, x: fused_cross_entropy(linear(h, w, b), x).mean(),
     ),
     Operator(
         "sample_kl",

@@ -11,9 +11,12 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sigmoid.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
 
 #include "ops.h"
 
@@ -113,39 +116,43 @@ std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const 
           fold(-(g * l), logits.dim() > target.dim())};
 }
 
-// Whether the forward pass writes d/dlogits: a loss that is a scalar knows it up to one factor. Not
-// in float16, where the factor may be a loss scale that must come before the rounding.
-bool writes_grad(const Tensor& logits, Reduction reduction) {
-  return graph_wanted() && logits.requires_grad() && reduction != Reduction::none &&
+// Whether the forward pass writes the gradient: a loss that is a scalar knows it up to one factor.
+// Not in float16, where the factor may be a loss scale that must come before the rounding.
+bool writes_grad(bool wanted, const Tensor& logits, Reduction reduction) {
+  return graph_wanted() && wanted && reduction != Reduction::none &&
          logits.scalar_type() != at::kHalf;
 }
 
+// `factor` times the gradients that the forward pass wrote, as far as it did: none if it wrote
+// none. They are scaled where they lie and given away, so that a second pass over a retained graph
+// starts from the inputs.
+variable_list scaled(AutogradContext* ctx, variable_list written, const Tensor& factor) {
+  std::erase_if(written, [](const Tensor& t) { return !t.defined(); });
+  if (written.empty() || ctx->saved_data.count("given_away") > 0) return {};
+  const auto traced = [](const Tensor& t) { return at::isTensorSubclassLike(t); };
+  if (traced(factor) || std::any_of(written.begin(), written.end(), traced)) {
+    for (Tensor& t : written) t = as_input(t * factor, t);
+  } else if (!factor.is_cpu() || factor.item<double>() != 1) {  // if it is, as often as asked for
+    for (const Tensor& t : written) call<scale_grad>("fastvae::scale_grad", t, factor);
+    ctx->saved_data["given_away"] = true;
+  }
+  return written;
+}
+
 // sigmoid_cross_entropy's gradients by kernels: per_row() is the upstream gradient, [B] or [K, B],
-// and d/dlogits is `factor` times grad_of_forward where the forward pass wrote that. It is scaled
-// where it lies and given away, so that a second pass over a retained graph starts from the inputs.
+// and d/dlogits is `factor` times grad_of_forward where the forward pass wrote that.
 template <class F>
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
     AutogradContext* ctx, const F& per_row, const Tensor& grad_of_forward, const Tensor& factor,
     const Tensor& logits, const Tensor& target, std::array<bool, 2> wanted) {
-  Tensor written;
-  const bool given_away = ctx->saved_data.count("given_away") > 0;
-  if (wanted[0] && grad_of_forward.defined() && !given_away) {
-    if (at::isTensorSubclassLike(factor) || at::isTensorSubclassLike(grad_of_forward)) {
-      written = as_input(grad_of_forward * factor, logits);
-    } else if (factor.is_cpu() && factor.item<double>() == 1) {
-      written = grad_of_forward;  // as often as it is asked for
-    } else {
-      call<scale_grad>("fastvae::scale_grad", grad_of_forward, factor);
-      ctx->saved_data["given_away"] = true;
-      written = grad_of_forward;
-    }
-    wanted[0] = !written.defined();
-  }
+  variable_list written;
+  if (wanted[0]) written = scaled(ctx, {grad_of_forward}, factor);
+  if (!written.empty()) wanted[0] = false;
   Tensor grad_logits, grad_target;
   if (wanted[0] || wanted[1])
     std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
         "fastvae::sigmoid_cross_entropy_backward", per_row(), logits, target, wanted);
-  return {written.defined() ? written : grad_logits, grad_target};
+  return {written.empty() ? grad_logits : written[0], grad_target};
 }
 
 struct Reparameterize : Function<Reparameterize> {
@@ -337,6 +344,86 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
   }
 };
 
+// Up to so many bytes of logits are kept for the backward pass: in the last-level cache they are
+// read faster than computed again. Not in reduced precision, whose products may be in another.
+constexpr int64_t kKeptBytes = int64_t{16} << 20;
+
+bool keeps_logits(const Tensor& hidden, const Tensor& weight) {
+  c10::SymInt bytes = weight.sym_size(0) * hidden.element_size();
+  for (const auto& size : hidden.sym_sizes().slice(0, hidden.dim() - 1)) bytes = bytes * size;
+  return hidden.element_size() >= 4 && bytes <= kKeptBytes;
+}
+
+struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
+                               const MaybeTensor& bias, const Tensor& target, Reduction reduction,
+                               bool with_grad, bool keep) {
+    const std::array<bool, 3> wanted = {hidden.requires_grad(), weight.requires_grad(),
+                                        bias.has_value() && bias->requires_grad()};
+    Tensor rows, logits;
+    std::array<Tensor, 3> grads;
+    if (with_grad)
+      std::tie(rows, grads[0], grads[1], grads[2]) = call<linear_sigmoid_cross_entropy_with_grad>(
+          "fastvae::linear_sigmoid_cross_entropy_with_grad", hidden, weight, bias, target,
+          reduction == Reduction::mean, wanted);
+    else
+      std::tie(rows, logits) = call<linear_sigmoid_cross_entropy_forward>(
+          "fastvae::linear_sigmoid_cross_entropy_forward", hidden, weight, bias, target, keep);
+    ctx->save_for_backward({hidden, weight, bias.value_or(Tensor()), target,
+                            if_wanted(wanted[0], grads[0]), if_wanted(wanted[1], grads[1]),
+                            if_wanted(wanted[2], grads[2]), if_wanted(keep, logits)});
+    ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
+    return {reduce(rows, reduction)};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &hidden = saved[0], &weight = saved[1], &target = saved[3];
+    const MaybeTensor bias = maybe(saved[2]);
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const bool has_bias = bias.has_value();
+    // An absent tensor has no index.
+    const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        has_bias && ctx->needs_input_grad(2),
+                                        ctx->needs_input_grad(has_bias ? 3 : 2)};
+    const auto per_row = [&] {
+      return unreduce(grads[0], reduction, hidden.sym_sizes().slice(0, hidden.dim() - 1));
+    };
+    std::array<Tensor, 4> g;
+    if (graph_wanted()) {
+      const c10::SymInt outputs = weight.sym_size(0);
+      const Tensor flat_target = target.reshape_symint({target.sym_size(0), outputs});
+      auto [grad_logits, grad_target] =
+          sigmoid_cross_entropy_grads(per_row(), at::linear(hidden, weight, bias), flat_target);
+      grad_logits = as_input(grad_logits, hidden);
+      const Tensor flat = grad_logits.reshape_symint({-1, outputs});
+      g[0] = grad_logits.matmul(weight);
+      g[1] = flat.t().mm(hidden.reshape_symint({-1, weight.sym_size(1)}));
+      g[2] = flat.sum(0);
+      if (wanted[3]) g[3] = as_input(grad_target.view_symint(target.sym_sizes()), target);
+    } else {
+      // Written only where the target wants nothing.
+      const variable_list written = scaled(ctx, {saved[4], saved[5], saved[6]}, grads[0]);
+      if (written.empty())
+        std::tie(g[0], g[1], g[2], g[3]) = call<linear_sigmoid_cross_entropy_backward>(
+            "fastvae::linear_sigmoid_cross_entropy_backward", per_row(), hidden, weight, bias,
+            target, maybe(saved[7]), wanted);
+      auto next = written.begin();
+      for (size_t i = 0; i < 3 && !written.empty(); ++i)
+        if (saved[4 + i].defined()) g[i] = *next++;
+    }
+    return {if_wanted(wanted[0], g[0]),
+            if_wanted(wanted[1], g[1]),
+            if_wanted(wanted[2], g[2]),
+            if_wanted(wanted[3], g[3]),
+            Tensor(),
+            Tensor(),
+            Tensor()};
+  }
+};
+
 struct GaussianNLL : Function<GaussianNLL> {
   static constexpr bool is_traceable = true;
 
@@ -524,7 +611,20 @@ std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerato
 Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
                              c10::string_view reduction) {
   const Reduction parsed = parse_reduction("fastvae.sigmoid_cross_entropy", reduction);
-  return SigmoidCrossEntropy::apply(logits, target, parsed, writes_grad(logits, parsed))[0];
+  return SigmoidCrossEntropy::apply(logits, target, parsed,
+                                    writes_grad(logits.requires_grad(), logits, parsed))[0];
+}
+
+Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
+                                    const MaybeTensor& bias, const Tensor& target,
+                                    c10::string_view reduction) {
+  const Reduction parsed = parse_reduction("fastvae.linear_sigmoid_cross_entropy", reduction);
+  const bool any = hidden.requires_grad() || weight.requires_grad() ||
+                   (bias.has_value() && bias->requires_grad());
+  const bool with_grad = writes_grad(any && !target.requires_grad(), hidden, parsed);
+  const bool keep = graph_wanted() && !with_grad && (any || target.requires_grad()) &&
+                    keeps_logits(hidden, weight);
+  return LinearSigmoidCrossEntropy::apply(hidden, weight, bias, target, parsed, with_grad, keep)[0];
 }
 
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
@@ -537,7 +637,8 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
                                              c10::string_view reduction) {
-  const bool with_grad = writes_grad(logits, parse_reduction("fastvae.elbo_loss", reduction));
+  const bool with_grad =
+      writes_grad(logits.requires_grad(), logits, parse_reduction("fastvae.elbo_loss", reduction));
   const variable_list out =
       ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction, with_grad);
   return {out[0], out[1], out[2]};

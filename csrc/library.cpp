@@ -1,6 +1,7 @@
 // The operators' schemas and where each is implemented. Public operators are composites: their
 // autograd Functions (autograd.cpp) call the parts, NAME_forward and NAME_backward, of which
 // tracing sees each one.
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -32,6 +33,10 @@ TORCH_LIBRARY(fastvae, m) {
   m.def("sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none') -> Tensor",
         pure);
   m.def(
+      "linear_sigmoid_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "str reduction='none') -> Tensor",
+      pure);
+  m.def(
       "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
       "str reduction='none') -> Tensor",
       pure);
@@ -48,6 +53,8 @@ TORCH_LIBRARY(fastvae, m) {
   m.impl("sample_kl_packed", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl_packed);
   m.impl("sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
          ops::sigmoid_cross_entropy);
+  m.impl("linear_sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
+         ops::linear_sigmoid_cross_entropy);
   m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
   m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
   m.impl("binarize", c10::DispatchKey::CompositeImplicitAutograd, ops::binarize);
@@ -93,6 +100,19 @@ TORCH_LIBRARY(fastvae, m) {
       "-> (Tensor, Tensor)",
       pure);
   m.def(
+      "linear_sigmoid_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor? bias, "
+      "Tensor target, bool keep) -> (Tensor, Tensor)",
+      pure);
+  m.def(
+      "linear_sigmoid_cross_entropy_with_grad(Tensor hidden, Tensor weight, Tensor? bias, "
+      "Tensor target, bool mean, bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "linear_sigmoid_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, "
+      "Tensor? bias, Tensor target, Tensor? logits, bool[4] mask) -> (Tensor, Tensor, Tensor, "
+      "Tensor)",
+      pure);
+  m.def(
       "gaussian_nll_forward(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, "
       "float sigma_value) -> Tensor",
       pure);
@@ -126,6 +146,9 @@ void implement(torch::Library& m) {
   m.impl("sigmoid_cross_entropy_with_grad", ops::sigmoid_cross_entropy_with_grad);
   m.impl("scale_grad", ops::scale_grad);
   m.impl("sigmoid_cross_entropy_backward", ops::sigmoid_cross_entropy_backward);
+  m.impl("linear_sigmoid_cross_entropy_forward", ops::linear_sigmoid_cross_entropy_forward);
+  m.impl("linear_sigmoid_cross_entropy_with_grad", ops::linear_sigmoid_cross_entropy_with_grad);
+  m.impl("linear_sigmoid_cross_entropy_backward", ops::linear_sigmoid_cross_entropy_backward);
   m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
   m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
   m.impl("elbo_loss_forward", ops::elbo_loss_forward);
@@ -142,8 +165,32 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
         "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
         "sample_kl_packed_backward", "sigmoid_cross_entropy_forward",
         "sigmoid_cross_entropy_with_grad", "scale_grad", "sigmoid_cross_entropy_backward",
-        "gaussian_nll_forward", "gaussian_nll_backward", "elbo_loss_forward", "binarize_forward"})
+        "linear_sigmoid_cross_entropy_forward", "linear_sigmoid_cross_entropy_with_grad",
+        "linear_sigmoid_cross_entropy_backward", "gaussian_nll_forward", "gaussian_nll_backward",
+        "elbo_loss_forward", "binarize_forward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
+}
+
+// Under autocast the layer is what torch.nn.functional.linear is there: a product in the lower
+// precision. The other operators take every dtype as it is.
+template <c10::DeviceType device>
+at::Tensor autocast_linear(const at::Tensor& hidden, const at::Tensor& weight,
+                           const std::optional<at::Tensor>& bias, const at::Tensor& target,
+                           c10::string_view reduction) {
+  namespace autocast = at::autocast;
+  const auto dtype = autocast::get_autocast_dtype(device);
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      autocast::get_autocast_dispatch_key_from_device_type(device));
+  return fastvae::ops::linear_sigmoid_cross_entropy(
+      autocast::cached_cast(dtype, hidden, device), autocast::cached_cast(dtype, weight, device),
+      autocast::cached_cast(dtype, bias, device), target, reduction);
+}
+
+TORCH_LIBRARY_IMPL(fastvae, AutocastCPU, m) {
+  m.impl("linear_sigmoid_cross_entropy", autocast_linear<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(fastvae, AutocastCUDA, m) {
+  m.impl("linear_sigmoid_cross_entropy", autocast_linear<c10::DeviceType::CUDA>);
 }
 
 TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }

@@ -73,6 +73,21 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
                                                           const Tensor& target,
                                                           std::array<bool, 2> mask);
 
+// The same of logits = hidden weight^T + bias: hidden [B, H] or [K, B, H], weight [D, H], target of
+// D elements. The masks are of hidden, weight, bias and target.
+// The forward pass gives the logits too if it is to `keep` them; without them the backward pass
+// computes them again.
+std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hidden,
+                                                                const Tensor& weight,
+                                                                const MaybeTensor& bias,
+                                                                const Tensor& target, bool keep);
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
+    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
+    bool mean, std::array<bool, 3> mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
+    const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
+    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask);
+
 // Either logvar, or the standard deviation: the 0-d tensor sigma, or else sigma_value.
 Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                             const MaybeTensor& sigma, double sigma_value);
@@ -99,6 +114,9 @@ std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
 std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator);
 Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
                              c10::string_view reduction);
+Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
+                                    const MaybeTensor& bias, const Tensor& target,
+                                    c10::string_view reduction);
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                     const MaybeTensor& sigma, double sigma_value, c10::string_view reduction);
 std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,

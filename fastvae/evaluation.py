@@ -122,12 +122,12 @@ def evaluate(
     with _evaluating(model):
         for x, given in _batches(model, images, condition, batch_size, binarize, generator):
             if isinstance(model, Regressor):
-                reconstruction = model.output.nll(model(*given), x, reduction="none").double()
+                reconstruction = model.nll(x, *given).double()
                 kl = torch.zeros_like(reconstruction)
             else:
                 mu, logvar = model.encode(x, *given)
                 z = reparameterize(mu, logvar, generator=generator)
-                reconstruction = model.output.nll(model.decode(z, *given), x, reduction="none").double()
+                reconstruction = model.nll(z, x, *given).double()
                 kl = gaussian_kl(mu, logvar).double()
             sums += torch.stack([reconstruction.sum(), kl.sum(), (reconstruction + kl).square().sum()])
     reconstruction_mean, kl_mean, square = (sums / len(images)).tolist()
@@ -224,9 +224,11 @@ def log_likelihood(
             raise ValueError(f"{name} must be at least 1, not {size}")
     Batches(images, batch_size)  # checks them
     _check_condition(model, images, condition)
-    # Of each sample, two layers' activations are there at a time; of z itself, its copies in the weights.
+    # Of each sample, two layers' activations are there at a time, but never the logits; of z itself, its copies in the
+    # weights.
     number = max(4, next(model.parameters()).element_size())
-    sample_bytes = number * (2 * max((*model.hidden, model.pixels)) + 4 * model.latent_dim)
+    pixels = 0 if model.likelihood == "bernoulli" else model.pixels
+    sample_bytes = number * (2 * max(*model.hidden, pixels, model.latent_dim) + 4 * model.latent_dim)
     batch_size = max(1, min(batch_size, memory // sample_bytes, len(images)))
     chunk = max(1, min(num_samples, memory // (batch_size * sample_bytes)))
     starts = range(0, len(images), batch_size)
@@ -276,12 +278,10 @@ def _chunk_weights(
     amp: str | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Log w of new samples, ``[K, B]``. What they were decoded to is gone when the next ones are."""
+    """Log w of new samples, ``[K, B]``."""
     z = reparameterize(*moments, num_samples=samples, generator=generator)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
-        decoded = model.decode(z, *given)
-    nll = model.output.nll(decoded, x, reduction="none")
-    del decoded
+        nll = model.nll(z, x, *given)
     return objectives.log_weights(nll, z, *moments)
 
 

@@ -1,10 +1,10 @@
 """The operators: each is one call of a C++ operator, which checks, allocates, runs and differentiates.
 
-Checks, shapes for tracing and autograd live in C++ (``csrc/ops.cpp``, ``csrc/autograd.cpp``), so the same bad
-input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule: every floating
-dtype is taken as it is and accumulated in at least float32. Under the transforms of ``torch.func`` the
-functions are those of :mod:`fastvae.reference`, which are plain PyTorch; forward-mode derivatives outside
-of them are refused.
+Checks, shapes for tracing and autograd live in C++ (``csrc/ops.cpp``, ``linear.cpp``, ``autograd.cpp``), so the same
+bad input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule, but for the layer of
+:func:`linear_sigmoid_cross_entropy`: every floating dtype is taken as it is and accumulated in at least float32.
+Under the transforms of ``torch.func`` the functions are those of :mod:`fastvae.reference`, which are plain PyTorch;
+forward-mode derivatives outside of them are refused.
 
 Compiled code draws the noise of eager code, but inductor may put draws that do not depend on one another in
 another order; ``torch._inductor.config.fallback_random = True`` keeps it, as for torch's own random functions.
@@ -33,6 +33,7 @@ _gaussian_kl: Callable[..., Tensor] = torch.ops.fastvae.gaussian_kl.default
 _sample_kl: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl.default
 _sample_kl_packed: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl_packed.default
 _sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.sigmoid_cross_entropy.default
+_linear_sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.linear_sigmoid_cross_entropy.default
 _gaussian_nll: Callable[..., Tensor] = torch.ops.fastvae.gaussian_nll.default
 _elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
 _binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
@@ -173,6 +174,40 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
     if _transformed():
         return reference.sigmoid_cross_entropy(logits, target, reduction=reduction)
     return _sigmoid_cross_entropy(logits, target, reduction)
+
+
+def linear_sigmoid_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "none"
+) -> Tensor:
+    """:func:`sigmoid_cross_entropy` of the logits ``hidden @ weight.T + bias``, which are never in memory at once.
+
+    The layer and its loss are computed a block of rows at a time. With ``"mean"`` and ``"sum"`` the gradients are
+    written in the forward pass (but for float16, and a target that wants a gradient). Per sample the backward pass
+    computes the logits again, a third more multiplications, where they take more than 16 MiB; fewer are kept. A graph
+    of the derivatives (``create_graph=True``) holds the logits.
+
+    Args:
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes.
+        weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
+        bias: ``[D]``, of the same dtype, or None.
+        target: ``[B, *E]`` with D elements each, on the same device, as for :func:`sigmoid_cross_entropy`.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+
+    Under autocast ``hidden``, ``weight`` and ``bias`` are cast as for ``torch.nn.functional.linear``. Logits and their
+    gradients are rounded to the dtype of ``hidden``, but not on a CPU that multiplies it in float32 anyway; the
+    gradients of weight and bias are added up over the blocks in at least float32.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``hidden`` or ``target`` is, else float32.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, the reduction is unknown.
+
+    Source: as :func:`sigmoid_cross_entropy`.
+    """
+    if _transformed():
+        return reference.linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction=reduction)
+    return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction)
 
 
 def gaussian_nll(

@@ -138,6 +138,28 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
+def linear_sigmoid_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "none"
+) -> Tensor:
+    """The layer, then the loss of its logits."""
+    layer = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
+    _require_floating(**layer)
+    shapes = {name: list(t.shape) for name, t in layer.items()}
+    if weight.dim() != 2 or shapes["hidden"][-1:] != shapes["weight"][1:]:
+        raise ValueError(f"hidden must be [B, H] or [K, B, H] and weight [D, H], got {shapes}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [D], got {shapes}")
+    if len({t.dtype for t in layer.values()}) > 1 or len({t.device for t in layer.values()}) > 1:
+        raise ValueError(
+            "dtypes and devices must be the same, got "
+            + ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in layer.items())
+        )
+    logits = functional.linear(hidden, weight, bias)
+    return sigmoid_cross_entropy(
+        logits, target.flatten(1) if target.dim() > 1 else target[:, None], reduction=reduction
+    )
+
+
 def gaussian_nll(
     mean: Tensor,
     target: Tensor,

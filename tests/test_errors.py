@@ -14,6 +14,8 @@ from fastvae import nn
 
 X = torch.zeros
 
+LINEAR = fastvae.linear_sigmoid_cross_entropy
+
 ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
         "shape",
@@ -64,6 +66,57 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         "sample_kl",
         lambda: fastvae.sample_kl(X(3, 4), X(4, 4)),
         "sample_kl: mu and logvar must have the same shape, got mu [3, 4] and logvar [4, 4]",
+    ),
+    (
+        "hidden shape",
+        lambda: LINEAR(X(3, 5), X(4, 6), None, X(3, 4)),
+        "linear_sigmoid_cross_entropy: hidden must be [B, H], or [K, B, H] with samples, beside weight [D, H] and "
+        "target [B, *E], got hidden [3, 5], weight [4, 6] and target [3, 4]",
+    ),
+    (
+        "hidden batch",
+        lambda: LINEAR(X(2, 6), X(4, 6), None, X(3, 4)),
+        "got hidden [2, 6], weight [4, 6] and target [3, 4]",
+    ),
+    (
+        "weight shape",
+        lambda: LINEAR(X(3, 6), X(4), None, X(3, 4)),
+        "linear_sigmoid_cross_entropy: weight must be [D, H], got [4]",
+    ),
+    (
+        "target elements",
+        lambda: LINEAR(X(3, 6), X(4, 6), None, X(3, 2, 3)),
+        "weight must have a row for each element of a target, got weight [4, 6] and target [3, 2, 3]",
+    ),
+    (
+        "bias shape",
+        lambda: LINEAR(X(3, 6), X(4, 6), X(1, 4), X(3, 4)),
+        "bias must be [D], got bias [1, 4] and weight [4, 6]",
+    ),
+    (
+        "weight dtype",
+        lambda: LINEAR(X(3, 6).bfloat16(), X(4, 6), None, X(3, 4)),
+        "weight must have the dtype of hidden, BFloat16, got Float",
+    ),
+    (
+        "bias dtype",
+        lambda: LINEAR(X(3, 6), X(4, 6), X(4).double(), X(3, 4)),
+        "bias must have the dtype of hidden, Float, got Double",
+    ),
+    (
+        "hidden dtype",
+        lambda: LINEAR(X(3, 6).int(), X(4, 6), None, X(3, 4)),
+        "hidden must be float32, float64, bfloat16 or float16, got Int",
+    ),
+    (
+        "hidden device",
+        lambda: LINEAR(X(3, 6), X(4, 6, device="meta"), None, X(3, 4)),
+        "hidden and weight must be on the same device, got hidden on cpu and weight on meta",
+    ),
+    (
+        "linear reduction",
+        lambda: LINEAR(X(3, 6), X(4, 6), None, X(3, 4), reduction="batchmean"),
+        "linear_sigmoid_cross_entropy: reduction must be 'none', 'mean' or 'sum', got 'batchmean'",
     ),
     (
         "sample_kl_packed",
@@ -176,7 +229,7 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
 ]
 
 # Only values of tensors are unknown when traced.
-KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("sigma tensor", "device")]
+KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("sigma tensor", "device", "hidden device")]
 
 
 @pytest.mark.parametrize(("call", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])

@@ -48,4 +48,12 @@ std::vector<std::string> compiled() {
   return names;
 }
 
+bool multiplies(at::ScalarType dtype) {
+#ifdef FASTVAE_X86
+  if (dtype == at::kBFloat16) return __builtin_cpu_supports("avx512bf16");
+  if (dtype == at::kHalf) return __builtin_cpu_supports("avx512fp16");
+#endif
+  return dtype != at::kHalf;
+}
+
 }  // namespace fastvae::cpu

@@ -1,6 +1,8 @@
 // Chooses the CPU kernels for the machine that runs.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <string>
 #include <vector>
 
@@ -13,5 +15,8 @@ const Kernels& kernels();
 
 // Names of the compiled sets, lowest first.
 std::vector<std::string> compiled();
+
+// Whether the processor has instructions for products of this floating dtype.
+bool multiplies(at::ScalarType dtype);
 
 }  // namespace fastvae::cpu

@@ -25,6 +25,7 @@ from fastvae.models.networks import (
     activation_layer,
     as_input,
     check_network,
+    check_shape,
     encoder,
     initialise_as_doersch,
     mlp,
@@ -178,6 +179,22 @@ class CVAE(LatentVariableModel):
         self._check_code(z)
         return self._decoded(z, self._joins(condition, z.shape[-2:-1]))
 
+    def nll(self, z: Tensor, x: Tensor, condition: Tensor) -> Tensor:
+        """-log P(x|z, c), as :meth:`fastvae.models.VAE.nll`.
+
+        Args:
+            z: ``[B, L]`` or ``[K, B, L]``.
+            x: ``[B, *E]``.
+            condition: ``[B, *C]`` or ``[B]``.
+
+        Returns:
+            ``[B]`` or ``[K, B]``, nats.
+
+        Raises:
+            ValueError: a shape that is none of those, or batches of two sizes.
+        """
+        return self._nll(z, self._joins(condition, x.shape[:1]), x, "none")
+
     def _joins(self, condition: Tensor, batch: Sequence[int]) -> Joins:
         joins: Joins = self.condition(condition)
         if list(batch) != [len(condition)]:
@@ -192,9 +209,9 @@ class CVAE(LatentVariableModel):
         mu, logvar = self.encoder_above(h + joins[0]).chunk(2, -1)
         return mu, logvar
 
-    def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
+    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, Tensor]:
         assert joins is not None
-        return torch.unflatten(self.decoder_above(self.decoder_below(z) + joins[1]), -1, self.data_shape)
+        return self.decoder_above, self.decoder_below(z) + joins[1]
 
     def forward(self, x: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z from Q(z|x, c) and decode it.
@@ -361,7 +378,15 @@ class Regressor(nn.Module):
 
     def loss(self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None) -> Tensor:
         """-log P(x|c): 0-d, the batch mean in nats; ``x [B, *E]``, ``condition`` as for ``forward``."""
-        return self.output.nll(self(condition), x, sigma=sigma, reduction="mean")
+        return self.nll(x, condition, sigma=sigma, reduction="mean")
+
+    def nll(
+        self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None, reduction: str = "none"
+    ) -> Tensor:
+        """-log P(x|c): ``[B]``, nats, or their ``"mean"`` or ``"sum"``; ``x [B, *E]``, the rest as for ``forward``."""
+        check_shape("x", x, self.data_shape)
+        h = self.condition(condition)[1]
+        return self.output.nll_through(self.decoder, h, x, sigma=sigma, reduction=reduction)
 
     @torch.no_grad()
     def predict(self, condition: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 
 from fastvae import objectives
 from fastvae.models.likelihood import Likelihood, LikelihoodName
-from fastvae.models.networks import Activation, Preset, as_input, check_network, sizes
-from fastvae.ops import ELBO, elbo_loss, gaussian_kl, reparameterize
+from fastvae.models.networks import Activation, Preset, as_input, check_network, check_shape, sizes
+from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl
 
 
 class VAEOutput(NamedTuple):
@@ -33,7 +33,7 @@ Joins = tuple[Tensor, Tensor]
 
 
 class LatentVariableModel(nn.Module):
-    """A model with a code z of prior N(0, I). Its subclasses have the networks: ``_moments`` and ``_decoded``."""
+    """A model with a code z of prior N(0, I). Its subclasses have the networks."""
 
     def __init__(
         self,
@@ -82,8 +82,20 @@ class LatentVariableModel(nn.Module):
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
+    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, Tensor]:
+        """The layers of the decoder that are left, which give ``[..., D]``, and what they take."""
         raise NotImplementedError
+
+    def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
+        layers, h = self._to_decode(z, joins)
+        return torch.unflatten(layers(h), -1, self.data_shape)
+
+    def _nll(
+        self, z: Tensor, joins: Joins | None, x: Tensor, reduction: str, sigma: float | Tensor | None = None
+    ) -> Tensor:
+        self._check_code(z)
+        check_shape("x", x, self.data_shape)
+        return self.output.nll_through(*self._to_decode(z, joins), x, sigma=sigma, reduction=reduction)
 
     def _pass(self, x: Tensor, joins: Joins | None, generator: Generator | None) -> VAEOutput:
         mu, logvar = self._moments(x, joins)
@@ -99,11 +111,13 @@ class LatentVariableModel(nn.Module):
         free_bits: float,
         generator: Generator | None,
     ) -> ELBO:
-        decoded, mu, logvar, _ = self._pass(x, joins, generator)
-        if self.likelihood == "bernoulli" and sigma is None and not free_bits:
-            return elbo_loss(decoded, x, mu, logvar, beta=beta)
-        reconstruction = self.output.nll(decoded, x, sigma=sigma, reduction="mean")
-        kl = gaussian_kl(mu, logvar, reduction="mean")
+        if isinstance(beta, Tensor) and beta.dim():
+            raise ValueError(f"beta must be a number or a 0-d tensor, got shape {list(beta.shape)}")
+        if not isinstance(beta, Tensor) and not math.isfinite(beta):
+            raise ValueError(f"beta must be finite, got {beta}")
+        mu, logvar = self._moments(x, joins)
+        z, rows = sample_kl(mu, logvar, generator=generator)
+        reconstruction, kl = self._nll(z, joins, x, "mean", sigma), rows.mean()
         penalty = objectives.free_bits(mu, logvar, free_bits) if free_bits else kl
         return ELBO(reconstruction + beta * penalty, reconstruction, kl)
 
@@ -118,7 +132,7 @@ class LatentVariableModel(nn.Module):
     ) -> ELBO:
         mu, logvar = self._moments(x, joins)
         z = reparameterize(mu, logvar, num_samples=num_samples, generator=generator)
-        reconstruction = self.output.nll(self._decoded(z, joins), x, sigma=sigma, reduction="none")
+        reconstruction = self._nll(z, joins, x, "none", sigma)
         loss = objectives.importance_weighted_loss(reconstruction, z, mu, logvar, gradient=gradient).mean()
         with torch.no_grad():
             return ELBO(loss, reconstruction.mean(), gaussian_kl(mu, logvar, reduction="mean"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.models.networks import one_of
-from fastvae.ops import gaussian_nll, sigmoid_cross_entropy
+from fastvae.ops import gaussian_nll, linear_sigmoid_cross_entropy, sigmoid_cross_entropy
 
 LikelihoodName = Literal["bernoulli", "gaussian"]
 
@@ -52,10 +52,25 @@ class Likelihood(nn.Module):
         ``sigma`` stands in for the model's own, as in a schedule.
         """
         if self.name == "bernoulli":
-            if sigma is not None:
-                raise ValueError(f"the bernoulli likelihood has no sigma, got {sigma}")
+            self._refuse(sigma)
             return sigmoid_cross_entropy(decoded, x, reduction=reduction)
         return gaussian_nll(decoded, x, sigma=self.sigma if sigma is None else sigma, reduction=reduction)
+
+    def nll_through(
+        self, layers: nn.Module, h: Tensor, x: Tensor, *, sigma: float | Tensor | None = None, reduction: str
+    ) -> Tensor:
+        """The same of ``layers(h)``, ``[B, D]`` or ``[K, B, D]``: a last linear layer's logits are not all kept."""
+        if self.name == "bernoulli" and isinstance(layers, nn.Sequential) and type(layers[-1]) is nn.Linear:
+            self._refuse(sigma)
+            last = layers[-1]
+            for layer in list(layers)[:-1]:
+                h = layer(h)
+            return linear_sigmoid_cross_entropy(h, last.weight, last.bias, x, reduction=reduction)
+        return self.nll(layers(h).unflatten(-1, x.shape[1:]), x, sigma=sigma, reduction=reduction)
+
+    def _refuse(self, sigma: float | Tensor | None) -> None:
+        if sigma is not None:
+            raise ValueError(f"the bernoulli likelihood has no sigma, got {sigma}")
 
     def mean(self, decoded: Tensor) -> Tensor:
         """The expected x, the shape of ``decoded``: probabilities (Bernoulli) or means (Gaussian)."""

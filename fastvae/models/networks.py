@@ -123,15 +123,20 @@ def sizes(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
     return values
 
 
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError, with both shapes, if ``x`` is not ``[B, *shape]``."""
+    if x.shape[1:] != shape or x.dim() == 0:
+        expected = ", ".join(["B", *map(str, shape)])
+        raise ValueError(f"{name} has shape {list(x.shape)}, expected [{expected}]")
+
+
 def as_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """``x [B, *shape]`` as ``[B, D]`` of ``dtype``: uint8 as x/255, bool as 0 or 1.
 
     Raises:
         ValueError: another shape (the message names both), or a dtype that is none of those nor floating point.
     """
-    if x.shape[1:] != shape or x.dim() == 0:
-        expected = ", ".join(["B", *map(str, shape)])
-        raise ValueError(f"{name} has shape {list(x.shape)}, expected [{expected}]")
+    check_shape(name, x, shape)
     if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
         raise ValueError(f"{name} must be uint8, bool or floating point, not {x.dtype}")
     return (x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)).flatten(1)

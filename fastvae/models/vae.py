@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvae.models.latent import Joins, LatentVariableModel, VAEOutput
 from fastvae.models.likelihood import LikelihoodName
@@ -100,13 +100,28 @@ class VAE(LatentVariableModel):
             ValueError: the last dimension of ``z`` is not L.
         """
         self._check_code(z)
-        return torch.unflatten(self.decoder(z), -1, self.data_shape)
+        return self._decoded(z, None)
+
+    def nll(self, z: Tensor, x: Tensor) -> Tensor:
+        """-log P(x|z). Logits (Bernoulli) are never in memory all at once, with a gradient or without.
+
+        Args:
+            z: ``[B, L]`` or ``[K, B, L]``.
+            x: ``[B, *E]``.
+
+        Returns:
+            ``[B]`` or ``[K, B]``, nats.
+
+        Raises:
+            ValueError: a shape that is none of those, or batches of two sizes.
+        """
+        return self._nll(z, None, x, "none")
 
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         return self.encode(x)
 
-    def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
-        return self.decode(z)
+    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, Tensor]:
+        return self.decoder, z
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z from Q(z|x) and decode it.

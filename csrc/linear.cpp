@@ -1,0 +1,323 @@
+// The last linear layer of a decoder and its loss, a block of rows at a time: the logits of all
+// rows, [K, B, D], are never in memory. The products are torch's, between them a block stays in the
+// cache.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "cpu/dispatch.h"
+#include "ops.h"
+#include "rows.h"
+
+namespace fastvae::ops {
+namespace {
+
+// Of a block's logits. A CPU's share of the last cache that a core has to itself; on a GPU enough
+// rows for every multiprocessor.
+constexpr int64_t kBlockBytes = int64_t{1} << 20, kCudaBlockBytes = int64_t{64} << 20;
+// Fewer make a matrix product slow, however long they are.
+constexpr int64_t kLeastRows = 32;
+
+bool is_reduced(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// True if there is a K.
+bool check_linear(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
+                  const Tensor& target) {
+  const char* op = "fastvae.linear_sigmoid_cross_entropy";
+  check_floating(op, "hidden", hidden);
+  check_target(op, target);
+  check_batch(op, "target", target);
+  check_same_device(op, "hidden", hidden, "weight", weight);
+  check_same_device(op, "hidden", hidden, "target", target);
+  TORCH_CHECK_VALUE(weight.dim() == 2, op, ": weight must be [D, H], got ", weight.sym_sizes());
+  const c10::SymInt outputs = weight.sym_size(0), width = weight.sym_size(1);
+  TORCH_CHECK_VALUE((hidden.dim() == 2 || hidden.dim() == 3) && hidden.sym_size(-1) == width &&
+                        hidden.sym_size(-2) == target.sym_size(0),
+                    op, ": hidden must be [B, H], or [K, B, H] with samples, beside weight [D, H] ",
+                    "and target [B, *E], got hidden ", hidden.sym_sizes(), ", weight ",
+                    weight.sym_sizes(), " and target ", target.sym_sizes());
+  c10::SymInt event = 1;
+  for (const auto& size : target.sym_sizes().slice(1)) event = event * size;
+  TORCH_CHECK_VALUE(event == outputs, op, ": weight must have a row for each element of a target, ",
+                    "got weight ", weight.sym_sizes(), " and target ", target.sym_sizes());
+  TORCH_CHECK_VALUE(weight.scalar_type() == hidden.scalar_type(), op,
+                    ": weight must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
+                    weight.scalar_type());
+  if (bias.has_value()) {
+    check_same_device(op, "hidden", hidden, "bias", *bias);
+    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->sym_size(0) == outputs, op,
+                      ": bias must be [D], got bias ", bias->sym_sizes(), " and weight ",
+                      weight.sym_sizes());
+    TORCH_CHECK_VALUE(bias->scalar_type() == hidden.scalar_type(), op,
+                      ": bias must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
+                      bias->scalar_type());
+  }
+  return hidden.dim() == 3;
+}
+
+// The dtype of the products: that of the inputs, but float32 on a CPU without instructions for the
+// smaller one, whose products take several times as long there.
+at::ScalarType product_dtype(const Tensor& t) {
+  return t.is_cpu() && is_reduced(t.scalar_type()) && !cpu::multiplies(t.scalar_type())
+             ? at::kFloat
+             : t.scalar_type();
+}
+
+// Rows k .. k + samples of the samples and b .. b + batch of the batch.
+struct Block {
+  int64_t k, samples, b, batch;
+  Tensor hidden;   // [samples * batch, H]
+  Tensor logits;   // [samples, batch, D]
+  Tensor scratch;  // likewise, the same where the logits are not kept
+  Tensor target;   // [batch, D]
+
+  // The same of a tensor [K, B, ...], in memory in one piece where that is.
+  Tensor of(const Tensor& t) const { return t.narrow(0, k, samples).narrow(1, b, batch); }
+  Tensor flat(const Tensor& t) const { return of(t).flatten(0, 1); }
+};
+
+class Layer {
+ public:
+  Layer(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target)
+      : hidden_(hidden.dim() == 3 ? hidden : hidden.unsqueeze(0)),
+        weight_(weight.to(product_dtype(weight))),
+        bias_(bias),
+        target_(target.reshape({target.size(0), weight.size(0)})) {
+    if (bias_.has_value()) bias_ = bias_->to(weight_.scalar_type());
+    const int64_t bytes = hidden.is_cuda() ? kCudaBlockBytes : kBlockBytes;
+    const int64_t row = std::max<int64_t>(1, weight_.size(0) * weight_.element_size());
+    const int64_t rows = std::max(kLeastRows, bytes / row);
+    batch_ = std::max<int64_t>(1, std::min(B(), rows));
+    samples_ = std::max<int64_t>(1, std::min(K(), rows / batch_));
+  }
+
+  int64_t K() const { return hidden_.size(0); }
+  int64_t B() const { return hidden_.size(1); }
+  int64_t blocks() const {
+    return ((K() + samples_ - 1) / samples_) * ((B() + batch_ - 1) / batch_);
+  }
+  const Tensor& weight() const { return weight_; }
+
+  // `kept` are the logits [K, B, D], or undefined: then a block has its own. They are computed if
+  // `compute`, else read.
+  template <class F>
+  void for_each_block(const Tensor& kept, bool compute, const F& f) const {
+    const Tensor buffer = at::empty({samples_ * batch_, weight_.size(0)}, weight_.options());
+    const Tensor transposed = weight_.t();
+    for (int64_t k = 0; k < K(); k += samples_) {
+      for (int64_t b = 0; b < B(); b += batch_) {
+        Block block{k, std::min(samples_, K() - k), b, std::min(batch_, B() - b), {}, {}, {}, {}};
+        block.hidden = block.flat(hidden_).to(weight_.scalar_type());
+        block.scratch = buffer.narrow(0, 0, block.samples * block.batch)
+                            .view({block.samples, block.batch, weight_.size(0)});
+        block.logits = kept.defined() ? block.of(kept) : block.scratch;
+        block.target = target_.narrow(0, b, block.batch);
+        if (compute) {
+          Tensor logits = block.logits.flatten(0, 1);
+          if (bias_.has_value())
+            at::addmm_out(logits, *bias_, block.hidden, transposed);
+          else
+            at::mm_out(logits, block.hidden, transposed);
+        }
+        f(block);
+      }
+    }
+  }
+
+ private:
+  Tensor hidden_;  // [K, B, H]
+  Tensor weight_;
+  MaybeTensor bias_;
+  Tensor target_;  // [B, D]
+  int64_t batch_, samples_;
+};
+
+// A sum over the blocks, of which the first one writes. Several of reduced precision are added in
+// float32: hundreds of roundings would drown the last ones.
+class BlockSum {
+ public:
+  BlockSum(const Tensor& like, const Layer& layer, bool wanted) : like_(like), wanted_(wanted) {
+    const auto dtype = layer.weight().scalar_type();
+    if (wanted)
+      sum_ = at::empty(
+          like.sizes(),
+          like.options().dtype(layer.blocks() > 1 && is_reduced(dtype) ? at::kFloat : dtype));
+  }
+
+  void add_product(const Tensor& a, const Tensor& b) {
+    if (!wanted_) return;
+    if (sum_.scalar_type() == a.scalar_type())
+      at::addmm_out(sum_, sum_, a, b, /*beta=*/is_first_ ? 0 : 1);
+    else
+      add(a.mm(b));
+    is_first_ = false;
+  }
+
+  void add_rows(const Tensor& a) {
+    if (!wanted_) return;
+    add(a.sum(0, /*keepdim=*/false, sum_.scalar_type()));
+    is_first_ = false;
+  }
+
+  // Of no blocks, 0; of nothing that was wanted, an empty tensor.
+  Tensor result() {
+    if (!wanted_) return at::empty({0}, like_.options());
+    if (is_first_) sum_.zero_();
+    return sum_.to(like_.scalar_type());
+  }
+
+ private:
+  void add(const Tensor& term) {
+    if (is_first_)
+      sum_.copy_(term);
+    else
+      sum_.add_(term);
+  }
+
+  Tensor like_, sum_;
+  bool wanted_, is_first_ = true;
+};
+
+// The gradients of all blocks.
+class Gradients {
+ public:
+  Gradients(const Layer& layer, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
+            std::array<bool, 3> mask)
+      : layer_(layer),
+        hidden_(at::empty(mask[0] ? hidden.sizes() : at::IntArrayRef{0}, hidden.options())),
+        by_samples_(hidden.dim() == 3 || !mask[0] ? hidden_ : hidden_.unsqueeze(0)),
+        weight_(weight, layer, mask[1]),
+        bias_(bias.value_or(weight), layer, mask[2]),
+        mask_(mask) {}
+
+  bool any() const { return mask_[0] || mask_[1] || mask_[2]; }
+
+  // From d/dlogits, which stands in the block's scratch memory.
+  void add(const Block& block) {
+    const Tensor grad_logits = block.scratch.flatten(0, 1);
+    if (mask_[0]) {
+      Tensor grad_hidden = block.flat(by_samples_);
+      if (grad_hidden.scalar_type() == grad_logits.scalar_type())
+        at::mm_out(grad_hidden, grad_logits, layer_.weight());
+      else
+        grad_hidden.copy_(grad_logits.mm(layer_.weight()));
+    }
+    weight_.add_product(grad_logits.t(), block.hidden);
+    bias_.add_rows(grad_logits);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> result() {
+    return {hidden_, weight_.result(), bias_.result()};
+  }
+
+ private:
+  const Layer& layer_;
+  Tensor hidden_, by_samples_;
+  BlockSum weight_, bias_;
+  std::array<bool, 3> mask_;
+};
+
+Tensor empty_like_if(const Tensor& t, bool wanted) {
+  return at::empty_symint(wanted ? t.sym_sizes() : c10::SymIntArrayRef{0}, t.options());
+}
+
+// The losses [B] or [K, B], not yet written.
+Tensor empty_rows(const Tensor& hidden, const Tensor& target) {
+  return at::empty_symint(hidden.sym_sizes().slice(0, hidden.dim() - 1),
+                          hidden.options().dtype(sum_dtype({hidden, target})));
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hidden,
+                                                                const Tensor& weight,
+                                                                const MaybeTensor& bias,
+                                                                const Tensor& target, bool keep) {
+  const bool has_samples = check_linear(hidden, weight, bias, target);
+  Tensor out = empty_rows(hidden, target);
+  c10::SymDimVector size{0};
+  if (keep) {
+    size.assign(out.sym_sizes().begin(), out.sym_sizes().end());
+    size.push_back(weight.sym_size(0));
+  }
+  const Tensor logits = at::empty_symint(size, hidden.options());
+  if (out.is_meta()) return {out, logits};
+  const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
+  const KernelsFor kernels(hidden);
+  Layer(hidden, weight, bias, target)
+      .for_each_block(keep ? by_samples(logits) : Tensor(), true, [&](const Block& block) {
+        const Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target});
+        kernels->sigmoid_cross_entropy(rows.extent, rows.input(0), rows.target(1),
+                                       sums_of(block.of(by_samples(out))));
+      });
+  return {out, logits};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
+    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
+    bool mean, std::array<bool, 3> mask) {
+  const bool has_samples = check_linear(hidden, weight, bias, target);
+  Tensor out = empty_rows(hidden, target);
+  if (out.is_meta())
+    return {out, empty_like_if(hidden, mask[0]), empty_like_if(weight, mask[1]),
+            empty_like_if(bias.value_or(weight), mask[2])};
+  const Tensor by_samples = has_samples ? out : out.unsqueeze(0);
+  const double scale = mean ? 1 / static_cast<double>(out.numel()) : 1;
+  const KernelsFor kernels(hidden);
+  const Layer layer(hidden, weight, bias, target);
+  Gradients grads(layer, hidden, weight, bias, mask);
+  layer.for_each_block({}, true, [&](const Block& block) {
+    Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
+              {{block.scratch, true}});
+    kernels->sigmoid_cross_entropy_with_grad(rows.extent, rows.input(0), rows.target(1), scale,
+                                             sums_of(block.of(by_samples)), rows.output(0));
+    rows.finish();
+    grads.add(block);
+  });
+  return std::tuple_cat(std::make_tuple(out), grads.result());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
+    const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
+    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask) {
+  Tensor grad_target = empty_like_if(target, mask[3]);
+  if (hidden.is_meta())
+    return {empty_like_if(hidden, mask[0]), empty_like_if(weight, mask[1]),
+            empty_like_if(bias.value_or(weight), mask[2]), grad_target};
+  const bool has_samples = hidden.dim() == 3;
+  const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
+  const KernelsFor kernels(hidden);
+  const Layer layer(hidden, weight, bias, target);
+  Gradients grads(layer, hidden, weight, bias, {mask[0], mask[1], mask[2]});
+  Tensor target_sum;  // [B, D], over the samples
+  if (mask[3])
+    target_sum =
+        at::zeros({layer.B(), weight.size(0)}, target.options().dtype(sum_dtype({hidden, target})));
+  const bool kept = logits.has_value();
+  layer.for_each_block(kept ? by_samples(*logits) : Tensor(), !kept, [&](const Block& block) {
+    const Tensor upstream = block.of(by_samples(grad));
+    if (mask[3]) {
+      const Tensor term = at::empty(block.target.sizes(), target_sum.options());
+      Rows rows(block.logits, 1, RowOrder::any, {block.logits}, {{term, true}});
+      kernels->sigmoid_cross_entropy_backward_target(rows.extent, rows.upstream(upstream),
+                                                     rows.input(0), rows.output(0));
+      rows.finish();
+      target_sum.narrow(0, block.b, block.batch).add_(term);
+    }
+    if (!grads.any()) return;
+    Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
+              {{block.scratch, true}});
+    kernels->sigmoid_cross_entropy_backward(rows.extent, rows.upstream(upstream), rows.input(0),
+                                            rows.target(1), rows.output(0));
+    rows.finish();
+    grads.add(block);
+  });
+  if (mask[3]) grad_target.copy_(target_sum.view(target.sizes()));
+  return std::tuple_cat(grads.result(), std::make_tuple(grad_target));
+}
+
+}  // namespace fastvae::ops

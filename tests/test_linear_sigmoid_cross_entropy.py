@@ -1,0 +1,230 @@
+"""linear_sigmoid_cross_entropy: in one block and in many, its logits kept, computed again, or not needed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import FLOATS
+from tolerances import UNIT, assert_within
+from torch import Tensor
+from torch.autograd import grad, gradcheck, gradgradcheck
+
+import fastvae
+from fastvae import reference
+
+pytestmark = pytest.mark.usefixtures("device")
+
+LINEAR = fastvae.linear_sigmoid_cross_entropy
+
+# On a CPU a block has 1 MiB of logits and up to 16 MiB are kept: (K, B, H, D).
+SIZES = {
+    "one block": (None, 5, 7, 33),
+    "samples, one block": (3, 5, 7, 33),
+    "blocks of the batch": (None, 900, 4, 784),
+    "blocks of the batch, of each sample": (2, 400, 4, 784),
+    "blocks of whole samples": (30, 40, 4, 784),
+    "too many logits to keep": (60, 100, 4, 784),
+    "long rows": (None, 70, 3, 70_000),
+}
+each_size = pytest.mark.parametrize("size", SIZES)
+
+
+def problem(size: str, dtype: torch.dtype, bias: bool = True) -> tuple[list[Tensor], Tensor]:
+    """Leaves ``hidden``, ``weight`` and perhaps ``bias``, and a target."""
+    samples, batch, width, outputs = SIZES[size]
+    shapes = [(batch, width) if samples is None else (samples, batch, width), (outputs, width), (outputs,)]
+    leaves = [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes[: 2 + bias]]
+    return leaves, torch.rand(batch, outputs)
+
+
+def run(function: Callable[..., Tensor], leaves: list[Tensor], target: Tensor, **options: str) -> Tensor:
+    hidden, weight, bias = (*leaves, None)[:3]
+    return function(hidden, weight, bias, target, **options)
+
+
+def wide(leaves: list[Tensor]) -> list[Tensor]:
+    return [t.detach().double().requires_grad_() for t in leaves]
+
+
+def upstream(rows: Tensor) -> Tensor:
+    """A weight for each row, as of an importance-weighted bound."""
+    return torch.linspace(0.1, 2, rows.numel(), dtype=torch.float64).reshape(rows.shape)
+
+
+def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Within what rounding makes of sums of up to 6,000 rows, or pixels, each of products of rounded numbers.
+
+    Errors of either sign add up like a random walk: the root of their number, times four, and 16 for a term's own.
+    """
+    # Of reduced precision the sums are in float32, whose roundings vanish beside those of the terms.
+    unit = max(UNIT[dtype], 2.0**-53 if actual.dtype == torch.float64 else 2.0**-24)
+    depth = 16 + (4 * 6000**0.5 if dtype in (torch.float64, torch.float32) else 0)
+    assert_within(actual, expected, torch.full_like(expected, depth * unit * max(1.0, float(expected.abs().max()))))
+
+
+@each_size
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_values_and_gradients_of_weighted_rows_match_the_reference(size: str, dtype: torch.dtype) -> None:
+    leaves, target = problem(size, dtype)
+    rows, exact_leaves = run(LINEAR, leaves, target), wide(leaves)
+    expected = run(reference.linear_sigmoid_cross_entropy, exact_leaves, target.double())
+    assert rows.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_near(rows, expected, dtype)
+    weights = upstream(rows)
+    exact = grad((expected * weights).sum(), exact_leaves)
+    for actual, right in zip(grad(rows, leaves, weights.to(rows.dtype)), exact, strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, right, dtype)
+
+
+@each_size
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_scalars_honour_the_upstream_factor(size: str, reduction: str, factor: float, bias: bool) -> None:
+    leaves, target = problem(size, torch.float32, bias)
+    exact_leaves = wide(leaves)
+    loss = run(LINEAR, leaves, target, reduction=reduction)
+    expected = run(reference.linear_sigmoid_cross_entropy, exact_leaves, target.double(), reduction=reduction)
+    assert_near(loss, expected, torch.float32)
+    exact = grad(expected * factor, exact_leaves)
+    for first in (True, False):  # the second pass over a graph has nothing left of the first
+        for actual, right in zip(grad(loss * factor, leaves, retain_graph=first), exact, strict=True):
+            assert_near(actual, right, torch.float32)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)
+def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(reduction: str, frozen: tuple[int, ...]) -> None:
+    leaves, target = problem("samples, one block", torch.float32)
+    full = grad(run(LINEAR, leaves, target, reduction=reduction).sum(), leaves)
+    for i in frozen:
+        leaves[i].requires_grad_(False)
+    run(LINEAR, leaves, target, reduction=reduction).sum().backward()
+    for i, leaf in enumerate(leaves):
+        assert (leaf.grad is None) if i in frozen else torch.equal(leaf.grad, full[i])
+
+
+@pytest.mark.parametrize("size", ["samples, one block", "blocks of whole samples", "too many logits to keep"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_target_gets_its_gradient_over_samples(size: str, reduction: str) -> None:
+    leaves, target = problem(size, torch.float64)
+    target = target.double().requires_grad_()
+    both = [*leaves, target]
+    actual = grad((run(LINEAR, leaves, target, reduction=reduction) * 2).sum(), both)
+    exact = grad((run(reference.linear_sigmoid_cross_entropy, leaves, target, reduction=reduction) * 2).sum(), both)
+    for a, e in zip(actual, exact, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("samples", [(), (2,)], ids=["B", "KB"])
+def test_derivatives_pass_gradcheck(reduction: str, samples: tuple[int, ...]) -> None:
+    inputs = [torch.randn(*s, dtype=torch.float64) for s in [(*samples, 3, 4), (6, 4), (6,)]] + [
+        torch.rand(3, 2, 3, dtype=torch.float64)
+    ]
+    inputs = [t.requires_grad_() for t in inputs]
+    assert gradcheck(lambda *t: LINEAR(*t, reduction=reduction), inputs)
+    assert gradgradcheck(lambda *t: LINEAR(*t, reduction=reduction), inputs)
+    assert gradcheck(lambda h, w, x: LINEAR(h, w, None, x, reduction=reduction), [*inputs[:2], inputs[3]])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.bfloat16, torch.float64], ids=str)
+def test_targets_of_every_dtype_and_shape_are_read_as_they_are(dtype: torch.dtype) -> None:
+    (hidden, weight, bias), _ = problem("samples, one block", torch.float32)
+    images = torch.randint(0, 2 if dtype == torch.bool else 256, (5, 3, 11))
+    target = images.to(dtype) if dtype in (torch.uint8, torch.bool) else (images / 255).to(dtype)
+    expected = fastvae.sigmoid_cross_entropy(
+        torch.nn.functional.linear(hidden, weight, bias).unflatten(-1, (3, 11)), target
+    )
+    assert_near(LINEAR(hidden, weight, bias, target), expected.double(), torch.float32)
+
+
+@pytest.mark.parametrize("samples", [None, 3])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_empty_batch_and_layouts(samples: int | None, reduction: str) -> None:
+    lead = () if samples is None else (samples,)
+    hidden, weight = torch.empty(*lead, 0, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    out = LINEAR(hidden, weight, None, torch.empty(0, 6), reduction=reduction)
+    assert out.shape == ((*lead, 0) if reduction == "none" else ())
+    out.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros(6, 4))
+    assert hidden.grad.shape == hidden.shape
+    # Transposed tensors and a target whose rows are not dense: the same numbers.
+    hidden, weight, target = torch.randn(*lead, 9, 4), torch.randn(6, 4), torch.rand(9, 6)
+    expected = LINEAR(hidden, weight, None, target, reduction=reduction)
+    again = LINEAR(
+        hidden.mT.contiguous().mT, weight.t().contiguous().t(), None, target.t().contiguous().t(), reduction=reduction
+    )
+    torch.testing.assert_close(again, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["samples, one block", "too many logits to keep"])
+def test_operator_check(size: str) -> None:
+    leaves, target = problem(size, torch.float32)
+    for reduction in ("none", "mean"):
+        torch.library.opcheck(torch.ops.fastvae.linear_sigmoid_cross_entropy.default, (*leaves, target, reduction))
+    with pytest.raises(RuntimeError, match=r"derivative|not implemented"):
+        torch.ops.fastvae.linear_sigmoid_cross_entropy_forward(*leaves, target, False)[0].sum().backward()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_compiles_in_one_graph_with_dynamic_shapes(reduction: str) -> None:
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        return LINEAR(hidden, weight, bias, target, reduction=reduction).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    for batch in (4, 9):
+        inputs = [torch.randn(2, batch, 5), torch.randn(8, 5), torch.randn(8)]
+        inputs = [t.requires_grad_() for t in inputs]
+        target = torch.rand(batch, 8)
+        actual, expected = (grad(f(*inputs, target), inputs) for f in (compiled, loss))
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_and_grad_transforms() -> None:
+    (hidden, weight, bias), target = problem("samples, one block", torch.float64)
+    per_target = torch.func.vmap(LINEAR, (None, 0, 0, None))(hidden, weight[None], bias[None], target.double())
+    torch.testing.assert_close(per_target[0], LINEAR(hidden, weight, bias, target.double()))
+    by_weight = torch.func.grad(lambda w: LINEAR(hidden, w, bias, target, reduction="sum"))(weight)
+    torch.testing.assert_close(by_weight, grad(LINEAR(hidden, weight, bias, target, reduction="sum"), weight)[0])
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_autocast_casts_as_for_a_linear_layer(reduction: str, device: str) -> None:
+    leaves, target = problem("blocks of whole samples", torch.float32)
+    with torch.autocast(device, torch.bfloat16):
+        loss = run(LINEAR, leaves, target, reduction=reduction)
+        narrow = [t.detach().bfloat16().requires_grad_() for t in leaves]
+        expected = run(LINEAR, narrow, target, reduction=reduction)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+    for actual, right in zip(grad(loss.sum(), leaves), grad(expected.sum(), narrow), strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, right.float())
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_logits_are_never_in_memory(reduction: str, device: str) -> None:
+    """Beside the gradients there is a block, whatever the number of rows."""
+    if device == "cuda":
+        pytest.skip("measured in test_cuda.py")
+    samples, batch, _, outputs = SIZES["too many logits to keep"]
+    leaves, target = problem("too many logits to keep", torch.float32)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run(LINEAR, leaves, target, reduction=reduction).sum().backward()
+    largest = max(e.self_cpu_memory_usage for e in profile.events())
+    assert largest <= 2**20 + 4 * outputs  # a block
+    assert largest < samples * batch * outputs * 4 / 16
+
+
+def test_gradients_of_reduced_precision_are_added_up_in_float32() -> None:
+    """A thousand blocks of equal parts: in bfloat16 their sum would stop growing at 256 of them."""
+    rows, outputs = 32 * 1000, 2**20 // 32 // 2 * 2
+    hidden = torch.ones(rows, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(outputs, 1, dtype=torch.bfloat16, requires_grad=True)
+    LINEAR(hidden, weight, None, torch.zeros(1, outputs).expand(rows, outputs)).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full_like(weight, rows / 2), rtol=2**-8, atol=0)
