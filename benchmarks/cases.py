@@ -55,7 +55,8 @@ class Operator:
     """One operator, or one way to call it.
 
     ``inputs`` are the kinds of the arguments: "moment" ``[B, *E]``, "moments" (two in one, likewise), "latent"
-    ``[B, L]``, "hidden" ``[B, H]`` or ``[K, B, H]``, "weight" ``[D, H]`` and "bias" ``[D]``, "logits" ``[B, *E]`` or ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
+    ``[B, L]``, "hidden" ``[B, H]`` or ``[K, B, H]``, "weight" ``[D, H]`` and "bias" ``[D]``, "logits" ``[B, *E]`` or
+    ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
     operator has ``noise``, which takes its result and its arguments back to noise of mean 0 and variance 1; its
     ``exact`` takes that noise as one more argument, and its first output is a sample, that a decoder would go on with.
     All else are losses. ``fused`` is how to write it for torch.compile, where that is another way than in eager.
@@ -94,7 +95,7 @@ class Operator:
             return torch.randn(*leading, case.shape[0], HIDDEN, dtype=case.dtype)
         if kind in ("weight", "bias"):
             size = (math.prod(case.shape[1:]), *([HIDDEN] if kind == "weight" else []))
-            return (torch.randn(size) / HIDDEN**0.5).to(case.dtype)
+            return torch.randn(size, dtype=case.dtype) / math.sqrt(HIDDEN)
         return torch.randn(*leading, *case.shape, dtype=case.dtype)
 
     def arguments(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:

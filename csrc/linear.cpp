@@ -18,7 +18,7 @@ namespace {
 
 // Of a block's logits. A CPU's share of the last cache that a core has to itself; on a GPU enough
 // rows for every multiprocessor.
-constexpr int64_t kBlockBytes = int64_t{1} << 20, kCudaBlockBytes = int64_t{64} << 20;
+constexpr int64_t kBlockBytes = int64_t{2} << 20, kCudaBlockBytes = int64_t{64} << 20;
 // Fewer make a matrix product slow, however long they are.
 constexpr int64_t kLeastRows = 32;
 

@@ -208,7 +208,7 @@ def evaluate_command(
         int, typer.Option(min=0, help="The same with z from the prior, as in eq. 1 of the tutorial.")
     ] = 0,
     images: Annotated[int | None, typer.Option(min=1, help="How many of the test images.", show_default="all")] = None,
-    memory: Annotated[int, typer.Option(min=1, help="MiB for the decoder's activations.")] = 32,
+    memory: Annotated[int, typer.Option(min=1, help="MiB for the decoder's activations.")] = 16,
     amp: Annotated[Amp | None, typer.Option(help="Decode the samples in bfloat16.")] = None,
     partial: Annotated[
         Path | None, typer.Option(help="Keeps what is done of the samples in this file, and goes on from it.")

@@ -183,7 +183,7 @@ def log_likelihood(
     num_samples: int = 5000,
     proposal: Proposal = "posterior",
     batch_size: int = 100,
-    memory: int = 32 * 2**20,
+    memory: int = 16 * 2**20,
     binarize: bool = False,
     amp: Literal["bf16"] | None = None,
     seed: int = 0,

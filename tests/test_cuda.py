@@ -140,6 +140,10 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
 MORE_CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
     **CALLS,
     "sample_kl_packed": lambda: (fastvae.sample_kl_packed, moments(128, 32)[:1]),
+    "linear_sigmoid_cross_entropy": lambda: (
+        lambda hidden, weight, x: fastvae.linear_sigmoid_cross_entropy(hidden, weight, None, x),
+        [torch.randn(64, 32, requires_grad=True), torch.randn(784, 32, requires_grad=True), torch.rand(64, 784)],
+    ),
     "gaussian_nll": lambda: (
         lambda mean, x, sigma: fastvae.gaussian_nll(mean, x, sigma=sigma),
         [torch.randn(9, 784, requires_grad=True), torch.rand(9, 784), torch.tensor(0.5, requires_grad=True)],
@@ -208,6 +212,19 @@ def test_a_scalar_loss_needs_the_memory_of_its_gradient(reduction: str, factor: 
     for run in (cross_entropy, elbo):
         assert extra_memory(run) < 1.2 * logits.nbytes
         assert not any("sigmoid_cross_entropy_backward" in k for k in kernels(run))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_logits_of_many_samples_are_never_in_memory(reduction: str) -> None:
+    """160 MB of them: beside the gradients there is a block of 64 MiB, and what cuBLAS works in."""
+    hidden, weight = torch.randn(512, 100, 200, requires_grad=True), torch.randn(784, 200, requires_grad=True)
+    target = torch.rand(100, 784)
+
+    def run() -> object:
+        loss = fastvae.linear_sigmoid_cross_entropy(hidden, weight, None, target, reduction=reduction)
+        return torch.autograd.grad(loss.sum(), [hidden, weight])
+
+    assert extra_memory(run) < hidden.nbytes + weight.nbytes + (64 + 16) * 2**20
 
 
 def test_samples_do_not_expand_the_target() -> None:

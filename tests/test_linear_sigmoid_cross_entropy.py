@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("device")
 
 LINEAR = fastvae.linear_sigmoid_cross_entropy
 
-# On a CPU a block has 1 MiB of logits and up to 16 MiB are kept: (K, B, H, D).
+# On a CPU a block has 2 MiB of logits and up to 16 MiB are kept: (K, B, H, D).
 SIZES = {
     "one block": (None, 5, 7, 33),
     "samples, one block": (3, 5, 7, 33),
     "blocks of the batch": (None, 900, 4, 784),
-    "blocks of the batch, of each sample": (2, 400, 4, 784),
+    "blocks of the batch, of each sample": (2, 800, 4, 784),
     "blocks of whole samples": (30, 40, 4, 784),
     "too many logits to keep": (60, 100, 4, 784),
     "long rows": (None, 70, 3, 70_000),
@@ -217,8 +217,8 @@ def test_logits_are_never_in_memory(reduction: str, device: str) -> None:
     with torch.profiler.profile(profile_memory=True) as profile:
         run(LINEAR, leaves, target, reduction=reduction).sum().backward()
     largest = max(e.self_cpu_memory_usage for e in profile.events())
-    assert largest <= 2**20 + 4 * outputs  # a block
-    assert largest < samples * batch * outputs * 4 / 16
+    assert largest <= 2**21 + 4 * outputs  # a block
+    assert largest < samples * batch * outputs * 4 / 8
 
 
 def test_gradients_of_reduced_precision_are_added_up_in_float32() -> None:
