@@ -71,6 +71,9 @@ def train_command(
     data_dir: DataDir = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = TrainConfig.batch_size,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts of a batch, one after the other, to save memory.")
+    ] = TrainConfig.accumulate,
     latent_dim: Annotated[int, typer.Option(min=1, help="Size of the code z.")] = TrainConfig.latent_dim,
     hidden: Annotated[
         str, typer.Option(help="Widths of the encoder's hidden layers; the decoder mirrors them.")
@@ -106,6 +109,7 @@ def train_command(
         int, typer.Option(min=0, help="In which it rises from 0 at first.")
     ] = TrainConfig.warmup_epochs,
     decay: Annotated[Decay | None, typer.Option(help="How it falls to 0 until the last epoch.")] = TrainConfig.decay,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = TrainConfig.clip_norm,
     amp: Annotated[Amp | None, typer.Option(help="Autocast to bfloat16.")] = TrainConfig.amp,
     compile: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of weights, noise and order.")] = TrainConfig.seed,
@@ -124,6 +128,7 @@ def train_command(
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "epochs": epochs,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "latent_dim": latent_dim,
         "hidden": _widths(hidden),
         "activation": activation,
@@ -141,6 +146,7 @@ def train_command(
         "learning_rate": learning_rate,
         "warmup_epochs": warmup_epochs,
         "decay": decay,
+        "clip_norm": clip_norm,
         "amp": amp,
         "compile": compile,
         "seed": seed,

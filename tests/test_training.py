@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from fastvae import ELBO, gaussian_kl
 from fastvae.data import load
 from fastvae.evaluation import evaluate
 from fastvae.models import VAE
@@ -18,6 +19,7 @@ from fastvae.training import (
     TrainConfig,
     TrainingError,
     load_checkpoint,
+    loop,
     saved_config,
     train,
 )
@@ -127,7 +129,7 @@ def test_same_seed_same_run_and_other_seed_another(tmp_path, finished):
         {"batch_size": 5000, "beta": 0.5},
         {"preset": "doersch", "importance_samples": 3, "gradient": "dreg"},
         {"model": "cvae", "preset": "doersch", "binarize": "dynamic"},
-        {"warmup_epochs": 2},
+        {"warmup_epochs": 2, "accumulate": 3, "clip_norm": 50.0},
         {"model": "regressor", "likelihood": "gaussian", "learn_sigma": True},
         {"likelihood": "gaussian", "learn_sigma": True, "anneal": "linear", "anneal_epochs": 3, "free_bits": 0.1},
     ],
@@ -301,9 +303,61 @@ def test_missing_data_set_leaves_no_folder_behind(tmp_path):
 
 
 def test_loss_that_is_no_longer_finite_stops_the_run(tmp_path):
-    with pytest.raises(TrainingError, match=r"no longer finite .* in epoch 1; .* holds epoch 0"):
+    with pytest.raises(
+        TrainingError, match=r"the .* is (nan|-?inf) at step \d+, batch \d+ in epoch 1; .* holds epoch 0"
+    ):
         train(small(learning_rate=1e30), tmp_path)
     assert load_checkpoint(tmp_path).epoch == 0
+
+
+@pytest.mark.parametrize(("position", "name"), [(1, "reconstruction"), (2, "KL divergence")])
+def test_message_names_the_term_and_the_step_that_was_not_finite(tmp_path, monkeypatch, position, name):
+    whole, calls = loop._Run._loss, []
+
+    def loss(self, *arguments):
+        calls.append(None)
+        terms = list(whole(self, *arguments))
+        if len(calls) == 20:  # the 5th of the second epoch: there are 15 in each
+            terms[position] = terms[position] * math.inf
+            terms[0] = terms[position]
+        return ELBO(*terms)
+
+    monkeypatch.setattr(loop._Run, "_loss", loss)
+    with pytest.raises(TrainingError, match=f"the {name} is inf at step 19, batch 4 in epoch 2; .* holds epoch 1"):
+        train(small(epochs=2), tmp_path)
+    assert load_checkpoint(tmp_path).epoch == 1
+
+
+def test_accumulated_parts_are_the_gradient_of_the_batch(tmp_path, monkeypatch):
+    """Of a loss without noise, to rounding; 100 images in 3 parts are not of one size."""
+
+    def loss(self, beta, x):
+        mu, logvar = self.model.encode(x)
+        kl = gaussian_kl(mu, logvar, reduction="mean")
+        reconstruction = self.model.nll(mu, x).mean()
+        return ELBO(reconstruction + beta * kl, reconstruction, kl)
+
+    monkeypatch.setattr(loop._Run, "_loss", loss)
+    whole, parts = (train(small(epochs=2, accumulate=n), tmp_path / str(n)).history for n in (1, 3))
+    for a, b in zip(whole, parts, strict=True):
+        for part in ("train", "test"):
+            assert a[part]["elbo"] == pytest.approx(b[part]["elbo"], rel=1e-4)
+
+
+def test_gradients_are_shortened_to_the_clip_norm(tmp_path, monkeypatch):
+    norms, step = [], torch.optim.Adam.step
+
+    def record(self, *arguments):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    for clip_norm in (None, 0.5):
+        train(small(epochs=1, clip_norm=clip_norm), tmp_path / str(clip_norm))
+    free, clipped = norms[: len(norms) // 2], norms[len(norms) // 2 :]
+    assert max(free) > 1
+    assert max(clipped) <= 0.5 * (1 + 1e-5)
 
 
 def test_interrupt_keeps_the_last_epoch(tmp_path, finished):
@@ -371,6 +425,9 @@ def test_evaluate_weighs_every_image_alike():
         ({"importance_samples": 0}, "importance_samples must be at least 1, not 0"),
         ({"anneal_epochs": 0}, "anneal_epochs must be at least 1, not 0"),
         ({"anneal": "sudden"}, "anneal must be linear, cosine, cyclical or none, not 'sudden'"),
+        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
+        ({"accumulate": 101}, "accumulate must be at most batch_size, 100, not 101"),
+        ({"clip_norm": 0.0}, "clip_norm must be a positive finite number or none, not 0.0"),
         ({"decay": "step"}, "decay must be cosine or none, not 'step'"),
         ({"warmup_epochs": -1}, r"warmup_epochs must lie in 0 .. epochs \(100\), not -1"),
         ({"epochs": 3, "warmup_epochs": 4}, r"warmup_epochs must lie in 0 .. epochs \(3\), not 4"),

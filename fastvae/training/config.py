@@ -34,6 +34,9 @@ class TrainConfig:
     """As ``root`` of ``fastvae.data.load``."""
     epochs: int = 100
     batch_size: int = 100
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after the other, their gradients added up: for a batch that does
+    not fit the memory. Each part has noise of its own."""
     latent_dim: int = 30
     hidden: tuple[int, ...] = (1000, 500, 250)
     activation: Activation = "relu"
@@ -67,6 +70,9 @@ class TrainConfig:
     decay: Decay | None = None
     """``"cosine"``: from there to the last of ``epochs`` it falls to 0 along half a cosine
     (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
+    clip_norm: float | None = None
+    """The largest norm of the gradient of all parameters; a longer one is shortened to it (Pascanu et al. 2013,
+    arXiv:1211.5063, sec. 3.2)."""
     amp: Amp | None = None
     """``"bf16"``: autocast of the training steps to bfloat16. The test after each epoch runs without it."""
     compile: bool = False
@@ -89,7 +95,7 @@ class TrainConfig:
         for name, options in (("amp", Amp), ("anneal", ScheduleKind), ("decay", Decay)):
             if getattr(self, name) not in (None, *get_args(options)):
                 raise ValueError(f"{name} must be {', '.join(get_args(options))} or none, not {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "latent_dim", "anneal_epochs", "importance_samples"):
+        for name in ("epochs", "batch_size", "accumulate", "latent_dim", "anneal_epochs", "importance_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -100,6 +106,10 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive finite number, not {value}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate must be at most batch_size, {self.batch_size}, not {self.accumulate}")
+        if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
+            raise ValueError(f"clip_norm must be a positive finite number or none, not {self.clip_norm}")
         for name in ("beta", "free_bits"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

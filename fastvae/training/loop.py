@@ -232,6 +232,7 @@ class _Run:
     def train_epoch(self, writer: SummaryWriter, progress: Callable[[Progress], None] | None) -> None:
         """One pass through the training set, the test, and everything that is written after an epoch."""
         sums = torch.zeros(3, dtype=torch.float64)
+        unread: list[Tensor] = []
         images = 0
         started = reported = time.perf_counter()
         batches = Batches(
@@ -241,14 +242,16 @@ class _Run:
             binarize=self.config.binarize == "dynamic",
         )
         for step, batch in enumerate(batches, self.epoch * len(batches)):
-            sums += self._step(batch, step).double() * len(batch)
+            unread.append(self._step(batch, step))
+            sums += unread[-1].double() * len(batch)
             images += len(batch)
             if time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
-                means = self._finite_means(sums, images)
+                means = self._finite_means(sums, images, unread, step)
+                unread.clear()
                 reported = time.perf_counter()
                 if progress is not None:
                     progress(self._progress(means, images, reported - started, None))
-        means = self._finite_means(sums, images)
+        means = self._finite_means(sums, images, unread, step)
         seconds = time.perf_counter() - started
         generator = self._test_generator()
         test = evaluate(
@@ -301,27 +304,41 @@ class _Run:
     def _step(self, batch: Tensor, step: int) -> Tensor:
         """One step of Adam. Returns ``[loss, reconstruction, kl]``, batch means in nats."""
         self.optimizer.zero_grad()
+        config = self.config
         # A tensor where it changes: compiled code is then not compiled anew.
         beta = self.config.beta if self.anneal is None else torch.tensor(self.anneal(step), device=batch.device)
+        means = torch.zeros(3, device=batch.device)
         try:
-            with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                loss, reconstruction, kl = self.loss(beta, *self._arguments(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in batch.chunk(config.accumulate):
+                with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+                    terms = self.loss(beta, *self._arguments(part))
+                share = len(part) / len(batch)
+                (terms.loss * share).backward()  # type: ignore[no-untyped-call]
+                means += torch.stack([term.detach() for term in terms]) * share
         except RuntimeError as error:
-            if not self.config.compile:
+            if not config.compile:
                 raise
             reason = str(error).strip().split("\n")[0]
             raise TrainingError(f"torch.compile failed: {reason}") from error
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         self.optimizer.step()
-        return torch.stack([loss, reconstruction, kl]).detach()
+        return means
 
-    def _finite_means(self, sums: Tensor, images: int) -> tuple[float, float, float]:
+    def _finite_means(self, sums: Tensor, images: int, unread: list[Tensor], step: int) -> tuple[float, float, float]:
+        """The means so far. ``unread`` are the steps, up to ``step``, of which none has been looked at."""
         loss, reconstruction, kl = (sums / images).tolist()
-        if not math.isfinite(loss + reconstruction + kl):
-            self._stop(f"the loss is no longer finite (reconstruction {reconstruction}, KL {kl})")
-        return loss, reconstruction, kl
+        if math.isfinite(loss + reconstruction + kl):
+            return loss, reconstruction, kl
+        for at, terms in enumerate(unread, step + 1 - len(unread)):
+            loss, reconstruction, kl = terms.tolist()
+            for name, value in (("reconstruction", reconstruction), ("KL divergence", kl), ("loss", loss)):
+                if not math.isfinite(value):
+                    batch = at % len(Batches(self.dataset.train_images, self.config.batch_size))
+                    self._stop(f"the {name} is {value} at step {at}, batch {batch}")
+        raise AssertionError("a sum that is not finite has a term that is not")
 
     def _stop(self, reason: str) -> None:
         raise TrainingError(
