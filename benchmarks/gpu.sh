@@ -21,7 +21,8 @@ FASTVAE_CUDA=1 step build 150 python -m pip install --no-build-isolation --no-de
 export FAIL_WITHOUT_CUDA=1
 step gpu_tests 40 "${pytest[@]}" tests/test_cuda.py
 step tests 100 "${pytest[@]}" tests/test_operators.py tests/test_sigmoid_cross_entropy.py tests/test_gaussian_kl.py \
-  tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_binarize.py tests/test_distributions.py
+  tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_linear_sigmoid_cross_entropy.py tests/test_binarize.py \
+  tests/test_distributions.py
 # torch's allocator would hide what lies beside a tensor.
 for tool in memcheck racecheck initcheck; do
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 35 \
