@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ def result(folder: Path, name: str, data_dir: str | None) -> dict[str, Any]:
     return figures
 
 
+def median_epoch(out: Path) -> float:
+    """What an epoch takes when nothing else runs; the whole training counts its pauses too."""
+    epochs = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["epochs"]
+    return float(statistics.median(entry["seconds"] for entry in epochs))
+
+
 def show(text: str) -> None:
     print(f"\r{text:<60}", end="", flush=True)
 
@@ -89,7 +96,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    rows = [result(arguments.folder, name, arguments.data_dir) for name in RUNS]
+    rows = [
+        result(arguments.folder, name, arguments.data_dir)
+        | {"median_epoch_seconds": median_epoch(arguments.folder / name)}
+        for name in RUNS
+    ]
     print(f"\r{'':<60}\r{'run':<8} {'k':>3} {'epochs':>6} {'training':>9} {'ELBO':>8}  log-likelihood, nats")
     for row in rows:
         worth = row["log_likelihood"]

@@ -349,6 +349,7 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
 constexpr int64_t kKeptBytes = int64_t{16} << 20;
 
 bool keeps_logits(const Tensor& hidden, const Tensor& weight) {
+  if (hidden.dim() == 0 || weight.dim() == 0) return false;  // an error that the operator names
   c10::SymInt bytes = weight.sym_size(0) * hidden.element_size();
   for (const auto& size : hidden.sym_sizes().slice(0, hidden.dim() - 1)) bytes = bytes * size;
   return hidden.element_size() >= 4 && bytes <= kKeptBytes;

@@ -74,14 +74,19 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         "target [B, *E], got hidden [3, 5], weight [4, 6] and target [3, 4]",
     ),
     (
+        "hidden 0-d",
+        lambda: LINEAR(X((), requires_grad=True), X(4, 6), None, X(3, 4)),
+        "got hidden [], weight [4, 6] and target [3, 4]",
+    ),
+    (
         "hidden batch",
         lambda: LINEAR(X(2, 6), X(4, 6), None, X(3, 4)),
         "got hidden [2, 6], weight [4, 6] and target [3, 4]",
     ),
     (
         "weight shape",
-        lambda: LINEAR(X(3, 6), X(4), None, X(3, 4)),
-        "linear_sigmoid_cross_entropy: weight must be [D, H], got [4]",
+        lambda: LINEAR(X(3, 6), X((), requires_grad=True), None, X(3, 4)),
+        "linear_sigmoid_cross_entropy: weight must be [D, H], got []",
     ),
     (
         "target elements",
