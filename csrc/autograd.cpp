@@ -123,30 +123,36 @@ bool writes_grad(bool wanted, const Tensor& logits, Reduction reduction) {
          logits.scalar_type() != at::kHalf;
 }
 
-// `factor` times the gradients that the forward pass wrote, as far as it did: none if it wrote
-// none. They are scaled where they lie and given away, so that a second pass over a retained graph
-// starts from the inputs.
-variable_list scaled(AutogradContext* ctx, variable_list written, const Tensor& factor) {
-  std::erase_if(written, [](const Tensor& t) { return !t.defined(); });
-  if (written.empty() || ctx->saved_data.count("given_away") > 0) return {};
-  const auto traced = [](const Tensor& t) { return at::isTensorSubclassLike(t); };
-  if (traced(factor) || std::any_of(written.begin(), written.end(), traced)) {
-    for (Tensor& t : written) t = as_input(t * factor, t);
-  } else if (!factor.is_cpu() || factor.item<double>() != 1) {  // if it is, as often as asked for
-    for (const Tensor& t : written) call<scale_grad>("fastvae::scale_grad", t, factor);
-    ctx->saved_data["given_away"] = true;
+// The gradients that the forward pass wrote, undefined where it did not, are no saved variables:
+// who gets them may write to them, and a second pass over a retained graph starts from the inputs.
+void keep_written(AutogradContext* ctx, variable_list written) {
+  ctx->saved_data["written"] = std::move(written);
+}
+
+// `factor` times them, or nothing if there are none, or none any more.
+variable_list take_written(AutogradContext* ctx, const Tensor& factor) {
+  const auto found = ctx->saved_data.find("written");
+  if (found == ctx->saved_data.end()) return {};
+  variable_list written = found->second.toTensorVector();
+  ctx->saved_data.erase("written");
+  for (Tensor& t : written) {
+    if (!t.defined()) continue;
+    if (at::isTensorSubclassLike(factor) || at::isTensorSubclassLike(t))
+      t = as_input(t * factor, t);
+    else if (!factor.is_cpu() || factor.item<double>() != 1)
+      call<scale_grad>("fastvae::scale_grad", t, factor);
   }
   return written;
 }
 
 // sigmoid_cross_entropy's gradients by kernels: per_row() is the upstream gradient, [B] or [K, B],
-// and d/dlogits is `factor` times grad_of_forward where the forward pass wrote that.
+// and `factor` that of what the forward pass wrote, if it did.
 template <class F>
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
-    AutogradContext* ctx, const F& per_row, const Tensor& grad_of_forward, const Tensor& factor,
-    const Tensor& logits, const Tensor& target, std::array<bool, 2> wanted) {
+    AutogradContext* ctx, const F& per_row, const Tensor& factor, const Tensor& logits,
+    const Tensor& target, std::array<bool, 2> wanted) {
   variable_list written;
-  if (wanted[0]) written = scaled(ctx, {grad_of_forward}, factor);
+  if (wanted[0]) written = take_written(ctx, factor);
   if (!written.empty()) wanted[0] = false;
   Tensor grad_logits, grad_target;
   if (wanted[0] || wanted[1])
@@ -316,14 +322,15 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
     else
       rows = call<sigmoid_cross_entropy_forward>("fastvae::sigmoid_cross_entropy_forward", logits,
                                                  target);
-    ctx->save_for_backward({logits, target, grad_logits});
+    ctx->save_for_backward({logits, target});
+    if (with_grad) keep_written(ctx, {grad_logits});
     ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
     return {reduce(rows, reduction)};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &logits = saved[0], &target = saved[1], &grad_of_forward = saved[2];
+    const Tensor &logits = saved[0], &target = saved[1];
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
     const auto per_row = [&] {
       return unreduce(grads[0], reduction,
@@ -336,8 +343,8 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
       grad_logits = as_input(grad_logits, logits);
       if (wanted[1]) grad_target = as_input(grad_target, target);
     } else {
-      std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
-          ctx, per_row, grad_of_forward, grads[0], logits, target, wanted);
+      std::tie(grad_logits, grad_target) =
+          sigmoid_cross_entropy_kernel_grads(ctx, per_row, grads[0], logits, target, wanted);
     }
     return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor(),
             Tensor()};
@@ -372,9 +379,11 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
     else
       std::tie(rows, logits) = call<linear_sigmoid_cross_entropy_forward>(
           "fastvae::linear_sigmoid_cross_entropy_forward", hidden, weight, bias, target, keep);
-    ctx->save_for_backward({hidden, weight, bias.value_or(Tensor()), target,
-                            if_wanted(wanted[0], grads[0]), if_wanted(wanted[1], grads[1]),
-                            if_wanted(wanted[2], grads[2]), if_wanted(keep, logits)});
+    ctx->save_for_backward(
+        {hidden, weight, bias.value_or(Tensor()), target, if_wanted(keep, logits)});
+    if (with_grad)
+      keep_written(ctx, {if_wanted(wanted[0], grads[0]), if_wanted(wanted[1], grads[1]),
+                         if_wanted(wanted[2], grads[2])});
     ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
     return {reduce(rows, reduction)};
   }
@@ -399,21 +408,20 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
       auto [grad_logits, grad_target] =
           sigmoid_cross_entropy_grads(per_row(), at::linear(hidden, weight, bias), flat_target);
       grad_logits = as_input(grad_logits, hidden);
-      const Tensor flat = grad_logits.reshape_symint({-1, outputs});
+      const Tensor flat = grad_logits.flatten(0, -2);
       g[0] = grad_logits.matmul(weight);
-      g[1] = flat.t().mm(hidden.reshape_symint({-1, weight.sym_size(1)}));
+      g[1] = flat.t().mm(hidden.flatten(0, -2));
       g[2] = flat.sum(0);
       if (wanted[3]) g[3] = as_input(grad_target.view_symint(target.sym_sizes()), target);
     } else {
       // Written only where the target wants nothing.
-      const variable_list written = scaled(ctx, {saved[4], saved[5], saved[6]}, grads[0]);
+      const variable_list written = take_written(ctx, grads[0]);
       if (written.empty())
         std::tie(g[0], g[1], g[2], g[3]) = call<linear_sigmoid_cross_entropy_backward>(
             "fastvae::linear_sigmoid_cross_entropy_backward", per_row(), hidden, weight, bias,
-            target, maybe(saved[7]), wanted);
-      auto next = written.begin();
-      for (size_t i = 0; i < 3 && !written.empty(); ++i)
-        if (saved[4 + i].defined()) g[i] = *next++;
+            target, maybe(saved[4]), wanted);
+      else
+        std::copy(written.begin(), written.end(), g.begin());
     }
     return {if_wanted(wanted[0], g[0]),
             if_wanted(wanted[1], g[1]),
@@ -493,8 +501,8 @@ struct ElboLoss : Function<ElboLoss> {
     auto [loss, reconstruction, kl, grad_logits] =
         call<elbo_loss_forward>("fastvae::elbo_loss_forward", logits, target, mu, logvar, beta,
                                 beta_value, reduction_name, with_grad);
-    ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor()), kl,
-                            if_wanted(with_grad, grad_logits)});
+    ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor()), kl});
+    if (with_grad) keep_written(ctx, {grad_logits});
     ctx->saved_data["beta_value"] = beta_value;
     ctx->saved_data["reduction"] =
         static_cast<int64_t>(parse_reduction("fastvae.elbo_loss", reduction_name));
@@ -506,7 +514,7 @@ struct ElboLoss : Function<ElboLoss> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &logits = saved[0], &target = saved[1], &mu = saved[2], &logvar = saved[3];
     const MaybeTensor beta = maybe(saved[4]);
-    const Tensor &kl = saved[5], &grad_of_forward = saved[6];
+    const Tensor& kl = saved[5];
     const double beta_value = ctx->saved_data["beta_value"].toDouble();
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
     const std::array<bool, 2> inputs_wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
@@ -531,7 +539,7 @@ struct ElboLoss : Function<ElboLoss> {
         if (inputs_wanted[1]) grad_target = as_input(grad_target, target);
       } else {
         std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
-            ctx, per_row, grad_of_forward, grad_reconstruction, logits, target, inputs_wanted);
+            ctx, per_row, grad_reconstruction, logits, target, inputs_wanted);
       }
     }
 

@@ -183,8 +183,8 @@ def linear_sigmoid_cross_entropy(
 
     The layer and its loss are computed a block of rows at a time. With ``"mean"`` and ``"sum"`` the gradients are
     written in the forward pass (but for float16, and a target that wants a gradient). Per sample the backward pass
-    computes the logits again, a third more multiplications, where they take more than 16 MiB; fewer are kept. A graph
-    of the derivatives (``create_graph=True``) holds the logits.
+    computes the logits again, a third more multiplications, where they take more than 16 MiB or are of reduced
+    precision; others are kept. A graph of the derivatives (``create_graph=True``) holds the logits.
 
     Args:
         hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes.

@@ -95,6 +95,31 @@ def test_scalars_honour_the_upstream_factor(size: str, reduction: str, factor: f
             assert_near(actual, right, torch.float32)
 
 
+@pytest.mark.parametrize("function", ["linear", "sigmoid_cross_entropy", "elbo_loss"])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_gradients_are_the_callers_own(function: str, factor: int) -> None:
+    """A second pass over the graph leaves those of the first alone, and does not mind what was written to them."""
+    leaves, target = problem("one block", torch.float32)
+    if function == "linear":
+        loss = run(LINEAR, leaves, target, reduction="mean")
+    else:
+        leaves = [torch.randn_like(target, requires_grad=True)]
+        moments = torch.zeros(len(target), 2)
+        loss = (
+            fastvae.sigmoid_cross_entropy(*leaves, target, reduction="mean")
+            if function == "sigmoid_cross_entropy"
+            else fastvae.elbo_loss(*leaves, target, moments, moments).loss
+        )
+    first = grad(loss * factor, leaves, retain_graph=True)
+    before = [g.clone() for g in first]
+    second = grad(loss * 3, leaves, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, before, strict=True))
+    for g in (*first, *second):
+        g.zero_()
+    for again, right in zip(grad(loss * factor, leaves), before, strict=True):
+        torch.testing.assert_close(again, right, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)
 def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(reduction: str, frozen: tuple[int, ...]) -> None:
@@ -152,6 +177,10 @@ def test_empty_batch_and_layouts(samples: int | None, reduction: str) -> None:
     out.sum().backward()
     assert torch.equal(weight.grad, torch.zeros(6, 4))
     assert hidden.grad.shape == hidden.shape
+    for width, outputs in ((0, 6), (4, 0)):
+        leaves = [torch.randn(*s, requires_grad=True) for s in [(*lead, 3, width), (outputs, width)]]
+        loss = LINEAR(*leaves, None, torch.rand(3, outputs), reduction=reduction).sum()
+        assert [g.shape for g in grad(loss, leaves, create_graph=True)] == [t.shape for t in leaves]
     # Transposed tensors and a target whose rows are not dense: the same numbers.
     hidden, weight, target = torch.randn(*lead, 9, 4), torch.randn(6, 4), torch.rand(9, 6)
     expected = LINEAR(hidden, weight, None, target, reduction=reduction)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils import prune
 
 import fastvae
 from fastvae.models import VAE, VAEOutput
@@ -244,3 +245,46 @@ def test_importing_the_models_loads_no_plotting_cli_or_data_library():
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_hooks_of_the_last_layer_take_part_in_the_loss():
+    """Pruning sets the weight in a pre-hook, and so do sharded weights."""
+    model = VAE(12, (8,), 3)
+    x = torch.rand(5, 12)
+    prune.l1_unstructured(model.decoder[-1], "weight", 0.5)
+    mask = model.decoder[-1].weight_mask
+    for _ in range(2):
+        model.zero_grad()
+        model.loss(x).loss.backward()
+        assert (model.decoder[-1].weight_orig.grad[mask == 0] == 0).all()
+        assert (model.decoder[-1].weight_orig.grad[mask == 1] != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 1, 3), (2, 2, 5, 3)], ids=str)
+def test_nll_wants_a_code_for_each_image(shape):
+    with pytest.raises(ValueError, match=r"z has shape \[.*\], expected \[5, 3\] or \[K, 5, 3\]"):
+        VAE(12, (8,), 3).nll(torch.zeros(shape), torch.rand(5, 12))
+
+
+def test_nll_is_that_of_the_decoded():
+    for model in (VAE((3, 4), (8,), 3), VAE((3, 4), (8,), 3, likelihood="gaussian", sigma=0.5)):
+        z, x = torch.randn(2, 5, 3), torch.rand(5, 3, 4)
+        expected = model.output.nll(model.decode(z), x, reduction="none")
+        torch.testing.assert_close(model.nll(z, x), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [torch.ones(2), torch.tensor(2), math.nan, math.inf], ids=str)
+def test_beta_must_be_one_finite_number(beta):
+    with pytest.raises(ValueError, match="beta must be"):
+        VAE(12, (8,), 3).loss(torch.rand(5, 12), beta)
+
+
+def test_loss_compiles_for_a_beta_that_changes():
+    model = VAE(12, (8,), 3)
+    compiled = torch.compile(lambda x, beta: model.loss(x, beta).loss, fullgraph=True, backend="eager")
+    x = torch.rand(5, 12)
+    for beta in (0.1, 0.2, 0.3):
+        torch.manual_seed(1)
+        expected = model.loss(x, beta).loss
+        torch.manual_seed(1)
+        torch.testing.assert_close(compiled(x, beta), expected)

@@ -51,7 +51,6 @@ std::vector<std::string> compiled() {
 bool multiplies(at::ScalarType dtype) {
 #ifdef FASTVAE_X86
   if (dtype == at::kBFloat16) return __builtin_cpu_supports("avx512bf16");
-  if (dtype == at::kHalf) return __builtin_cpu_supports("avx512fp16");
 #endif
   return dtype != at::kHalf;
 }

@@ -93,8 +93,10 @@ class LatentVariableModel(nn.Module):
     def _nll(
         self, z: Tensor, joins: Joins | None, x: Tensor, reduction: str, sigma: float | Tensor | None = None
     ) -> Tensor:
-        self._check_code(z)
         check_shape("x", x, self.data_shape)
+        if z.dim() not in (2, 3) or z.shape[-2:] != (len(x), self.latent_dim):
+            rows = f"{len(x)}, {self.latent_dim}]"
+            raise ValueError(f"z has shape {list(z.shape)}, expected [{rows} or [K, {rows}, one code for each x")
         return self.output.nll_through(*self._to_decode(z, joins), x, sigma=sigma, reduction=reduction)
 
     def _pass(self, x: Tensor, joins: Joins | None, generator: Generator | None) -> VAEOutput:
@@ -111,9 +113,12 @@ class LatentVariableModel(nn.Module):
         free_bits: float,
         generator: Generator | None,
     ) -> ELBO:
-        if isinstance(beta, Tensor) and beta.dim():
-            raise ValueError(f"beta must be a number or a 0-d tensor, got shape {list(beta.shape)}")
-        if not isinstance(beta, Tensor) and not math.isfinite(beta):
+        if isinstance(beta, Tensor):
+            if beta.dim() or not beta.is_floating_point():
+                raise ValueError(
+                    f"beta must be a number or a 0-d floating-point tensor, got {beta.dtype} {list(beta.shape)}"
+                )
+        elif not abs(beta) < math.inf:  # which compiled code can guard on, as it cannot on isfinite
             raise ValueError(f"beta must be finite, got {beta}")
         mu, logvar = self._moments(x, joins)
         z, rows = sample_kl(mu, logvar, generator=generator)

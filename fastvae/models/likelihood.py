@@ -14,6 +14,12 @@ from fastvae.ops import gaussian_nll, linear_sigmoid_cross_entropy, sigmoid_cros
 LikelihoodName = Literal["bernoulli", "gaussian"]
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether to call a module does more than its ``forward``, as with pruning or sharded weights."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
+
+
 class Likelihood(nn.Module):
     """Independent pixels: Bernoulli, of logits, or Gaussian, of means and one standard deviation.
 
@@ -60,9 +66,10 @@ class Likelihood(nn.Module):
         self, layers: nn.Module, h: Tensor, x: Tensor, *, sigma: float | Tensor | None = None, reduction: str
     ) -> Tensor:
         """The same of ``layers(h)``, ``[B, D]`` or ``[K, B, D]``: a last linear layer's logits are not all kept."""
-        if self.name == "bernoulli" and isinstance(layers, nn.Sequential) and type(layers[-1]) is nn.Linear:
+        last = layers[-1] if isinstance(layers, nn.Sequential) else None
+        if self.name == "bernoulli" and type(last) is nn.Linear and not (_is_hooked(layers) or _is_hooked(last)):
+            assert isinstance(layers, nn.Sequential)
             self._refuse(sigma)
-            last = layers[-1]
             for layer in list(layers)[:-1]:
                 h = layer(h)
             return linear_sigmoid_cross_entropy(h, last.weight, last.bias, x, reduction=reduction)

@@ -36,6 +36,9 @@ class VAE(LatentVariableModel):
             log sigma from before it, sparse initial weights (:func:`fastvae.models.networks.initialise_as_doersch`).
             With the other arguments as they are, it has the tutorial's 2,844,844 parameters.
 
+    ``decoder`` may be replaced by any module from ``[..., L]`` to ``[..., D]``. The losses go through it, not through
+    a ``decode`` that a subclass overrides.
+
     Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, or floating
     point (in [0, 1] for the Bernoulli likelihood).
 
@@ -103,7 +106,7 @@ class VAE(LatentVariableModel):
         return self._decoded(z, None)
 
     def nll(self, z: Tensor, x: Tensor) -> Tensor:
-        """-log P(x|z). Logits (Bernoulli) are never in memory all at once, with a gradient or without.
+        """-log P(x|z), with the memory of :func:`fastvae.linear_sigmoid_cross_entropy` for the logits (Bernoulli).
 
         Args:
             z: ``[B, L]`` or ``[K, B, L]``.

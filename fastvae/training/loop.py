@@ -309,7 +309,7 @@ class _Run:
         beta = self.config.beta if self.anneal is None else torch.tensor(self.anneal(step), device=batch.device)
         means = torch.zeros(3, device=batch.device)
         try:
-            for part in batch.chunk(config.accumulate):
+            for part in batch.tensor_split(min(config.accumulate, len(batch))):
                 with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
                     terms = self.loss(beta, *self._arguments(part))
                 share = len(part) / len(batch)

@@ -19,7 +19,7 @@ def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None
 
     Args:
         model: what is trained.
-        learning_rate: that of the first step.
+        learning_rate: a first one, where it changes with the steps.
         preset: ``"doersch"`` for the tutorial's solver: betas (0, 0.999), because it leaves beta1 to Caffe's 0, and an
             L2 penalty of 5e-4 / 2 on weights, not on biases, whose gradient goes through Adam with the rest.
 
