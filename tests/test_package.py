@@ -20,12 +20,13 @@ def python(code: str, path: Path | None = None) -> subprocess.CompletedProcess[s
     command = [sys.executable, "-c", code]
     if path is not None:
         site = Path(torch.__file__).parents[1]
-        # -S: no site-packages, so no installed fastvae and no editable hook.
+        # -S: no site-packages, so no installed fastvae and no editable hook. torch's folder comes last, as it does in
+        # any Python: beside torch may lie backports that go by the names of standard modules.
         command = [
             sys.executable,
             "-S",
             "-c",
-            f"import sys; sys.path[:0] = [{str(path)!r}, {str(site)!r}]; {code}",
+            f"import sys; sys.path = [{str(path)!r}, *sys.path, {str(site)!r}]; {code}",
         ]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=path or SOURCE.parent)
 
