@@ -19,6 +19,8 @@ class DiagonalGaussian:
         clamp: optional (low, high) limits of the log variance in nats, low <= high. Outside of them the gradient
             of the log variance is zero, as :func:`torch.clamp` has it.
 
+    ``parameters`` is the ``moments`` as they were given, without the clamp.
+
     Raises:
         ValueError: ``moments`` has no dimension 1 of even size, or the limits are not ordered.
 
@@ -32,7 +34,8 @@ class DiagonalGaussian:
                 "fastvae.DiagonalGaussian: moments must be [B, 2L] or [B, 2C, H, W], with an even dimension 1, "
                 f"got {list(moments.shape)}"
             )
-        self._moments = moments if clamp is None else None
+        self.parameters = moments
+        self._clamped = clamp is not None
         self.mean, self.logvar = moments.chunk(2, 1)
         if clamp is not None:
             low, high = clamp
@@ -61,9 +64,9 @@ class DiagonalGaussian:
 
         Without ``clamp`` the gradient goes to ``moments`` at once: ``mean`` and ``logvar`` are no part of its graph.
         """
-        if self._moments is None:
+        if self._clamped:
             return ops.sample_kl(self.mean, self.logvar, generator=generator)
-        return ops.sample_kl_packed(self._moments, generator=generator)
+        return ops.sample_kl_packed(self.parameters, generator=generator)
 
     def mode(self) -> Tensor:
         """The most likely value: the mean."""

@@ -53,6 +53,7 @@ def test_diagonal_gaussian_clamp_has_zero_gradient_outside() -> None:
     moments = torch.tensor([[0.5, 0.5, 0.5, -50.0, 30.0, 1.0]], requires_grad=True)
     q = fastvae.DiagonalGaussian(moments, clamp=(-30.0, 20.0))
     assert q.logvar.tolist() == [[-30.0, 20.0, 1.0]]
+    assert q.parameters is moments
     q.kl().sum().backward()
     torch.testing.assert_close(moments.grad, torch.tensor([[0.5, 0.5, 0.5, 0.0, 0.0, 0.5 * (torch.e - 1)]]))
 
