@@ -16,13 +16,13 @@ $(VENV)/.torch: constraints.txt
 
 # Editable, and built anew when what is compiled changes.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint]"
+	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint,integrations]"
 	touch $@
 
 install: $(VENV)/.installed
 
 test: install
-	OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	FAIL_WITHOUT_INTEGRATIONS=1 OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install
 	$(bin)/python -m pytest -m slow
