@@ -269,6 +269,27 @@ def test_diffusers_autoencoder_loads_and_decodes_as_diffusers_own(tmp_path: Path
         torch.testing.assert_close(model.encode(x).latent_dist.parameters, posterior.parameters)
 
 
+@pytest.mark.usefixtures("_double")
+def test_diffusers_autoencoder_has_the_kl_gradients_of_diffusers_own() -> None:
+    module = example("diffusers")
+    from diffusers import AutoencoderKL
+
+    model = module.build()
+    model.quant_conv.bias.data[2] = -50.0  # a log variance beyond the limits
+    own = AutoencoderKL.from_config(model.config)
+    own.load_state_dict(model.state_dict())
+    x = digits(4).unsqueeze(1) / 255
+    results = []
+    for autoencoder in (model, own):
+        kl = autoencoder.encode(x).latent_dist.kl()
+        weights = [*autoencoder.encoder.parameters(), *autoencoder.quant_conv.parameters()]
+        results.append((kl, *torch.autograd.grad(kl.sum(), weights)))
+    for a, b in zip(*results, strict=True):
+        # Of biases before a normalisation the gradients are 0, but for rounding: hence the 1. An entry adds up fewer
+        # than 10^4 products, whose sizes are below 100 times the largest entry.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e6 * U * max(1.0, b.abs().max().item()))
+
+
 def test_pythae_loss_is_pythaes_own() -> None:
     module = example("pythae")
     config = module.VAEConfig(input_dim=(8, 8), latent_dim=8, reconstruction_loss="bce")
