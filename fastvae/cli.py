@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -37,12 +38,14 @@ try:
     from rich.table import Column
 
     from fastvae import training
-    from fastvae.training import TrainConfig, TrainingError
+    from fastvae.training import StoppedError, TrainConfig, TrainingError
     from fastvae.training.config import Amp, Binarize, Decay, ModelName
+    from fastvae.training.solver import Scaling
 except ModuleNotFoundError as missing:
     sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
 
 _INTERRUPTED = 130
+_TERMINATED = 143  # what a shell, and so a scheduler, takes for SIGTERM
 
 
 class _InterruptedError(Exception):
@@ -51,7 +54,7 @@ class _InterruptedError(Exception):
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Variational auto-encoders, fast.")
 
-CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint.safetensors, or the folder of its run.")]
+CheckpointPath = Annotated[Path, typer.Argument(help="The folder of a run, or of one of its checkpoints.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -70,9 +73,11 @@ def train_command(
     dataset: Annotated[DatasetName, typer.Option(help="What to train on.")] = TrainConfig.dataset,
     data_dir: DataDir = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = TrainConfig.batch_size,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per step, in all processes together.")
+    ] = TrainConfig.batch_size,
     accumulate: Annotated[
-        int, typer.Option(min=1, help="Parts of a batch, one after the other, to save memory.")
+        int, typer.Option(min=1, help="Parts of a batch, shared out or one after the other, to save memory.")
     ] = TrainConfig.accumulate,
     latent_dim: Annotated[int, typer.Option(min=1, help="Size of the code z.")] = TrainConfig.latent_dim,
     hidden: Annotated[
@@ -105,6 +110,9 @@ def train_command(
         Binarize, typer.Option(help="Grey targets, or binary ones drawn anew at every pass.")
     ] = TrainConfig.binarize,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = TrainConfig.learning_rate,
+    scale_learning_rate: Annotated[
+        Scaling | None, typer.Option(help="How it grows with the batch: it is then that of 100 images.")
+    ] = TrainConfig.scale_learning_rate,
     warmup_epochs: Annotated[
         int, typer.Option(min=0, help="In which it rises from 0 at first.")
     ] = TrainConfig.warmup_epochs,
@@ -120,8 +128,24 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out; options default to the run's own.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU where there is one")
+    ] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share out the weights too, among the processes of torchrun.")
+    ] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints that are kept, the newest.")] = 2,
+    save_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="one after each epoch")
+    ] = None,
+    find_batch_size: Annotated[
+        bool, typer.Option("--find-batch-size", help="Print what growing batches would bring, and train nothing.")
+    ] = False,
 ) -> None:
-    """Train a VAE and draw samples, reconstructions and learning curves."""
+    """Train a VAE and draw samples, reconstructions and learning curves.
+
+    Under torchrun, in as many processes as it starts: torchrun --nproc-per-node 2 -m fastvae train --out DIR.
+    """
     options: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
@@ -144,6 +168,7 @@ def train_command(
         "gradient": gradient,
         "binarize": binarize,
         "learning_rate": learning_rate,
+        "scale_learning_rate": scale_learning_rate,
         "warmup_epochs": warmup_epochs,
         "decay": decay,
         "clip_norm": clip_norm,
@@ -151,6 +176,15 @@ def train_command(
         "compile": compile,
         "seed": seed,
     }
+    if find_batch_size:
+        _print_batch_sizes(TrainConfig(**options), device)
+        return
+    torchrun = {name: os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "RESTART_COUNT")}
+    if torchrun["RUN_ID"] and out is None:
+        # A name with the time in it would be another one in each process, and after a restart.
+        raise typer.BadParameter("is needed under torchrun", param_hint="--out")
+    if out is not None and int(torchrun["RESTART_COUNT"] or 0) > 0 and training.holds_run(out):
+        resume = True
     if not resume:
         config = TrainConfig(**options)
         out = out or Path("runs") / f"{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -160,16 +194,45 @@ def train_command(
         given = {name: value for name, value in options.items() if _is_given(context, name)}
         config = dataclasses.replace(training.saved_config(out), **given)
 
+    how_to_go_on = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
+    first = int(os.environ.get("RANK", "0")) == 0
     try:
-        with _Display() as display:
-            result = training.train(config, out, resume=resume, progress=display.show)
+        with _Display(quiet=not first) as display:
+            result = training.train(
+                config,
+                out,
+                resume=resume,
+                progress=display.show,
+                device=device,
+                fsdp=fsdp,
+                keep=keep,
+                save_steps=save_steps,
+            )
     except KeyboardInterrupt:
-        hint = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
-        raise _InterruptedError(hint if (out / training.CHECKPOINT).exists() else "") from None
+        raise _InterruptedError(how_to_go_on if training.holds_run(out) else "") from None
+    except StoppedError as stopped:
+        raise StoppedError(f"{stopped}{how_to_go_on}") from None
+    if not first:
+        return
     test = result.history[-1]["test"]
     print(
         f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) "
         f"after epoch {len(result.history)}; pictures in {out}: {', '.join(training.PICTURES)}"
+    )
+
+
+def _print_batch_sizes(config: TrainConfig, device: str | None) -> None:
+    print(f"{'batch':>7} {'images/s':>9} {'peak MiB':>9}")
+
+    def show(result: training.BatchSpeed) -> None:
+        print(
+            f"{result.batch_size:>7} {result.images_per_second:>9,.0f} {result.peak_bytes / 2**20:>9,.0f}", flush=True
+        )
+
+    results = training.measure_batch_sizes(config, device=device, report=show)
+    print(
+        f"--batch-size {training.best_batch_size(results)} is within 5 % of the fastest; "
+        "with a batch of more than 100, see --scale-learning-rate, --warmup-epochs and --decay"
     )
 
 
@@ -346,7 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; by default the process's own.
 
     Returns:
-        The exit status: 0, 1 for what could not be done, 2 for wrong options, 130 after an interrupt.
+        The exit status: 0, 1 for what could not be done, 2 for wrong options, 130 after an interrupt, 143 after
+        SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -363,6 +427,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         detail = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
         _complain(f"error: {detail}")
+    except StoppedError as stopped:
+        _complain(str(stopped))
+        return _TERMINATED
     except (ValueError, TrainingError) as error:
         _complain(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
@@ -419,9 +486,9 @@ class _Display:
     It remembers an interrupt: Python drops a KeyboardInterrupt that strikes inside of a finaliser.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self._interrupted = False
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),
             rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),

@@ -118,9 +118,45 @@ def evaluate(
         ValueError: no images, images that are not uint8, or that do not fit the model (the message names
             both shapes); conditions for a model without, or none for one with.
     """
+    sums = elbo_sums(model, images, condition, batch_size=batch_size, binarize=binarize, generator=generator)
+    return report_of_sums(sums, len(images), images[0].numel())
+
+
+@torch.no_grad()
+def elbo_sums(
+    model: Model,
+    images: Tensor,
+    condition: Tensor | None = None,
+    *,
+    batch_size: int = 1000,
+    binarize: bool = False,
+    generator: torch.Generator | None = None,
+    part: int = 0,
+    parts: int = 1,
+) -> Tensor:
+    """What ``evaluate`` reports on as sums over images, of which several processes may each have a part.
+
+    Args:
+        model: as for ``evaluate``, and so are the arguments that follow.
+        images: all of them.
+        condition: for all of them.
+        batch_size: images at a time; batches are what the parts are made of.
+        binarize: as for ``evaluate``.
+        generator: in the same state in every process; the noise of an image does not depend on the number of parts.
+        part: which one, from 0.
+        parts: how many there are.
+
+    Returns:
+        float64 ``[3]``, on the images' device: reconstruction, KL and the square of both together. Added up over the
+        parts they are what :func:`report_of_sums` takes.
+    """
     sums = torch.zeros(3, dtype=torch.float64, device=images.device)
     with _evaluating(model):
-        for x, given in _batches(model, images, condition, batch_size, binarize, generator):
+        batches = _batches(model, images, condition, batch_size, binarize, generator)
+        for i, (x, given) in enumerate(batches):
+            if i % parts != part:
+                # Of no image: the generator moves on as in the process that has them.
+                x, given = x[:0], tuple(c[:0] for c in given)
             if isinstance(model, Regressor):
                 reconstruction = model.nll(x, *given).double()
                 kl = torch.zeros_like(reconstruction)
@@ -130,9 +166,14 @@ def evaluate(
                 reconstruction = model.nll(z, x, *given).double()
                 kl = gaussian_kl(mu, logvar).double()
             sums += torch.stack([reconstruction.sum(), kl.sum(), (reconstruction + kl).square().sum()])
-    reconstruction_mean, kl_mean, square = (sums / len(images)).tolist()
-    error = _standard_error(reconstruction_mean + kl_mean, square, len(images))
-    return elbo_report(reconstruction_mean, kl_mean, images[0].numel(), error)
+    return sums
+
+
+def report_of_sums(sums: Tensor, images: int, dims: int) -> ELBOReport:
+    """The report of what :func:`elbo_sums` gives: of ``images`` images of ``dims`` pixels each."""
+    reconstruction, kl, square = (sums / images).tolist()
+    error = _standard_error(reconstruction + kl, square, images)
+    return elbo_report(reconstruction, kl, dims, error)
 
 
 @torch.no_grad()

@@ -1,111 +1,221 @@
-"""Checkpoints: what comes back, and what is no checkpoint."""
+"""Checkpoints: what comes back, what is no checkpoint, and what is damaged."""
 
-import dataclasses
 import json
+import os
+import pickle
 import re
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from runs import contents, small, tensors
 
 from fastvae.files import replacing
-from fastvae.training import TrainConfig, load_checkpoint, save_checkpoint, train
+from fastvae.training import load_checkpoint, train
+from fastvae.training.checkpoint import Checkpoints, Position, _digest
 
-CONFIG = TrainConfig(hidden=(32,), latent_dim=4, epochs=1)
+CONFIG = small(epochs=1)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The checkpoint of a run of one epoch; tests only read it."""
+def run_folder(tmp_path_factory):
+    """A run of one epoch, which tests only read: two checkpoints."""
     out = tmp_path_factory.mktemp("runs")
     train(CONFIG, out)
-    return out / "checkpoint.safetensors"
+    return out
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture
+def copied(run_folder, tmp_path):
+    """The newest checkpoint, to be damaged."""
+    return shutil.copytree(load_checkpoint(run_folder).folder, tmp_path / "copy")
 
 
-def test_checkpoint_survives_the_round_trip(tmp_path, finished):
-    original = load_checkpoint(finished)
-    save_checkpoint(tmp_path / "copy.safetensors", original)
-    copy = load_checkpoint(tmp_path / "copy.safetensors")
-    for field in ("model_config", "train_config", "epoch", "history"):
+def shard_of(checkpoint):
+    (path,) = checkpoint.glob("*.safetensors")
+    return path
+
+
+def refused(folder, message):
+    with pytest.raises(ValueError, match=re.escape(str(folder)) + ": " + message):
+        load_checkpoint(folder)
+
+
+def test_checkpoint_survives_the_round_trip(tmp_path, run_folder):
+    original = load_checkpoint(run_folder)
+    values = tensors(original)
+    assert {name.rpartition(".")[2] for name in values if name.startswith("optimizer.encoder.0.weight.")} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+    assert not any(value.isnan().any() for value in values.values())
+    saved = Checkpoints(tmp_path)
+    saved.save(values, original.model_config, original.train_config, original.position)
+    saved.wait()
+    copy = load_checkpoint(tmp_path)
+    for field in ("model_config", "train_config", "position"):
         assert getattr(copy, field) == getattr(original, field)
-    pairs = [(original.model, copy.model), (original.random, copy.random)]
-    pairs += [(original.optimizer[name], copy.optimizer[name]) for name in original.model]
-    for one, other in pairs:
-        assert one.keys() == other.keys()
-        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
-    assert set(original.optimizer["encoder.0.weight"]) == {"step", "exp_avg", "exp_avg_sq"}
+    again = tensors(copy)
+    assert again.keys() == values.keys()
+    assert all(torch.equal(value, again[name]) for name, value in values.items())
+
+
+def test_what_is_saved_is_what_the_tensors_were(tmp_path, run_folder):
+    """Training goes on while they are written."""
+    original = load_checkpoint(run_folder)
+    values = tensors(original)
+    expected = {name: value.clone() for name, value in values.items()}
+    saved = Checkpoints(tmp_path)
+    saved.save(values, original.model_config, original.train_config, original.position)
+    for value in values.values():
+        value.fill_(7)
+    saved.wait()
+    assert all(torch.equal(value, expected[name]) for name, value in tensors(load_checkpoint(tmp_path)).items())
+
+
+def test_the_newest_are_kept(tmp_path, run_folder):
+    original = load_checkpoint(run_folder)
+    saved = Checkpoints(tmp_path, keep=3)
+    for step in (5, 10, 100, 1000, 20_000):
+        saved.save(tensors(original), original.model_config, original.train_config, Position(step=step))
+    saved.wait()
+    assert saved.names() == ["step-000000100", "step-000001000", "step-000020000"]
+    assert {path.name for path in saved.folder.iterdir()} == set(saved.names())
+    assert load_checkpoint(tmp_path).position.step == 20_000
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, -1])
-def test_truncated_checkpoint_is_refused(tmp_path, finished, kept):
-    whole = finished.read_bytes()
-    path = tmp_path / "cut.safetensors"
-    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ": truncated or no checkpoint of fastvae"):
-        load_checkpoint(path)
+def test_truncated_shard_is_refused(copied, kept):
+    shard = shard_of(copied)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    refused(copied, rf"damaged checkpoint \({shard.name} has \d+ bytes, expected {len(whole)}\)")
 
 
-def test_foreign_file_is_refused(tmp_path):
-    text = tmp_path / "text"
-    text.write_text("not a checkpoint at all, but long enough to hold a header of some size\n" * 10)
-    with pytest.raises(ValueError, match=re.escape(str(text)) + ": truncated or no checkpoint of fastvae"):
-        load_checkpoint(text)
-    weights = tmp_path / "weights.safetensors"
-    save_file({"w": torch.zeros(2)}, weights)
-    with pytest.raises(ValueError, match=re.escape(str(weights)) + ": no checkpoint of fastvae"):
-        load_checkpoint(weights)
+@pytest.mark.parametrize("where", [0, 9, 0.5, -1])
+def test_flipped_bit_is_refused(copied, where):
+    shard = shard_of(copied)
+    content = bytearray(shard.read_bytes())
+    content[int(where * len(content)) if isinstance(where, float) else where] ^= 0x10
+    shard.write_bytes(content)
+    refused(copied, rf"damaged checkpoint \({shard.name} was altered: its SHA-256 is another\)")
+
+
+def test_missing_shard_is_refused(copied):
+    name = shard_of(copied).name
+    shard_of(copied).unlink()
+    refused(copied, rf"damaged checkpoint \({name} is missing\)")
+
+
+@pytest.mark.parametrize("name", ["shard-00002-model-00001-of-00001.safetensors", ".metadata"])
+def test_file_too_many_is_refused(copied, name):
+    (copied / name).write_bytes(b"0")
+    refused(copied, rf"damaged checkpoint \({re.escape(name)} does not belong to it\)")
+
+
+def test_altered_manifest_is_refused(copied):
+    manifest = copied / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-20])
+    refused(copied, r"damaged checkpoint \(manifest.json: JSONDecodeError")
+    manifest.write_bytes(whole.replace(b'"epoch": 1', b'"epoch": 2', 1))
+    refused(copied, r"damaged checkpoint \(manifest.json was altered\)")
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    ("changes", "message"),
     [
-        ({"format": 2}, "checkpoint of format 2, this fastvae reads format 1"),
-        ({}, "damaged checkpoint"),
-        ({"format": 1}, "damaged checkpoint"),
-        ({"format": 1, "model": {"shape": 3}, "train": {}, "epoch": 0, "history": []}, "damaged checkpoint"),
-        ({"format": 1, "model": {}, "train": {}, "epoch": 0, "history": []}, "damaged checkpoint"),
-        ([], "damaged checkpoint"),
+        ({"format": 1}, "checkpoint of format 1, this fastvae reads format 2"),
+        ({"model": {"shape": 3}}, "checkpoint of another version of fastvae"),
+        ({"model": {"data_shape": [8, 8]}}, r"damaged checkpoint \(its tensors are not the model's\)"),
     ],
     ids=str,
 )
-def test_checkpoint_with_a_wrong_header_is_refused(tmp_path, header, message):
-    path = tmp_path / "odd.safetensors"
-    save_file({"model.w": torch.zeros(2)}, path, metadata={"fastvae": json.dumps(header)})
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ": " + message):
-        load_checkpoint(path)
+def test_checkpoint_of_another_model_is_refused(copied, changes, message):
+    content = json.loads((copied / "manifest.json").read_text()) | changes
+    del content["sha256"]
+    (copied / "manifest.json").write_text(json.dumps(content | {"sha256": _digest(content)}))
+    refused(copied, message)
 
 
-def test_checkpoint_without_its_optimiser_is_refused_by_resume(tmp_path, finished):
-    checkpoint = load_checkpoint(finished)
-    save_checkpoint(tmp_path / "checkpoint.safetensors", dataclasses.replace(checkpoint, optimizer={}))
-    with pytest.raises(ValueError, match=r"checkpoint.safetensors: damaged checkpoint"):
-        train(CONFIG, tmp_path, resume=True)
+def test_foreign_folder_and_file_are_refused(tmp_path):
+    refused(tmp_path, "no checkpoint of fastvae: it holds no manifest.json")
+    (tmp_path / "text").write_text("hello")
+    refused(tmp_path / "text", "no checkpoint of fastvae")
+    (tmp_path / "manifest.json").write_text("[]")
+    refused(tmp_path, r"damaged checkpoint \(manifest.json")
 
 
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such checkpoint"):
         load_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"checkpoint.safetensors: no such checkpoint"):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"checkpoints: no such checkpoint"):
         load_checkpoint(tmp_path)
 
 
-def test_failed_write_leaves_the_old_checkpoint(tmp_path, finished, monkeypatch):
-    path = tmp_path / "checkpoint.safetensors"
-    old = load_checkpoint(finished)
-    save_checkpoint(path, old)
-    before = path.read_bytes()
+def test_damaged_checkpoint_gives_way_to_the_one_before_it(run_folder, tmp_path, caplog):
+    out = shutil.copytree(run_folder, tmp_path / "run")
+    newest = load_checkpoint(out).folder
+    shard_of(newest).unlink()
+    assert load_checkpoint(out).position.step == 0
+    (record,) = caplog.records
+    assert re.fullmatch(r".*step-000000015: damaged checkpoint \(.* is missing\); .* before it", record.getMessage())
+    # Its place is taken by the whole one of the run that goes on.
+    train(CONFIG, out, resume=True)
+    for name, value in tensors(load_checkpoint(out)).items():
+        assert torch.equal(value, tensors(load_checkpoint(run_folder))[name])
+    for folder in (out / "checkpoints").iterdir():
+        shard_of(folder).unlink()
+    with pytest.raises(ValueError, match=r"step-000000000: damaged checkpoint"):
+        load_checkpoint(out)
 
-    def full_disk(*arguments):
+
+def test_checkpoint_without_its_optimiser_is_refused_by_resume(tmp_path, run_folder):
+    original = load_checkpoint(run_folder)
+    saved = Checkpoints(tmp_path)
+    weights = {name: value for name, value in tensors(original).items() if name.startswith("model.")}
+    saved.save(weights, original.model_config, original.train_config, original.position)
+    saved.wait()
+    with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser's state is not the model's\)"):
+        train(CONFIG, tmp_path, resume=True)
+
+
+class Malice:
+    def __reduce__(self):
+        return os.abort, ()
+
+
+def test_nothing_is_unpickled(run_folder, copied, monkeypatch):
+    def load(*_, **__):
+        pytest.fail("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, load)
+    monkeypatch.setattr(torch, "load", load)
+    assert load_checkpoint(run_folder).build_model().latent_dim == 4
+    shard_of(copied).write_bytes(pickle.dumps(Malice()))
+    refused(copied, "damaged checkpoint")
+
+
+def test_failed_write_leaves_the_old_checkpoint(tmp_path, run_folder, monkeypatch):
+    original = load_checkpoint(run_folder)
+    saved = Checkpoints(tmp_path)
+    saved.save(tensors(original), original.model_config, original.train_config, original.position)
+    saved.wait()
+    before = contents(tmp_path)
+
+    def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(path, dataclasses.replace(old, epoch=7))
-    assert contents(tmp_path) == {path: before}
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full_disk)
+        saved.save(tensors(original), original.model_config, original.train_config, Position(step=99))
+        with pytest.raises(OSError, match=r"could not be written .*no space left.*; those before it are whole"):
+            saved.wait()
+    assert contents(tmp_path) == before
+    assert [path.name for path in saved.folder.iterdir()] == saved.names()
 
 
 def test_replacing_keeps_suffix_and_old_file(tmp_path):
@@ -120,8 +230,8 @@ def test_replacing_keeps_suffix_and_old_file(tmp_path):
     assert contents(tmp_path) == {path: b"first"}
 
 
-def test_checkpoint_builds_its_model_without_drawing_noise(finished):
-    checkpoint = load_checkpoint(finished)
+def test_checkpoint_builds_its_model_without_drawing_noise(run_folder):
+    checkpoint = load_checkpoint(run_folder)
     before = torch.get_rng_state()
     one, other = checkpoint.build_model(), checkpoint.build_model()
     assert torch.equal(torch.get_rng_state(), before)

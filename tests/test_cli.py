@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,7 +192,8 @@ def test_evaluate_estimates_the_likelihood_by_sampling(finished, tmp_path, capsy
     assert main(["evaluate", str(finished[0]), *sizes, "--prior-samples", "30", "--json", str(out)]) == 0
     naive = json.loads(out.read_text())["log_likelihood_prior"]
     assert naive["num_samples"] == 30
-    assert naive["log_likelihood"] < report["log_likelihood"]
+    # Fewer of the prior's samples count: that, and not which estimate is the higher, holds for any draw.
+    assert naive["effective_sample_size"] / 30 < report["effective_sample_size"] / 20
     assert main(["evaluate", str(finished[0]), *sizes, "--prior-samples", "30", "--partial", str(partial)]) == 2
     assert "keeps one of --samples and --prior-samples" in capsys.readouterr().err
 
@@ -210,7 +212,7 @@ def test_sample_writes_a_picture(finished, tmp_path, capsys):
     from matplotlib.image import imread
 
     path = tmp_path / "new" / "seven.png"
-    checkpoint = finished[0] / "checkpoint.safetensors"
+    checkpoint = load_checkpoint(finished[0]).folder
     arguments = ["sample", str(checkpoint), "--num", "7", "--out", str(path)]
     assert main(arguments) == 0
     assert str(path) in capsys.readouterr().out
@@ -288,10 +290,11 @@ def test_bad_data_file_is_one_line(tmp_path, capsys):
 def test_unreadable_checkpoint_is_one_line(tmp_path, finished, capsys, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     fails(capsys, [command, tmp_path / "nowhere"], "nowhere: no such checkpoint")
-    whole = (finished[0] / "checkpoint.safetensors").read_bytes()
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(whole[: len(whole) // 2])
-    fails(capsys, [command, cut], "cut.safetensors: truncated")
+    cut = tmp_path / "cut"
+    shutil.copytree(load_checkpoint(finished[0]).folder, cut)
+    shard = next(cut.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    fails(capsys, [command, cut], "cut: damaged checkpoint", "bytes, expected")
     text = tmp_path / "text"
     text.write_text("hello")
     fails(capsys, [command, text], "no checkpoint of fastvae")
@@ -343,7 +346,7 @@ def test_nothing_to_resume_is_one_line(tmp_path, capsys):
 
 def test_diverging_run_is_one_line_and_keeps_its_checkpoint(tmp_path, capsys):
     assert main([*TRAIN, "--learning-rate", "1e30", "--out", str(tmp_path)]) == 1
-    assert_one_line_of_error(capsys.readouterr().err, "at step", "checkpoint.safetensors")
+    assert_one_line_of_error(capsys.readouterr().err, "at step", "step-000000000 holds epoch 0")
     assert load_checkpoint(tmp_path).epoch == 0
 
 

@@ -144,7 +144,9 @@ class LatentVariableModel(nn.Module):
 
     def _prior(self, shape: Sequence[int], generator: Generator | None) -> Tensor:
         # N(0, I) through the operator: its noise is the same on every device, torch.randn's is not.
-        zeros = next(self.parameters()).new_zeros(*shape, self.latent_dim)
+        # Not new_zeros: of a parameter that is sharded, it would be sharded.
+        like = next(self.parameters())
+        zeros = torch.zeros(*shape, self.latent_dim, dtype=like.dtype, device=like.device)
         return reparameterize(zeros, zeros, generator=generator)
 
     def _as_input(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,27 +1,25 @@
 """Training runs: what they are made of, how they stop and how they go on."""
 
-from fastvae.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastvae.training.batch_size import BatchSpeed, best_batch_size, measure_batch_sizes
+from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, load_checkpoint
 from fastvae.training.config import TrainConfig
-from fastvae.training.loop import (
-    CHECKPOINT,
-    PICTURES,
-    Progress,
-    TrainingError,
-    TrainResult,
-    saved_config,
-    train,
-)
+from fastvae.training.distributed import StoppedError, TrainingError
+from fastvae.training.loop import PICTURES, Progress, TrainResult, holds_run, saved_config, train
 
 __all__ = [
-    "CHECKPOINT",
+    "CHECKPOINTS",
     "PICTURES",
+    "BatchSpeed",
     "Checkpoint",
     "Progress",
+    "StoppedError",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "best_batch_size",
+    "holds_run",
     "load_checkpoint",
-    "save_checkpoint",
+    "measure_batch_sizes",
     "saved_config",
     "train",
 ]

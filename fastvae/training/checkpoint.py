@@ -1,148 +1,331 @@
-"""One file per run: weights, optimiser and random states in safetensors, the rest as JSON in its header.
+"""Checkpoints: a folder each, whole or not there, written while training goes on.
 
-No pickle: reading a checkpoint runs no code. The tensors are called ``model.NAME`` (the state dictionary),
-``optimizer.PARAMETER.KEY`` (Adam's state) and ``random.NAME`` (states of generators).
+``checkpoints/step-000000600/`` holds safetensors files, one for each process that had something to write, by
+torch.distributed.checkpoint, and ``manifest.json``: the configuration, how far the run is, and the size and SHA-256 of
+every file. A folder gets its name when all of it is on the disk. No pickle: reading a checkpoint runs no code.
+The tensors are called ``model.NAME`` (the state dictionary) and ``optimizer.PARAMETER.KEY`` (Adam's state); there are
+no states of random generators, because a run seeds them anew for each part of each step.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
-from dataclasses import dataclass
+import re
+import shutil
+import warnings
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors  # noqa: F401 (which torch asks for at the first write only)
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fastvae.files import replacing
 from fastvae.models import CVAE, VAE, Model, Regressor
 
-FORMAT = 1
+FORMAT = 2
+CHECKPOINTS = "checkpoints"
 MODELS: dict[str, type[Model]] = {"vae": VAE, "cvae": CVAE, "regressor": Regressor}
-_HEADER = "fastvae"
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{9})")
+_PART = ".part"
+
+logger = logging.getLogger("fastvae")
+
+# A run of one process is no mistake.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is."""
+
+    step: int = 0
+    """Batches done."""
+    epoch: int = 0
+    """Epochs done."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The list ``epochs`` of ``metrics.json``."""
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Of the epoch that is not over: loss, reconstruction and KL of its images."""
+    images: int = 0
+    """Of that epoch."""
+    seconds: float = 0.0
+    """Spent on that epoch."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after an epoch."""
+    """A checkpoint on the disk, of which the manifest is read."""
 
+    folder: Path
     model_config: dict[str, Any]
     """The arguments of the model's class."""
     train_config: dict[str, Any]
     """The fields of ``TrainConfig``."""
-    epoch: int
-    """Epochs done."""
-    history: list[dict[str, Any]]
-    """The list ``epochs`` of ``metrics.json``."""
-    model: dict[str, Tensor]
-    """The model's state dictionary."""
-    optimizer: dict[str, dict[str, Tensor]]
-    """For each parameter, the optimiser's tensors by key."""
-    random: dict[str, Tensor]
-    """States of random generators, by name."""
+    position: Position
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.position.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The list ``epochs`` of ``metrics.json``."""
+        return self.position.history
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The tensors' names and shapes."""
+        held = _Reader(self.folder).read_metadata().state_dict_metadata
+        return {name: about.size for name, about in held.items() if isinstance(about, TensorStorageMetadata)}
+
+    def read(self, tensors: dict[str, Tensor]) -> None:
+        """Fill tensors by their names, also the shards of tensors that were saved whole or sharded otherwise.
+
+        Every process of a run must call it.
+        """
+        if not tensors:
+            return
+        try:
+            load(tensors, storage_reader=_Reader(self.folder), no_dist=not dist.is_initialized())
+        except CheckpointException as error:
+            raise ValueError(f"{self.folder}: damaged checkpoint ({_reason(error)})") from error
 
     def build_model(self) -> Model:
         """The model with its weights, on the CPU. Draws no random numbers."""
-        with torch.device("meta"):
-            model = self._empty_model()
-        model.to_empty(device="cpu").load_state_dict(self.model)
+        model = self.empty_model().to_empty(device="cpu")
+        state = model.state_dict()
+        # Of this process alone, whatever others do.
+        reader = _Reader(self.folder)
+        load({f"model.{name}": tensor for name, tensor in state.items()}, storage_reader=reader, no_dist=True)
         return model
 
-    def _empty_model(self) -> Model:
-        return MODELS[self.train_config.get("model", "vae")](**self.model_config)
+    def empty_model(self) -> Model:
+        """The model without memory for its weights."""
+        with torch.device("meta"):
+            return MODELS[self.train_config.get("model", "vae")](**self.model_config)
 
 
-def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, in place of the one that was there, whole or not at all.
+class _Reader(HuggingFaceStorageReader):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
 
-    Raises:
-        OSError: the file cannot be written.
-    """
-    tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
-    for parameter, state in checkpoint.optimizer.items():
-        tensors |= {f"optimizer.{parameter}.{key}": tensor for key, tensor in state.items()}
-    tensors |= {f"random.{name}": state for name, state in checkpoint.random.items()}
-    header = {
-        "format": FORMAT,
-        "model": checkpoint.model_config,
-        "train": checkpoint.train_config,
-        "epoch": checkpoint.epoch,
-        "history": checkpoint.history,
-    }
-    with replacing(path) as temporary:
-        # Through bytes: safetensors' own writer makes files that nobody but their owner can read.
-        temporary.write_bytes(
-            save(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                metadata={_HEADER: json.dumps(header, allow_nan=False)},
+
+class _Writer(HuggingFaceStorageWriter):
+    """Writes into a folder beside, which the first process seals and names when all have written."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.final, self.manifest = folder, manifest
+        self.part = folder.with_name(f".{folder.name}{_PART}")
+        super().__init__(str(self.part), save_distributed=True)
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        super().finish(metadata, results)
+        files = {path.name: _seal_of(path) for path in sorted(self.part.iterdir())}
+        content = self.manifest | {"files": files}
+        with replacing(self.part / _MANIFEST) as temporary:
+            temporary.write_text(
+                json.dumps(content | {"sha256": _digest(content)}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
             )
-        )
+        _sync(self.part)
+        if self.final.exists():  # of this step, and found damaged
+            shutil.rmtree(self.final)
+        os.replace(self.part, self.final)
+        _sync(self.final.parent)
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: of the run.
+        keep: how many, the newest.
+        first: whether this is the first of the run's processes.
+        group: for the processes to agree, apart from that of training.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int = 2, *, first: bool = True, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.folder = folder / CHECKPOINTS
+        self._keep, self._first, self._group = keep, first, group
+        self._pending: Future[Any] | None = None
+
+    def save(
+        self,
+        tensors: dict[str, Tensor],
+        model_config: dict[str, Any],
+        train_config: dict[str, Any],
+        position: Position,
+    ) -> None:
+        """Take a copy of the tensors and write it in the background; every process of the run must call it.
+
+        Raises:
+            OSError: the checkpoint before this one could not be written.
+        """
+        self.wait()
+        manifest = {"format": FORMAT, "model": model_config, "train": train_config, **asdict(position)}
+        writer = _Writer(self.folder / f"step-{position.step:09}", manifest)
+        if self._first:
+            shutil.rmtree(writer.part, ignore_errors=True)  # what a killed process left
+        if dist.is_initialized():
+            dist.barrier()
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        future = async_save(copies, storage_writer=writer, process_group=self._group, no_dist=not dist.is_initialized())
+        assert isinstance(future, Future)
+        self._pending = future
+
+    def wait(self) -> None:
+        """Until the last one is on the disk.
+
+        Raises:
+            OSError: it could not be written; those before it are as they were.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except CheckpointException as error:
+            for part in self.folder.glob(f".step-*{_PART}"):  # which may be what fills the disk
+                shutil.rmtree(part, ignore_errors=True)
+            raise OSError(
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); those before it are whole"
+            ) from error
+        if self._first:
+            for name in self.names()[: -self._keep]:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """After an error: wait for the last one, whatever becomes of it."""
+        try:
+            self.wait()
+        except OSError as error:
+            logger.warning("%s", error)
+
+    def names(self) -> list[str]:
+        """Those that are there, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def newest(self) -> Checkpoint:
+        """The newest that is whole. What is damaged is logged, as a warning, and passed by.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: all of them are damaged; the message says how.
+        """
+        names = self.names()
+        if not names:
+            raise FileNotFoundError(f"{self.folder}: no such checkpoint")
+        for name in reversed(names):
+            try:
+                return load_checkpoint(self.folder / name)
+            except ValueError as error:
+                if name == names[0]:
+                    raise
+                logger.warning("%s; taking the one before it", error)
+        raise AssertionError
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint.
+    """Find a checkpoint, check every byte of it, and read its manifest.
 
     Args:
-        path: the file, or the folder of a run that holds ``checkpoint.safetensors``.
+        path: its folder, or the folder of a run, of which it is the newest that is whole.
 
     Raises:
-        ValueError: the file is truncated, of another program or of another version; the message names it.
-        OSError: there is no such file, or it cannot be read.
+        ValueError: it is truncated, altered, not whole, of another program or of another version; the message names it.
+        OSError: there is none, or it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "checkpoint.safetensors"
-    if not path.is_file():
+    if (path / CHECKPOINTS).is_dir():
+        return Checkpoints(path).newest()
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not (path / _MANIFEST).is_file():
+        raise ValueError(f"{path}: no checkpoint of fastvae: it holds no {_MANIFEST}")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            if header is None:
-                raise ValueError(f"{path}: no checkpoint of fastvae")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated or no checkpoint of fastvae ({error})") from None
-    try:
-        return _assemble(json.loads(header), tensors)
-    except _FormatError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
-
-
-class _FormatError(Exception):
-    pass
-
-
-def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
-    if header["format"] != FORMAT:
-        raise _FormatError(f"checkpoint of format {header['format']}, this fastvae reads format {FORMAT}")
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
-    for name, tensor in tensors.items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = tensor
-    optimizer: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        parameter, _, key = name.rpartition(".")
-        optimizer.setdefault(parameter, {})[key] = tensor
+        content = json.loads((path / _MANIFEST).read_bytes())
+        digest = content.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: damaged checkpoint ({_MANIFEST}: {type(error).__name__}: {error})") from None
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path}: checkpoint of format {content.get('format')}, this fastvae reads format {FORMAT}")
+    if digest != _digest(content):
+        raise ValueError(f"{path}: damaged checkpoint ({_MANIFEST} was altered)")
+    _check_files(path, content["files"])
     checkpoint = Checkpoint(
-        model_config=header["model"],
-        train_config=header["train"],
-        epoch=header["epoch"],
-        history=header["history"],
-        model=groups["model"],
-        optimizer=optimizer,
-        random=groups["random"],
+        path,
+        content["model"],
+        content["train"],
+        Position(**{name: content[name] for name in Position.__dataclass_fields__}),
     )
-    # What does not fit together is found here, where the file can be named, and not half-way into a run.
-    with torch.device("meta"):
-        checkpoint._empty_model().load_state_dict(checkpoint.model, assign=True)
-    # Adam has no state before its first step.
-    if checkpoint.epoch > 0 and checkpoint.optimizer.keys() != checkpoint.model.keys():
-        raise ValueError("the optimiser's state is not that of the model's parameters")
-    if len(checkpoint.history) != checkpoint.epoch or not {"torch", "shuffle"} <= checkpoint.random.keys():
-        raise ValueError("the history or the random states are incomplete")
+    _check_tensors(checkpoint)
     return checkpoint
+
+
+def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    for name, seal in files.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: damaged checkpoint ({name} is missing)")
+        size = (folder / name).stat().st_size
+        if size != seal["bytes"]:
+            raise ValueError(f"{folder}: damaged checkpoint ({name} has {size} bytes, expected {seal['bytes']})")
+        if _seal_of(folder / name) != seal:
+            raise ValueError(f"{folder}: damaged checkpoint ({name} was altered: its SHA-256 is another)")
+    # A file too many would be read as well.
+    if strays := {path.name for path in folder.iterdir()} - files.keys() - {_MANIFEST}:
+        raise ValueError(f"{folder}: damaged checkpoint ({', '.join(sorted(strays))} does not belong to it)")
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """That they fit the model is found here, where the folder can be named, and not half-way into a run."""
+    try:
+        expected = {f"model.{name}": tensor.shape for name, tensor in checkpoint.empty_model().state_dict().items()}
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{checkpoint.folder}: checkpoint of another version of fastvae ({reason})") from error
+    held = checkpoint.shapes()
+    if {name: shape for name, shape in held.items() if name.startswith("model.")} != expected:
+        raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its tensors are not the model's)")
+
+
+def _seal_of(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """So that a name survives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: CheckpointException) -> str:
+    """What went wrong, without the traces of torch's own code."""
+    reasons = {str(failure[0]).strip() for failure in error.failures.values()}
+    return "; ".join(sorted(reasons)).replace("\n", " ")

@@ -11,6 +11,7 @@ from fastvae.models.likelihood import LikelihoodName
 from fastvae.models.networks import Activation, Preset, check_network
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training.checkpoint import Checkpoint
+from fastvae.training.solver import Scaling
 
 Amp = Literal["bf16"]
 Binarize = Literal["none", "dynamic"]
@@ -34,9 +35,10 @@ class TrainConfig:
     """As ``root`` of ``fastvae.data.load``."""
     epochs: int = 100
     batch_size: int = 100
+    """Images of a step, in all processes together."""
     accumulate: int = 1
-    """Parts of a batch that go through the network one after the other, their gradients added up: for a batch that does
-    not fit the memory. Each part has noise of its own."""
+    """Parts of a batch, each with noise of its own. A process takes its parts one after the other and adds up their
+    gradients: for a batch that does not fit the memory, or so that several processes do as one would."""
     latent_dim: int = 30
     hidden: tuple[int, ...] = (1000, 500, 250)
     activation: Activation = "relu"
@@ -65,6 +67,9 @@ class TrainConfig:
     """Targets: grey pixels, or ``"dynamic"``, drawn anew at every pass with probability x/255."""
     learning_rate: float = 1e-3
     """Of Adam; the highest of the run where it changes."""
+    scale_learning_rate: Scaling | None = None
+    """How it grows where the batch is larger than 100 images, for which it then is
+    (:func:`fastvae.training.solver.scaled_learning_rate`)."""
     warmup_epochs: int = 0
     """In which it rises from 0 in equal steps."""
     decay: Decay | None = None
@@ -92,7 +97,12 @@ class TrainConfig:
             if getattr(self, name) not in get_args(choice):
                 expected = ", ".join(get_args(choice))
                 raise ValueError(f"{name} must be one of {expected}, not {getattr(self, name)!r}")
-        for name, options in (("amp", Amp), ("anneal", ScheduleKind), ("decay", Decay)):
+        for name, options in (
+            ("amp", Amp),
+            ("anneal", ScheduleKind),
+            ("decay", Decay),
+            ("scale_learning_rate", Scaling),
+        ):
             if getattr(self, name) not in (None, *get_args(options)):
                 raise ValueError(f"{name} must be {', '.join(get_args(options))} or none, not {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "accumulate", "latent_dim", "anneal_epochs", "importance_samples"):

@@ -1,8 +1,9 @@
-"""A training run: a folder with a checkpoint, metrics, TensorBoard logs and pictures."""
+"""A training run: a folder with checkpoints, metrics, TensorBoard logs and pictures."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -13,36 +14,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastvae
-from fastvae.data import Batches, Dataset, join_column, load, split_column
-from fastvae.evaluation import ELBOReport, elbo_report, evaluate
+from fastvae.data import Dataset, join_column, load, split_column
+from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
 from fastvae.models import CVAE, VAE, Model
 from fastvae.objectives import Schedule
 from fastvae.ops import ELBO, binarize
-from fastvae.training.checkpoint import MODELS, Checkpoint, load_checkpoint, save_checkpoint
+from fastvae.training.checkpoint import (
+    CHECKPOINTS,
+    MODELS,
+    Checkpoint,
+    Checkpoints,
+    Position,
+    load_checkpoint,
+)
 from fastvae.training.config import TrainConfig
-from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names
+from fastvae.training.distributed import (
+    StoppedError,
+    TrainingError,
+    World,
+    gathered,
+    is_of_compiler,
+    more_to_come,
+    share_out,
+    until_terminated,
+    world,
+)
+from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names, scaled_learning_rate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHECKPOINT, METRICS, TENSORBOARD = "checkpoint.safetensors", "metrics.json", "tensorboard"
+METRICS, TENSORBOARD = "metrics.json", "tensorboard"
 PICTURES = ("samples.png", "reconstructions.png", "curves.png")
 
 # Reading the loss makes the host wait for the device, so it is read for the display, not for every batch.
 _SECONDS_BETWEEN_REPORTS = 0.2
+# Processes agree on whether to stop once in so many steps: to ask at each would make each wait for the slowest.
+_STEPS_BETWEEN_AGREEMENTS = 10
 _GRID_COLUMNS = 10
 _GRID_RECONSTRUCTIONS = 50
 
 # What may differ between a run and its continuation: it does not change the numbers.
 _FREE_ON_RESUME = ("epochs", "data_dir")
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; its last checkpoint is kept."""
 
 
 class Progress(NamedTuple):
@@ -52,10 +69,11 @@ class Progress(NamedTuple):
     """From 1."""
     epochs: int
     images: int
-    """Done in this epoch."""
+    """Done in this epoch, by all processes."""
     images_per_epoch: int
     loss: float
-    """What is minimised; this and the ELBO's parts in nats per image, the mean over the epoch so far."""
+    """What is minimised; this and the ELBO's parts in nats per image, the mean over the epoch so far (of this process'
+    own images, until the epoch is over)."""
     reconstruction: float
     kl: float
     samples_per_second: float
@@ -78,71 +96,114 @@ def train(
     *,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    device: str | torch.device | None = None,
+    fsdp: bool = False,
+    keep: int = 2,
+    save_steps: int | None = None,
 ) -> TrainResult:
-    """Train a VAE, or go on with a run that stopped.
+    """Train a VAE, or go on with a run that stopped, in one process or in those that torchrun starts.
 
-    The folder gets ``checkpoint.safetensors`` and ``metrics.json`` (both rewritten after each epoch, whole or
-    not at all), ``tensorboard/``, and at the end ``samples.png``, ``reconstructions.png`` and ``curves.png``.
-    A run that was stopped in any way and resumed ends with bitwise the weights and metrics (but for times) of
-    one that never stopped, given the same machine and number of threads. Seeds torch's own random generator.
+    The folder gets ``checkpoints/`` (one before the first step and after each epoch, written in the background, whole
+    or not at all), ``metrics.json``, ``tensorboard/``, and at the end ``samples.png``, ``reconstructions.png`` and
+    ``curves.png``. A run that was stopped in any way and resumed ends with bitwise the weights and metrics (but for
+    times) of one that never stopped, given the same machine, number of threads and number of processes.
+    Seeds torch's own random generator.
+
+    Processes share out the ``config.accumulate`` parts of each batch, or as many parts as there are processes where
+    that is more. Noise belongs to the part, so that the weights are, but for rounding, the same for any number of
+    processes up to ``config.accumulate``. They need a folder that all of them see.
 
     Args:
         config: on resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
             unless the learning rate decays over them.
         out_dir: made where it is missing; must hold a run if ``resume``, and must not otherwise.
-        resume: whether to go on from the checkpoint.
-        progress: called with a ``Progress`` several times a second.
+        resume: whether to go on from the newest checkpoint that is whole.
+        progress: called with a ``Progress`` several times a second, in the first process.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
+            there is one and this build has kernels for it.
+        fsdp: whether processes share out the weights and the optimiser's state as well (FSDP2), layer by layer, for
+            models that do not fit one device.
+        keep: checkpoints that are kept, the newest.
+        save_steps: steps between further checkpoints within an epoch.
 
     Raises:
-        ValueError: ``config`` contradicts the run's own; a file of the data set or the checkpoint is bad.
+        ValueError: ``config`` contradicts the run's own; a file of the data set or all checkpoints are bad; a device
+            that is not there; ``fsdp`` with ``config.compile`` or without several processes.
         FileExistsError: ``out_dir`` holds a run already.
         FileNotFoundError: nothing to resume, or no data set.
         OSError: a file cannot be read or written.
-        TrainingError: the loss is no longer finite, or torch.compile failed.
+        TrainingError: the loss is no longer finite, torch.compile failed, or another process was lost.
+        StoppedError: SIGTERM came; the run is saved where it was.
     """
     # Loaded here because a `TrainConfig` needs neither, and both before hours of training and not after.
     from torch.utils.tensorboard import SummaryWriter
 
     import fastvae.plots  # noqa: F401
 
+    for name, value in (("keep", keep), ("save_steps", save_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     out_dir = Path(out_dir)
-    checkpoint = _checkpoint_to_resume(config, out_dir) if resume else None
-    if not resume:
-        _refuse_existing_run(out_dir)
-    dataset = load(config.dataset, config.data_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    with world(device) as processes, until_terminated() as terminated:
+        if fsdp and (config.compile or processes.size == 1):
+            raise ValueError("fsdp shares a model out: it needs several processes, and compile=False")
+        folder = processes.of_first(lambda: _folder_to_resume(config, out_dir) if resume else _refuse(out_dir))
+        checkpoint = None if folder is None else load_checkpoint(folder)
+        if processes.size > 1:
+            # One process downloads; the data themselves are not sent.
+            processes.of_first(lambda: load(config.dataset, config.data_dir).name)
+        dataset = load(config.dataset, config.data_dir)
+        processes.of_first(lambda: out_dir.mkdir(parents=True, exist_ok=True))
 
-    run = _Run(config, dataset, out_dir, checkpoint)
-    if checkpoint is None:
-        # So that there is something to resume from before the first epoch is over.
-        run.save_checkpoint()
-    # On resuming too: the run may have been killed between its last checkpoint and its metrics.
-    run.save_metrics()
-    writer = SummaryWriter(str(out_dir / TENSORBOARD), purge_step=run.epoch + 1)
-    try:
-        while run.epoch < config.epochs:
-            run.train_epoch(writer, progress)
-    finally:
-        writer.close()
-    run.save_pictures()
-    return TrainResult(run.model, run.history)
+        saved = Checkpoints(out_dir, keep, first=processes.rank == 0, group=processes.saving)
+        run = _Run(config, dataset, out_dir, checkpoint, processes, fsdp, saved, save_steps, terminated)
+        if checkpoint is None:
+            # So that there is something to resume from before the first epoch is over, and before anything else is
+            # there that would be taken for a run.
+            run.save_checkpoint()
+            saved.wait()
+        # On resuming too: the run may have been killed between its last checkpoint and its metrics.
+        run.save_metrics()
+        writer = None
+        if processes.rank == 0:
+            writer = SummaryWriter(str(out_dir / TENSORBOARD), purge_step=run.epoch + 1)
+        else:
+            progress = None
+        try:
+            while run.epoch < config.epochs:
+                run.train_epoch(writer, progress)
+            saved.wait()
+        finally:
+            if writer is not None:
+                writer.close()
+            saved.abandon()
+        run.save_pictures()
+        return TrainResult(run.model, run.history)
 
 
-def _refuse_existing_run(out_dir: Path) -> None:
-    if _stopped_in_first_epoch(out_dir / CHECKPOINT):
-        return  # there is nothing to lose
-    for name in (CHECKPOINT, METRICS, TENSORBOARD, *PICTURES):
+def _refuse(out_dir: Path) -> None:
+    """Refuses a folder that holds a run, but for one that has nothing to lose."""
+    if _stopped_before_its_first_step(out_dir):
+        return
+    checkpoints = out_dir / CHECKPOINTS
+    unfinished = checkpoints.is_dir() and not holds_run(out_dir)  # its first checkpoint was never whole
+    for name in (*(() if unfinished else (CHECKPOINTS,)), METRICS, TENSORBOARD, *PICTURES):
         if (out_dir / name).exists():
             raise FileExistsError(
                 f"{out_dir} holds {name} of an earlier run: --resume it or name another folder with --out"
             )
 
 
-def _stopped_in_first_epoch(checkpoint: Path) -> bool:
+def _stopped_before_its_first_step(out_dir: Path) -> bool:
     try:
-        return load_checkpoint(checkpoint).epoch == 0
+        return Checkpoints(out_dir).newest().position.step == 0
     except (OSError, ValueError):
         return False
+
+
+def holds_run(out_dir: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run that can be resumed."""
+    return bool(Checkpoints(Path(out_dir)).names())
 
 
 def saved_config(out_dir: str | os.PathLike[str]) -> TrainConfig:
@@ -150,18 +211,18 @@ def saved_config(out_dir: str | os.PathLike[str]) -> TrainConfig:
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the checkpoint is unreadable, or of another version.
+        ValueError: all of its checkpoints are damaged, or of another version.
     """
     return TrainConfig.from_checkpoint(_load_run(Path(out_dir)))
 
 
 def _load_run(out_dir: Path) -> Checkpoint:
-    if not (out_dir / CHECKPOINT).is_file():
-        raise FileNotFoundError(f"nothing to resume: {out_dir} holds no {CHECKPOINT}")
-    return load_checkpoint(out_dir / CHECKPOINT)
+    if not holds_run(out_dir):
+        raise FileNotFoundError(f"nothing to resume: {out_dir} holds no {CHECKPOINTS}")
+    return load_checkpoint(out_dir)
 
 
-def _checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
+def _folder_to_resume(config: TrainConfig, out_dir: Path) -> Path:
     checkpoint = _load_run(out_dir)
     saved = TrainConfig.from_checkpoint(checkpoint)
     for field in dataclasses.fields(TrainConfig):
@@ -172,7 +233,7 @@ def _checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
             raise ValueError(f"cannot resume with {field.name} {ours}: the run in {out_dir} has {theirs}")
     if config.epochs < checkpoint.epoch:
         raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has done {checkpoint.epoch}")
-    return checkpoint
+    return checkpoint.folder
 
 
 def _build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
@@ -187,106 +248,14 @@ def _build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
     return MODELS[config.model](image_shape, **options)
 
 
-class _Run:
-    """The state of a run between two epochs."""
+class _Objective(nn.Module):
+    """What is minimised, as a module of its own: DDP and FSDP see to gradients where a module is called."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, out_dir: Path, checkpoint: Checkpoint | None) -> None:
-        self.config, self.dataset, self.out_dir = config, dataset, out_dir
-        self.epoch = 0
-        self.history: list[dict[str, Any]] = []
-        # One seed, three streams: torch's own for weights and noise, one for the order of the images, and for
-        # the test a new one each time, so that looking at the run does not change it.
-        torch.manual_seed(config.seed)
-        self.shuffle = torch.Generator().manual_seed(config.seed)
-        if checkpoint is None:
-            self.model = _build_model(config, dataset.image_shape)
-        else:
-            self.model = checkpoint.build_model()
-        self.optimizer = make_optimizer(self.model, config.learning_rate, config.preset)
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        self.loss = torch.compile(self._loss, fullgraph=True) if config.compile else self._loss
-        batches = len(Batches(dataset.train_images, config.batch_size))
-        self.learning_rate = learning_rate_schedule(
-            config.learning_rate,
-            config.warmup_epochs * batches,
-            (config.epochs - config.warmup_epochs) * batches if config.decay else None,
-        )
-        self.anneal: Schedule | None = None
-        if config.anneal is not None:
-            self.anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * batches)
+    def __init__(self, model: Model, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.epoch = checkpoint.epoch
-        self.history = list(checkpoint.history)
-        state = {
-            index: checkpoint.optimizer[name]
-            for index, name in enumerate(parameter_names(self.model, self.optimizer))
-            if checkpoint.epoch > 0
-        }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.shuffle.set_state(checkpoint.random["shuffle"])
-        torch.set_rng_state(checkpoint.random["torch"])
-
-    def train_epoch(self, writer: SummaryWriter, progress: Callable[[Progress], None] | None) -> None:
-        """One pass through the training set, the test, and everything that is written after an epoch."""
-        sums = torch.zeros(3, dtype=torch.float64)
-        unread: list[Tensor] = []
-        images = 0
-        started = reported = time.perf_counter()
-        batches = Batches(
-            self.dataset.train_images,
-            self.config.batch_size,
-            shuffle=self.shuffle,
-            binarize=self.config.binarize == "dynamic",
-        )
-        for step, batch in enumerate(batches, self.epoch * len(batches)):
-            unread.append(self._step(batch, step))
-            sums += unread[-1].double() * len(batch)
-            images += len(batch)
-            if time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
-                means = self._finite_means(sums, images, unread, step)
-                unread.clear()
-                reported = time.perf_counter()
-                if progress is not None:
-                    progress(self._progress(means, images, reported - started, None))
-        means = self._finite_means(sums, images, unread, step)
-        seconds = time.perf_counter() - started
-        generator = self._test_generator()
-        test = evaluate(
-            self.model,
-            *self._arguments(self.dataset.test_images, generator),
-            binarize=self.config.binarize == "dynamic",
-            generator=generator,
-        )
-        if not math.isfinite(test.elbo):
-            self._stop(f"the test ELBO is {test.elbo}")
-
-        train = elbo_report(*means[1:], math.prod(self.model.data_shape))
-        self.history.append(
-            {
-                "epoch": self.epoch + 1,
-                "train": train._asdict(),
-                "test": test._asdict(),
-                "seconds": seconds,
-                "samples_per_second": images / seconds,
-            }
-        )
-        last = self._progress(means, images, seconds, test)
-        self.epoch += 1
-        self._log(writer, train, test, images / seconds)
-        # In this order: the metrics are never ahead of the checkpoint.
-        self.save_checkpoint()
-        self.save_metrics()
-        if progress is not None:
-            progress(last)
-
-    def _arguments(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """What the model takes of images: themselves, or what is to be completed and what is known."""
-        return (images,) if self.config.model == "vae" else split_column(images, generator=generator)
-
-    def _loss(self, beta: float | Tensor, x: Tensor, known: Tensor | None = None) -> ELBO:
+    def forward(self, beta: float | Tensor, x: Tensor, known: Tensor | None = None) -> ELBO:
         model, config = self.model, self.config
         samples, gradient = config.importance_samples, config.gradient
         if isinstance(model, VAE):
@@ -301,81 +270,257 @@ class _Run:
         loss = model.loss(x, known)
         return ELBO(loss, loss, torch.zeros_like(loss))
 
-    def _step(self, batch: Tensor, step: int) -> Tensor:
-        """One step of Adam. Returns ``[loss, reconstruction, kl]``, batch means in nats."""
+
+def _stream(name: str, seed: int) -> int:
+    """The first of a run's seeds for ``name``: 2^56 of them, of which no two runs use neighbouring ones."""
+    return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "big")
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        out_dir: Path,
+        checkpoint: Checkpoint | None,
+        processes: World,
+        fsdp: bool,
+        saved: Checkpoints,
+        save_steps: int | None,
+        terminated: Callable[[], bool],
+    ) -> None:
+        self.config, self.out_dir = config, out_dir
+        self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
+        self.device = processes.device
+        self.images = dataset.train_images.to(self.device)
+        self.test_images = dataset.test_images.to(self.device)
+        self.batches = -(-len(self.images) // config.batch_size)
+        self.parts = max(config.accumulate, processes.size)
+
+        # Weights, order and noise have seeds of their own, those of each epoch, and of each part of each step, anew:
+        # nothing but the position must be kept to go on, with any number of processes.
+        torch.manual_seed(config.seed)
+        self.noise = torch.default_generator
+        if self.device.type == "cuda":
+            self.noise = torch.cuda.default_generators[self.device.index]
+        self.order_seed, self.noise_seed = _stream("order", config.seed), _stream("noise", config.seed)
+        model = _build_model(config, dataset.image_shape) if checkpoint is None else checkpoint.empty_model()
+        if checkpoint is not None:
+            model = model.to_empty(device=self.device)
+        self.model = model.to(self.device)
+        self.objective = share_out(_Objective(self.model, config), processes, fsdp, config.compile)
+        self.optimizer = make_optimizer(
+            self.model,
+            scaled_learning_rate(config.learning_rate, config.batch_size, config.scale_learning_rate),
+            config.preset,
+        )
+        position = Position() if checkpoint is None else checkpoint.position
+        self.step, self.epoch, self.history = position.step, position.epoch, list(position.history)
+        # Of this process; what was done before belongs to the first.
+        first = processes.rank == 0
+        self.sums = torch.tensor(position.sums, dtype=torch.float64, device=self.device) * first
+        self.images_done, self.images_here = position.images, position.images * first
+        self.seconds = position.seconds
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.learning_rate = learning_rate_schedule(
+            self.optimizer.param_groups[0]["lr"],
+            config.warmup_epochs * self.batches,
+            (config.epochs - config.warmup_epochs) * self.batches if config.decay else None,
+        )
+        self.anneal: Schedule | None = None
+        if config.anneal is not None:
+            self.anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * self.batches)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        shapes = checkpoint.shapes()
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = dict(self.model.named_parameters())
+        for index, name in enumerate(parameter_names(self.model, self.optimizer)):
+            prefix, parameter = f"optimizer.{name}.", parameters[name]
+            for key in (key for key in shapes if key.startswith(prefix)):
+                like = torch.zeros_like(parameter) if shapes[key] == parameter.shape else torch.zeros(shapes[key])
+                tensors[key] = state.setdefault(index, {})[key.removeprefix(prefix)] = like
+        if checkpoint.position.step > 0 and len(state) < len(parameters):
+            raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser's state is not the model's)")
+        checkpoint.read(tensors)
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def train_epoch(self, writer: SummaryWriter | None, progress: Callable[[Progress], None] | None) -> None:
+        """What is left of a pass through the training set, the test, and everything that is written after an epoch."""
+        unread: list[Tensor] = []
+        started = reported = time.perf_counter() - self.seconds
+        shuffle = torch.Generator().manual_seed(self.order_seed + self.epoch)
+        order = torch.randperm(len(self.images), generator=shuffle).to(self.device)
+        batches = torch.split(order, self.config.batch_size)
+        for batch in batches[self.step - self.epoch * self.batches :]:
+            unread.append(self._step(batch))
+            self.sums += unread[-1]
+            self.images_done += len(batch)
+            self.step += 1
+            if time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
+                self._check_finite(unread)
+                reported = time.perf_counter()
+                if progress is not None:
+                    means = (self.sums / self.images_here).tolist()
+                    progress(self._progress(means, reported - started, None))
+            self._stop_or_save(unread, time.perf_counter() - started)
+        self._check_finite(unread)
+        self.seconds = time.perf_counter() - started
+        loss, reconstruction, kl = (self.world.sum(self.sums) / self.images_done).tolist()
+        test = self._test()
+        if not math.isfinite(test.elbo):
+            self._fail(f"the test ELBO is {test.elbo}")
+
+        train = elbo_report(reconstruction, kl, math.prod(self.model.data_shape))
+        self.history.append(
+            {
+                "epoch": self.epoch + 1,
+                "train": train._asdict(),
+                "test": test._asdict(),
+                "seconds": self.seconds,
+                "samples_per_second": self.images_done / self.seconds,
+            }
+        )
+        last = self._progress([loss, reconstruction, kl], self.seconds, test)
+        self.epoch += 1
+        self.sums.zero_()
+        self.images_done = self.images_here = 0
+        self.seconds = 0.0
+        self._log(writer, train, test, last.samples_per_second)
+        self.save_checkpoint()
+        self.save_metrics()
+        if progress is not None:
+            progress(last)
+
+    def _stop_or_save(self, unread: list[Tensor], seconds: float) -> None:
+        """Within an epoch: a checkpoint where one is due, or where SIGTERM has come, which then ends the run."""
+        if self.step % self.batches == 0:
+            return  # the epoch's own is next
+        stop = self.terminated()
+        if self.world.size > 1:
+            stop = self.step % _STEPS_BETWEEN_AGREEMENTS == 0 and self.world.any(stop)
+        if not (stop or (self.save_steps and self.step % self.save_steps == 0)):
+            return
+        self._check_finite(unread)
+        self.seconds = seconds
+        self.save_checkpoint()
+        if stop:
+            self.saved.wait()
+            raise StoppedError(f"stopped by SIGTERM in epoch {self.epoch + 1}, after step {self.step}, and saved")
+
+    def _test(self) -> ELBOReport:
+        generator = self._test_generator()
+        with gathered(self.objective):
+            sums = elbo_sums(
+                self.model,
+                *self._arguments(self.test_images, generator),
+                binarize=self.config.binarize == "dynamic",
+                generator=generator,
+                part=self.world.rank,
+                parts=self.world.size,
+            )
+        return report_of_sums(self.world.sum(sums), len(self.test_images), math.prod(self.model.data_shape))
+
+    def _arguments(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """What the model takes of images: themselves, or what is to be completed and what is known."""
+        return (images,) if self.config.model == "vae" else split_column(images, generator=generator)
+
+    def _step(self, batch: Tensor) -> Tensor:
+        """One step of Adam. Returns the sums over this process' images, ``[loss, reconstruction, kl]`` in nats."""
         self.optimizer.zero_grad()
-        config = self.config
+        config, processes = self.config, self.world
         # A tensor where it changes: compiled code is then not compiled anew.
-        beta = self.config.beta if self.anneal is None else torch.tensor(self.anneal(step), device=batch.device)
-        means = torch.zeros(3, device=batch.device)
+        beta = config.beta if self.anneal is None else torch.tensor(self.anneal(self.step), device=self.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        parts = list(enumerate(batch.tensor_split(self.parts)))[processes.rank :: processes.size]
+        mine = [(number, part, len(part)) for number, part in parts if len(part)]
+        # All make as many passes, because they exchange gradients, and weights with FSDP, in each: who has no part left
+        # takes an image that counts nothing.
+        passes = -(-min(self.parts, len(batch)) // processes.size)
+        mine += [(0, batch[:1], 0)] * (passes - len(mine))
+        for done, (number, part, count) in enumerate(mine, 1):
+            # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
+            self.noise.manual_seed(self.noise_seed + self.step * self.parts + number)
+            images = self.images.index_select(0, part)
+            if config.binarize == "dynamic":
+                images = binarize(images)
+            with more_to_come(self.objective, done < passes):
+                # Of the mean over the batch; what processes exchange is the mean over them.
+                terms = self._add_gradient(images, beta, count * processes.size / len(batch))
+            sums += terms * count
+            self.images_here += count
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.optimizer.step()
+        return sums
+
+    def _add_gradient(self, images: Tensor, beta: float | Tensor, share: float) -> Tensor:
+        """Adds ``share`` times the gradient of a part's mean. Returns that mean, ``[loss, reconstruction, kl]``."""
         try:
-            for part in batch.tensor_split(min(config.accumulate, len(batch))):
-                with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-                    terms = self.loss(beta, *self._arguments(part))
-                share = len(part) / len(batch)
-                (terms.loss * share).backward()  # type: ignore[no-untyped-call]
-                means += torch.stack([term.detach() for term in terms]) * share
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
+                terms = self.objective(beta, *self._arguments(images))
+            (terms.loss * share).backward()
         except RuntimeError as error:
-            if not config.compile:
+            if not self.config.compile or not is_of_compiler(error):
                 raise
             reason = str(error).strip().split("\n")[0]
             raise TrainingError(f"torch.compile failed: {reason}") from error
-        if config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
-        return means
+        return torch.stack([term.detach().double() for term in terms])
 
-    def _finite_means(self, sums: Tensor, images: int, unread: list[Tensor], step: int) -> tuple[float, float, float]:
-        """The means so far. ``unread`` are the steps, up to ``step``, of which none has been looked at."""
-        loss, reconstruction, kl = (sums / images).tolist()
-        if math.isfinite(loss + reconstruction + kl):
-            return loss, reconstruction, kl
-        for at, terms in enumerate(unread, step + 1 - len(unread)):
-            loss, reconstruction, kl = terms.tolist()
-            for name, value in (("reconstruction", reconstruction), ("KL divergence", kl), ("loss", loss)):
-                if not math.isfinite(value):
-                    batch = at % len(Batches(self.dataset.train_images, self.config.batch_size))
-                    self._stop(f"the {name} is {value} at step {at}, batch {batch}")
-        raise AssertionError("a sum that is not finite has a term that is not")
+    def _check_finite(self, unread: list[Tensor]) -> None:
+        """``unread`` are the sums of the steps that nobody has looked at, up to the last one."""
+        if not self.sums.sum().isfinite():
+            for at, terms in enumerate(unread, self.step - len(unread)):
+                loss, reconstruction, kl = terms.tolist()
+                for name, value in (("reconstruction", reconstruction), ("KL divergence", kl), ("loss", loss)):
+                    if not math.isfinite(value):
+                        self._fail(f"the {name} is {value} at step {at}, batch {at % self.batches}")
+        unread.clear()
 
-    def _stop(self, reason: str) -> None:
-        raise TrainingError(
-            f"{reason} in epoch {self.epoch + 1}; {self.out_dir / CHECKPOINT} holds epoch {self.epoch}; "
-            "try a lower learning rate, in another folder"
-        )
+    def _fail(self, reason: str) -> None:
+        self.saved.wait()
+        names = self.saved.names()
+        held = f"{self.saved.folder / names[-1]} holds epoch {self.epoch}" if names else "nothing is saved"
+        raise TrainingError(f"{reason} in epoch {self.epoch + 1}; {held}; try a lower learning rate, in another folder")
 
-    def _progress(
-        self, means: tuple[float, float, float], images: int, seconds: float, test: ELBOReport | None
-    ) -> Progress:
+    def _progress(self, means: list[float], seconds: float, test: ELBOReport | None) -> Progress:
         loss, reconstruction, kl = means
         return Progress(
             epoch=self.epoch + 1,
             epochs=self.config.epochs,
-            images=images,
-            images_per_epoch=len(self.dataset.train_images),
+            images=self.images_done,
+            images_per_epoch=len(self.images),
             loss=loss,
             reconstruction=reconstruction,
             kl=kl,
-            samples_per_second=images / seconds,
+            samples_per_second=self.images_done / seconds,
             test=test,
         )
 
     def save_checkpoint(self) -> None:
         names = parameter_names(self.model, self.optimizer)
-        checkpoint = Checkpoint(
-            model_config=self.model.config,
-            train_config=dataclasses.asdict(self.config),
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{names[index]}.{key}": tensor for key, tensor in state.items()}
+        position = Position(
+            step=self.step,
             epoch=self.epoch,
-            history=self.history,
-            model=self.model.state_dict(),
-            optimizer={names[i]: s for i, s in self.optimizer.state_dict()["state"].items()},
-            random={"torch": torch.get_rng_state(), "shuffle": self.shuffle.get_state()},
+            history=list(self.history),
+            sums=self.world.sum(self.sums.clone()).tolist(),
+            images=self.images_done,
+            seconds=self.seconds,
         )
-        save_checkpoint(self.out_dir / CHECKPOINT, checkpoint)
+        self.saved.save(tensors, self.model.config, dataclasses.asdict(self.config), position)
 
     def save_metrics(self) -> None:
+        if self.world.rank > 0:
+            return
         metrics = {
             "config": dataclasses.asdict(self.config),
             "versions": {
@@ -392,6 +537,8 @@ class _Run:
         from fastvae import plots
 
         samples, originals, reconstructions = self._pictures()
+        if self.world.rank > 0:
+            return
         with replacing(self.out_dir / "samples.png") as temporary:
             plots.save_samples(samples, _GRID_COLUMNS, temporary)
         with replacing(self.out_dir / "reconstructions.png") as temporary:
@@ -400,9 +547,17 @@ class _Run:
             plots.save_curves(self.history, temporary)
 
     def _pictures(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, and test images with their reconstructions: of the same codes every time."""
+        """Samples, and test images with their reconstructions, on the CPU: of the same codes every time.
+
+        Every process must ask for them.
+        """
+        with gathered(self.objective):
+            samples, originals, reconstructions = self._drawn()
+        return samples.cpu(), originals.cpu(), reconstructions.cpu()
+
+    def _drawn(self) -> tuple[Tensor, Tensor, Tensor]:
         generator = self._test_generator()
-        originals = self.dataset.test_images[:_GRID_RECONSTRUCTIONS]
+        originals = self.test_images[:_GRID_RECONSTRUCTIONS]
         if self.config.binarize == "dynamic":
             originals = binarize(originals, generator=generator)
         model = self.model
@@ -414,10 +569,12 @@ class _Run:
         again = model.reconstruct(others, known) if isinstance(model, CVAE) else model.predict(known)
         return join_column(samples, many), originals, join_column(again, known)
 
-    def _log(self, writer: SummaryWriter, train: ELBOReport, test: ELBOReport, rate: float) -> None:
+    def _log(self, writer: SummaryWriter | None, train: ELBOReport, test: ELBOReport, rate: float) -> None:
         from fastvae import plots
 
         samples, originals, reconstructions = self._pictures()
+        if writer is None:
+            return
         add_scalar, add_image = writer.add_scalar, writer.add_image
         for part, report in (("train", train), ("test", test)):
             for key in ("elbo", "reconstruction", "kl", "bits_per_dim"):
@@ -429,4 +586,4 @@ class _Run:
         writer.flush()
 
     def _test_generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.config.seed)
+        return torch.Generator(self.device).manual_seed(self.config.seed)

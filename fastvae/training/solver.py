@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +13,22 @@ from fastvae.models.networks import Preset
 from fastvae.objectives import Schedule
 
 _DOERSCH_L2 = 5e-4
+_BASE_BATCH = 100
+
+Scaling = Literal["linear", "sqrt"]
+
+
+def scaled_learning_rate(rate: float, batch_size: int, scaling: Scaling | None) -> float:
+    """The learning rate of a batch size, from that of 100 images.
+
+    Args:
+        rate: of 100 images.
+        batch_size: in all processes together.
+        scaling: ``"linear"``, in proportion to the batch size (Goyal et al. 2017, arXiv:1706.02677, sec. 2.1);
+            ``"sqrt"``, to its root, as suits Adam (Malladi et al. 2022, arXiv:2205.10287); or ``None``.
+    """
+    ratio = batch_size / _BASE_BATCH
+    return rate * {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]
 
 
 def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None) -> torch.optim.Adam:

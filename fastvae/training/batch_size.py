@@ -1,0 +1,109 @@
+"""How many images a second a training takes at growing batches, to choose one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fastvae.data import load
+from fastvae.training.checkpoint import Checkpoints
+from fastvae.training.config import TrainConfig
+from fastvae.training.distributed import World, torch_device
+from fastvae.training.loop import _Run
+
+_FIRST = 64
+_SECONDS = 1.0
+# A batch that gains less than this over the best one before it is not worth more memory.
+_GAIN = 1.05
+
+
+class BatchSpeed(NamedTuple):
+    """What training steps of one size took."""
+
+    batch_size: int
+    images_per_second: float
+    """The median of the steps."""
+    peak_bytes: int
+    """Of a GPU: what its tensors took at most. Of the CPU: of the process, what all batches so far took at most."""
+
+
+def measure_batch_sizes(
+    config: TrainConfig,
+    *,
+    device: str | torch.device | None = None,
+    report: Callable[[BatchSpeed], None] | None = None,
+) -> list[BatchSpeed]:
+    """Train with batches of 64, 128, ... images until two in a row bring nothing, the memory or the data set ends.
+
+    Args:
+        config: of the training, but for its ``batch_size``.
+        device: as for ``train``.
+        report: told each result as it comes.
+
+    Raises:
+        ValueError: a device that is not there, or a bad data set.
+        OSError: there is no data set.
+    """
+    own = torch_device(device)
+    dataset = load(config.dataset, config.data_dir)
+    results: list[BatchSpeed] = []
+    size = max(_FIRST, config.accumulate)
+    while size <= len(dataset.train_images) and not _settled(results) and _fits(results, own):
+        changed = dataclasses.replace(config, batch_size=size)
+        try:
+            run = _Run(
+                changed, dataset, Path(), None, World(0, 1, own), False, Checkpoints(Path()), None, lambda: False
+            )
+            results.append(BatchSpeed(size, _images_per_second(run, size), _peak_bytes(own)))
+        except (MemoryError, RuntimeError) as error:
+            if not results or (isinstance(error, RuntimeError) and "memory" not in str(error)):
+                raise
+            break
+        if report is not None:
+            report(results[-1])
+        size *= 2
+    return results
+
+
+def best_batch_size(results: Sequence[BatchSpeed]) -> int:
+    """The smallest batch that is within 5 % of the fastest: what is larger costs steps and brings no speed."""
+    fastest = max(result.images_per_second for result in results)
+    return next(result.batch_size for result in results if result.images_per_second * _GAIN >= fastest)
+
+
+def _images_per_second(run: _Run, size: int) -> float:
+    indices = torch.arange(len(run.images), device=run.device)
+    seconds: list[float] = []
+    # The first step makes the optimiser's state, and compiles.
+    while len(seconds) < 4 or sum(seconds[1:]) < _SECONDS:
+        started = time.perf_counter()
+        run._step(indices[torch.randperm(len(indices))[:size].to(run.device)])
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return size / sorted(seconds[1:])[len(seconds[1:]) // 2]
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _settled(results: Sequence[BatchSpeed]) -> bool:
+    speeds = [result.images_per_second for result in results]
+    return len(speeds) > 2 and max(speeds[-2:]) < max(speeds[:-2]) * _GAIN
+
+
+def _fits(results: Sequence[BatchSpeed], device: torch.device) -> bool:
+    """Whether twice as much is to be had: a process that asks the CPU for too much is killed, and not told."""
+    if not results or device.type == "cuda":
+        return True
+    return results[-1].peak_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

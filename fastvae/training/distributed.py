@@ -1,0 +1,206 @@
+"""The processes of a run: one, or as many as torchrun starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from fastvae import _C
+
+T = TypeVar("T")
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; its last checkpoint is kept."""
+
+
+class StoppedError(TrainingError):
+    """A run that was told to stop, and saved where it is."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one model, and which of them this is."""
+
+    rank: int
+    size: int
+    device: torch.device
+    """Where the model and the images of this process are."""
+    agreeing: dist.ProcessGroup | None = None
+    """Of the CPUs, which need not wait for their devices."""
+    saving: dist.ProcessGroup | None = None
+    """The same for checkpoints, which are written while training goes on."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so. Waits for all of them, not for their devices."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.agreeing)
+        return bool(flags)
+
+    def of_first(self, function: Callable[[], T]) -> T:
+        """What ``function`` gives, or raises, in the first process alone: in every process."""
+        if self.size == 1:
+            return function()
+        outcome: list[tuple[bool, T | Exception] | None] = [None]
+        if self.rank == 0:
+            try:
+                outcome = [(True, function())]
+            except Exception as error:  # handed on to all
+                outcome = [(False, error)]
+        dist.broadcast_object_list(outcome)
+        assert outcome[0] is not None
+        good, value = outcome[0]
+        if not good:
+            assert isinstance(value, Exception)
+            raise value
+        return value  # type: ignore[return-value]
+
+
+@contextmanager
+def world(device: str | torch.device | None) -> Iterator[World]:
+    """The processes that torchrun started, or a process group that is there already, or this process by itself.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU (each process of a machine its own) where
+            there is one and this build has kernels for it.
+
+    Raises:
+        ValueError: a device that is not there, or for which this build has no kernels.
+        TrainingError: another process was lost.
+    """
+    many = dist.is_initialized() or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    own = torch_device(device, int(os.environ.get("LOCAL_RANK", "0")) if many else 0)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if not many:
+        yield World(0, 1, own)
+        return
+    started = not dist.is_initialized()
+    if started:
+        # gloo beside NCCL: checkpoints and agreements are the CPUs' affair.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+    try:
+        groups = [dist.new_group(backend="gloo") for _ in range(2)]
+        yield World(dist.get_rank(), dist.get_world_size(), own, *groups)
+    except RuntimeError as error:
+        if not is_loss_of_a_process(error):
+            raise
+        raise TrainingError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} lost another one ({str(error).splitlines()[-1]}); "
+            "what that one printed, or torchrun's report below, says why"
+        ) from error
+    # Not after an error: the others may be gone, and would be waited for.
+    if started:
+        dist.destroy_process_group()
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether ``error`` is of the connection to another process."""
+    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in told)
+
+
+def torch_device(name: str | torch.device | None, local_rank: int = 0) -> torch.device:
+    """The device of that name, or the best one; see :func:`world`."""
+    kernels = _C.cuda_architectures not in ("", "emulated")
+    if name is None:
+        name = "cuda" if kernels and torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {name!r}") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {name!r}")
+    if not kernels:
+        raise ValueError(f"device {name}: this fastvae was built without CUDA kernels; `fastvae info` says for what")
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device cuda:{index}: PyTorch sees {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", index)
+
+
+def share_out(objective: nn.Module, processes: World, fsdp: bool, compile: bool) -> nn.Module:
+    """A module whose gradients are the mean over the processes, by DDP, or by FSDP2 layer by layer."""
+    if compile:
+        objective.compile(fullgraph=True)
+    if processes.size == 1:
+        return objective
+    if not fsdp:
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+    for layer in [module for module in objective.modules() if isinstance(module, nn.Linear)]:
+        fully_shard(layer)
+    fully_shard(objective)
+    return objective
+
+
+@contextmanager
+def more_to_come(objective: nn.Module, more: bool) -> Iterator[None]:
+    """A backward pass whose gradients are kept for a later one to exchange, where ``more`` is true."""
+    keeping: AbstractContextManager[None] = nullcontext()
+    if isinstance(objective, FSDPModule):
+        objective.set_requires_gradient_sync(not more)
+    elif isinstance(objective, DistributedDataParallel) and more:
+        keeping = objective.no_sync()
+    with keeping:
+        yield
+
+
+@contextmanager
+def gathered(objective: nn.Module) -> Iterator[None]:
+    """The model under ``objective`` can be called by itself: what FSDP shards outside of its layers is whole."""
+    if isinstance(objective, FSDPModule):
+        objective.unshard()
+    yield
+    if isinstance(objective, FSDPModule):
+        objective.reshard()
+
+
+def is_of_compiler(error: RuntimeError) -> bool:
+    """Whether torch.compile raised it, and not the code that it compiled."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to load
+
+    return isinstance(error, TorchDynamoException)
+
+
+@contextmanager
+def until_terminated() -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether SIGTERM has come, which then ends nothing by itself.
+
+    In the main thread only, where Python takes signals; elsewhere SIGTERM is what it was.
+    """
+    came = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    try:
+        previous = signal.signal(signal.SIGTERM, remember)
+    except ValueError:
+        yield lambda: False
+        return
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, previous)

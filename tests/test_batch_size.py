@@ -1,0 +1,67 @@
+"""The batch-size finder."""
+
+import pytest
+from runs import TRAIN, small
+
+from fastvae.cli import main
+from fastvae.training import BatchSpeed, batch_size, best_batch_size, measure_batch_sizes
+
+
+def speeds(*rates):
+    return [BatchSpeed(64 * 2**i, rate, 0) for i, rate in enumerate(rates)]
+
+
+def test_smallest_batch_near_the_fastest_is_best():
+    assert best_batch_size(speeds(10, 20, 39, 40, 38)) == 256
+    assert best_batch_size(speeds(10, 20, 36, 40)) == 512
+    assert best_batch_size(speeds(7)) == 64
+
+
+def test_growth_ends_where_two_batches_bring_nothing():
+    assert not batch_size._settled(speeds(10, 20))
+    assert not batch_size._settled(speeds(10, 20, 20, 22))
+    assert batch_size._settled(speeds(10, 20, 20.5, 20.9))
+
+
+def test_batches_double_until_the_data_set_ends(monkeypatch):
+    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    monkeypatch.setattr(batch_size, "_settled", lambda results: False)
+    seen = []
+    results = measure_batch_sizes(small(accumulate=100, amp="bf16"), device="cpu", report=seen.append)
+    # 1,442 images; no batch is smaller than its parts.
+    assert [result.batch_size for result in results] == [100, 200, 400, 800]
+    assert seen == results
+    assert all(result.images_per_second > 0 for result in results)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory")])
+def test_end_of_the_memory_is_the_end(monkeypatch, error):
+    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    step = batch_size._Run._step
+
+    def limited(self, batch):
+        if len(batch) > 128:
+            raise error
+        return step(self, batch)
+
+    monkeypatch.setattr(batch_size._Run, "_step", limited)
+    assert [result.batch_size for result in measure_batch_sizes(small())] == [64, 128]
+    monkeypatch.setattr(batch_size._Run, "_step", lambda self, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure_batch_sizes(small())
+
+
+def test_what_does_not_fit_is_not_tried(monkeypatch):
+    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    assert [result.batch_size for result in measure_batch_sizes(small())] == [64]
+
+
+def test_command_prints_a_table_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    assert main([*TRAIN, "--find-batch-size", "--out", str(tmp_path / "run")]) == 0
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["batch", "images/s", "peak", "MiB"]
+    assert [int(row.split()[0]) for row in rows][:2] == [64, 128]
+    assert last.startswith("--batch-size ")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,261 @@
+"""Runs of two processes: the weights of one, restarts, and what a lost process does to the other."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from runs import TORCHRUN, TRAIN, assert_same_run, environment, run, small, start, without_times
+
+from fastvae.training import load_checkpoint, train
+from fastvae.training.distributed import World, torch_device
+
+# What float32 sums of gradients in another order, and Adam's quotients of them, come to in 45 steps of 1e-3: a thousand
+# times less than the weights move in one.
+ROUNDING = 1e-6
+OPTIONS = {
+    "plain": {},
+    "parts": {"accumulate": 3, "batch_size": 64, "binarize": "dynamic", "clip_norm": 20.0},
+    "cvae": {"model": "cvae", "importance_samples": 3},
+}
+
+
+def arguments(options):
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.mark.parametrize(("name", "fsdp"), [("plain", False), ("parts", False), ("parts", True), ("cvae", True)])
+def test_two_processes_give_the_weights_of_one(tmp_path, name, fsdp):
+    """With the same parts of each batch, whose number is odd in one case: then one process has two of them."""
+    options = {"accumulate": 2, **OPTIONS[name]}
+    alone = train(small(epochs=3, **options), tmp_path / "one")
+    extra = ["--fsdp"] if fsdp else []
+    two = run([*TORCHRUN, *TRAIN, "--epochs", 3, *arguments(options), *extra, "--out", tmp_path / "two"])
+    assert two.returncode == 0, two.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two", ROUNDING)
+    for ours, theirs in zip(alone.history, load_checkpoint(tmp_path / "two").history, strict=True):
+        for part in ("train", "test"):
+            assert ours[part]["elbo"] == pytest.approx(theirs[part]["elbo"], rel=1e-6)
+    # One line an epoch and the result, from the first process alone.
+    assert len(two.stdout.splitlines()) == 4
+    assert (tmp_path / "two" / "samples.png").is_file()
+
+
+def test_run_goes_on_in_another_number_of_processes(tmp_path):
+    train(small(epochs=4, accumulate=2), tmp_path / "whole")
+    command = [*TRAIN, "--epochs", 2, "--accumulate", 2, "--out", tmp_path / "run"]
+    assert run([*TORCHRUN, *command, "--fsdp"]).returncode == 0
+    train(small(epochs=3, accumulate=2), tmp_path / "run", resume=True)
+    again = run([*TORCHRUN, "train", "--resume", "--epochs", 4, "--out", tmp_path / "run"])
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "run", ROUNDING)
+
+
+def test_batch_smaller_than_the_number_of_processes(tmp_path):
+    """1442 images in batches of 131: the last one of each epoch has a single image, and one process none."""
+    options = {"accumulate": 2, "batch_size": 131}
+    train(small(epochs=1, **options), tmp_path / "one")
+    two = run([*TORCHRUN, *TRAIN, "--epochs", 1, *arguments(options), "--out", tmp_path / "two"])
+    assert two.returncode == 0, two.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two", ROUNDING)
+
+
+def workers(parent):
+    """The processes that torchrun started, by rank."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
+    ranks = {}
+    for pid in map(int, children.stdout.split()):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                found = re.search(rb"\0RANK=(\d+)\0", b"\0" + file.read())
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        if found:
+            ranks[int(found[1])] = pid
+    return ranks
+
+
+def wait_for_epoch(process, number=1):
+    for line in process.stdout:
+        if line.startswith(f"epoch {number}/"):
+            return
+    pytest.fail(process.stderr.read())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_lost_process_ends_the_job_with_a_message(tmp_path, rank):
+    process = start([*TORCHRUN, *TRAIN, "--epochs", 100_000, "--out", tmp_path / "run"])
+    try:
+        wait_for_epoch(process)
+        os.kill(workers(process.pid)[rank], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert re.search(rf"rank +: {rank} \(local_rank: {rank}\)\s+exitcode +: -9", stderr), stderr
+    load_checkpoint(tmp_path / "run")  # one that is whole is left
+
+
+def test_lost_process_is_named_by_the_one_that_is_left(tmp_path):
+    """Without torchrun, which ends the other one before it can say so."""
+    port = 20_000 + os.getpid() % 10_000
+    command = [sys.executable, "-m", "fastvae", *TRAIN, "--epochs", "100000", "--out", str(tmp_path / "run")]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env=environment(RANK=str(rank), **shared), **pipes) for rank in (0, 1)]
+    try:
+        wait_for_epoch(both[0])
+        both[1].kill()
+        _, stderr = both[0].communicate(timeout=60)
+    finally:
+        for process in both:
+            process.kill()
+    assert both[0].returncode == 1
+    assert "fastvae: error: process 0 of 2 lost another one (" in stderr
+
+
+def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path):
+    train(small(epochs=30, accumulate=2), tmp_path / "whole")
+    elastic = [*TORCHRUN[:3], "--max-restarts", 2, *TORCHRUN[3:]]
+    process = start([*elastic, *TRAIN, "--epochs", 30, "--accumulate", 2, "--out", tmp_path / "run"])
+    try:
+        wait_for_epoch(process)
+        before = workers(process.pid)
+        os.kill(before[1], signal.SIGKILL)
+        while not (workers(process.pid).keys() == {0, 1} and workers(process.pid) != before):
+            time.sleep(0.1)
+            assert process.poll() is None
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    # Another order of the sums' terms, carried through 450 steps.
+    assert_same_run(tmp_path / "whole", tmp_path / "run", 100 * ROUNDING)
+
+
+def test_sigterm_stops_all_processes_at_one_step(tmp_path):
+    out = tmp_path / "run"
+    process = start([*TORCHRUN, *TRAIN, "--epochs", 100_000, "--out", out])
+    try:
+        wait_for_epoch(process)
+        for pid in workers(process.pid).values():
+            os.kill(pid, signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert re.search(r"exitcode +: 143", stderr)
+    (line,) = {line for line in stderr.splitlines() if line.startswith("fastvae: stopped by SIGTERM in epoch ")}
+    step = load_checkpoint(out).position.step
+    assert f"after step {step}, and saved; go on with: fastvae train --resume" in line
+    assert step % 10 == 0
+
+
+def test_torchrun_needs_a_folder():
+    process = run([*TORCHRUN, *TRAIN, "--epochs", 1])
+    assert process.returncode != 0
+    assert "is needed under torchrun" in process.stderr
+
+
+def test_error_of_the_first_process_is_that_of_all(tmp_path):
+    (tmp_path / "metrics.json").write_text("precious")
+    process = run([*TORCHRUN, *TRAIN, "--epochs", 1, "--out", tmp_path])
+    assert process.returncode != 0
+    assert f"fastvae: error: {tmp_path} holds metrics.json of an earlier run" in process.stderr
+
+
+def test_fsdp_needs_processes(tmp_path):
+    with pytest.raises(ValueError, match="fsdp shares a model out: it needs several processes"):
+        train(small(), tmp_path, fsdp=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_device_is_checked():
+    for name in ("tpu", "meta", "cuda:x"):
+        with pytest.raises(ValueError, match=f"device must be cpu, cuda or cuda:N, not '{name}'"):
+            torch_device(name)
+    assert torch_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device cuda"):
+            torch_device("cuda")
+
+
+def test_outcome_of_one_process_is_its_own():
+    alone = World(0, 1, torch.device("cpu"))
+    assert alone.any(True)
+    assert not alone.any(False)
+    assert alone.of_first(lambda: 3) == 3
+    assert float(alone.sum(torch.ones(()))) == 1
+
+
+def in_namespace(name, *command):
+    return ["ip", "netns", "exec", name, *command]
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces with a cable between them: each sees only itself and the other."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    names = [f"fastvae-{os.getpid()}-{i}" for i in (0, 1)]
+    cable = [f"fv{os.getpid() % 100_000}{end}" for end in "ab"]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+
+    def ip(*arguments):
+        return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+
+    made = ip("netns", "add", names[0])
+    if made.returncode:
+        pytest.skip(f"network namespaces are not to be had here: {made.stderr.strip()}")
+    try:
+        ip("netns", "add", names[1])
+        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
+        for name, end, address in zip(names, cable, addresses, strict=True):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names, cable, addresses
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+def test_two_hosts_run_one_job(tmp_path, two_hosts):
+    names, cable, addresses = two_hosts
+    elastic = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
+    elastic += [f"{addresses[0]}:29400", "--rdzv-id", "test"]
+    hosts = [
+        subprocess.Popen(
+            in_namespace(
+                # Not by the host's name, which the two have in common.
+                *(name, *TORCHRUN[:3], *elastic, "--rdzv-conf", f"is_host={int(name == names[0])}"),
+                *("--local-addr", address, "-m", "fastvae", *TRAIN),
+                *("--epochs", "3", "--accumulate", "2", "--out", str(tmp_path / "run")),
+            ),
+            env=environment(GLOO_SOCKET_IFNAME=end),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, end, address in zip(names, cable, addresses, strict=True)
+    ]
+    try:
+        outputs = [host.communicate(timeout=120) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    train(small(epochs=3, accumulate=2), tmp_path / "one")
+    assert_same_run(tmp_path / "one", tmp_path / "run", ROUNDING)
+    assert sum("test ELBO" in stdout for stdout, _ in outputs) == 1
+
+
+def test_accumulated_parts_have_the_noise_of_their_number(tmp_path):
+    """One process with two parts is not one with one: what two processes are compared with must say so."""
+    one, two = (train(small(accumulate=n), tmp_path / str(n)).history for n in (1, 2))
+    assert without_times(one) != without_times(two)
