@@ -1,0 +1,142 @@
+"""Seconds to the test ELBO that the tutorial's training reaches: plain PyTorch against this package at a large batch.
+
+    python -m benchmarks.time_to_quality FOLDER [--data-dir DIR] [--epochs N] [--json FILE] [--plot FILE]
+
+The tutorial's training is its own network (784-1000-500-250-30), initial weights and solver on MNIST in batches of 100
+for 100 epochs, as a user writes it in plain PyTorch. The other has the same layers, and the settings of RECIPE. Tests
+are no part of the seconds. The recipe is run before and after: a machine that changes its speed shows. Half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvae.data import Dataset, load
+from fastvae.evaluation import evaluate
+from fastvae.models import VAE
+from fastvae.training import TrainConfig, train
+from fastvae.training.solver import make_optimizer
+
+from .cases import eager_elbo, eager_sample
+from .timing import machine, save
+
+BATCH, EPOCHS, RATE = 100, 100, 1e-3  # 60,000 iterations
+RECIPE: dict[str, Any] = {
+    "batch_size": 1000,
+    "scale_learning_rate": "sqrt",
+    "warmup_epochs": 1,
+    "decay": "cosine",
+    "epochs": 20,
+}
+STEPS = 1200  # of the tutorial's training through this package, two epochs, of which 60,000 are projected
+
+Curve = list[dict[str, float]]
+
+
+def test_elbo(model: VAE, data: Dataset) -> float:
+    return evaluate(model, data.test_images.flatten(1), generator=torch.Generator().manual_seed(0)).elbo
+
+
+def plain(data: Dataset, epochs: int) -> Curve:
+    """The tutorial's training, its loss in plain PyTorch."""
+    torch.manual_seed(0)
+    model = VAE(preset="doersch")
+    optimizer = make_optimizer(model, RATE, "doersch")
+    images = data.train_images.flatten(1)
+    curve, seconds = [], 0.0
+    for epoch in range(1, epochs + 1):
+        started = time.perf_counter()
+        for indices in torch.randperm(len(images)).split(BATCH):  # type: ignore[no-untyped-call]
+            x: Tensor = images[indices].float() / 255
+            mu, logvar = model.encode(x)
+            loss = eager_elbo(model.decode(eager_sample(mu, logvar)), x, mu, logvar)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        seconds += time.perf_counter() - started
+        curve.append({"seconds": seconds, "test_elbo": test_elbo(model, data)})
+        show("plain PyTorch", epoch, epochs, curve)
+    return curve
+
+
+def ours(folder: Path, data_dir: str | None, name: str, **options: Any) -> Curve:
+    config = TrainConfig(dataset="mnist", data_dir=data_dir, **options)
+    curve: Curve = []
+    for entry in train(config, folder / name).history:
+        seconds = entry["seconds"] + (curve[-1]["seconds"] if curve else 0.0)
+        curve.append({"seconds": seconds, "test_elbo": entry["test"]["elbo"]})
+        show(name, entry["epoch"], config.epochs, curve)
+    return curve
+
+
+def reached(curve: Curve, elbo: float) -> float | None:
+    """Seconds after which a test was at least as good."""
+    return next((point["seconds"] for point in curve if point["test_elbo"] >= elbo), None)
+
+
+def show(name: str, epoch: int, epochs: int, curve: Curve) -> None:
+    print(f"{name:<16} {epoch:>3}/{epochs} {curve[-1]['seconds']:>7.0f} s {curve[-1]['test_elbo']:>8.2f}", flush=True)
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    lines = (("plain", "#0072B2", "-", "plain PyTorch"), ("before", "#D55E00", "-", "fastvae, before"))
+    for name, colour, line, title in (*lines, ("after", "#D55E00", ":", "fastvae, after")):
+        curve = result[name]
+        label = f"{title}: batch {BATCH if name == 'plain' else RECIPE['batch_size']}"
+        points = [[point[key] for point in curve] for key in ("seconds", "test_elbo")]
+        axes.plot(*points, line, color=colour, marker=".", label=label)
+    axes.axhline(result["target"], color="#000000", linewidth=0.8, label=f"after 60,000 steps: {result['target']:.1f}")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=-130)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("test ELBO, nats")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_quality", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="for the runs; must not hold any")
+    parser.add_argument("--data-dir", help="of MNIST")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the tutorial's training")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--plot", type=Path, help="file for the picture")
+    arguments = parser.parse_args()
+    data = load("mnist", arguments.data_dir)
+    result: dict[str, Any] = {"machine": machine(), "recipe": RECIPE}
+
+    def step(name: str, curve: Curve) -> None:
+        result[name] = curve
+        save(arguments.json, result)
+
+    step("before", ours(arguments.folder, arguments.data_dir, "before", **RECIPE))
+    step("plain", plain(data, arguments.epochs))
+    step("after", ours(arguments.folder, arguments.data_dir, "after", **RECIPE))
+    step(
+        "preset", ours(arguments.folder, arguments.data_dir, "preset", preset="doersch", epochs=STEPS * BATCH // 60_000)
+    )
+    result["target"] = result["plain"][-1]["test_elbo"]
+    result["seconds"] = {name: reached(result[name], result["target"]) for name in ("before", "plain", "after")}
+    result["projected_seconds_of_60000_steps"] = {
+        "plain": result["plain"][-1]["seconds"] / (arguments.epochs * 600) * 60_000,
+        "fastvae": result["preset"][-1]["seconds"] / STEPS * 60_000,
+    }
+    save(arguments.json, result)
+    print(result["seconds"], result["projected_seconds_of_60000_steps"])
+    if arguments.plot:
+        plot(result, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
