@@ -126,13 +126,21 @@ def train_command(
         typer.Option(help="Folder of the run.", show_default="runs/DATASET-DATE-TIME"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; options default to the run's own.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out; options default to the run's own. "
+            "Under torchrun, start it where there is none.",
+        ),
     ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU where there is one")
     ] = None,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Share out the weights too, among the processes of torchrun.")
+    ] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Let a GPU repeat the step by itself, for small networks and batches.")
     ] = False,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints that are kept, the newest.")] = 2,
     save_steps: Annotated[
@@ -179,12 +187,14 @@ def train_command(
     if find_batch_size:
         _print_batch_sizes(TrainConfig(**options), device)
         return
-    torchrun = {name: os.environ.get(f"TORCHELASTIC_{name}") for name in ("RUN_ID", "RESTART_COUNT")}
-    if torchrun["RUN_ID"] and out is None:
-        # A name with the time in it would be another one in each process, and after a restart.
-        raise typer.BadParameter("is needed under torchrun", param_hint="--out")
-    if out is not None and int(torchrun["RESTART_COUNT"] or 0) > 0 and training.holds_run(out):
-        resume = True
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if out is None:
+            # A name with the time in it would be another one in each process, and after a restart.
+            raise typer.BadParameter("is needed under torchrun", param_hint="--out")
+        # What torchrun starts again has the same options. It does not count how often machines come and go, so that
+        # --resume stands for the first start too.
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        resume = (resume or restarted) and training.holds_run(out)
     if not resume:
         config = TrainConfig(**options)
         out = out or Path("runs") / f"{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -205,6 +215,7 @@ def train_command(
                 progress=display.show,
                 device=device,
                 fsdp=fsdp,
+                cuda_graph=cuda_graph,
                 keep=keep,
                 save_steps=save_steps,
             )
@@ -293,8 +304,9 @@ def evaluate_command(
     seed = config.seed if seed is None else seed
     # The folder of another data set than the run's is not known.
     trained_from = config.data_dir if dataset == config.dataset else None
-    data = load(dataset, trained_from if data_dir is None else data_dir)
+    # At once: a training that goes on removes its older checkpoints.
     model = loaded.build_model()
+    data = load(dataset, trained_from if data_dir is None else data_dir)
     conditional = not isinstance(model, VAE)
     # What a conditional model completes is a column narrower than the images.
     shape = (*model.data_shape[:-1], model.data_shape[-1] + conditional)

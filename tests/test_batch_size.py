@@ -53,7 +53,10 @@ def test_end_of_the_memory_is_the_end(monkeypatch, error):
 
 def test_what_does_not_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(batch_size, "_SECONDS", 0)
-    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    memory = batch_size._kibibytes
+    monkeypatch.setattr(
+        batch_size, "_kibibytes", lambda file, name: 1 if name == "MemAvailable" else memory(file, name)
+    )
     assert [result.batch_size for result in measure_batch_sizes(small())] == [64]
 
 
@@ -65,3 +68,8 @@ def test_command_prints_a_table_and_trains_nothing(tmp_path, monkeypatch, capsys
     assert [int(row.split()[0]) for row in rows][:2] == [64, 128]
     assert last.startswith("--batch-size ")
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_need_a_batch_of_as_many_images():
+    with pytest.raises(ValueError, match="a batch of 2000 needs as many images, digits has 1442"):
+        measure_batch_sizes(small(accumulate=2000, batch_size=2000))

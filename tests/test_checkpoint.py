@@ -182,6 +182,27 @@ def test_checkpoint_without_its_optimiser_is_refused_by_resume(tmp_path, run_fol
         train(CONFIG, tmp_path, resume=True)
 
 
+def test_damaged_checkpoints_do_not_crowd_out_whole_ones(run_folder, tmp_path):
+    original = load_checkpoint(run_folder)
+    for keep, steps in ((5, (10, 20, 30)), (2, (15,))):
+        saved = Checkpoints(tmp_path, keep=keep)
+        for step in steps:
+            saved.save(tensors(original), original.model_config, original.train_config, Position(step=step))
+        saved.wait()
+        if keep == 5:
+            for name in ("step-000000020", "step-000000030"):
+                shard_of(saved.folder / name).unlink()
+            (saved.folder / ".step-000000033.part").mkdir()  # of a process that was killed
+    assert {path.name for path in saved.folder.iterdir()} == {"step-000000010", "step-000000015"}
+
+
+def test_checkpoint_that_is_gone_is_named(run_folder, tmp_path):
+    checkpoint = load_checkpoint(shutil.copytree(run_folder, tmp_path / "run"))
+    shard_of(checkpoint.folder).unlink()
+    with pytest.raises(ValueError, match="step-000000015: damaged checkpoint"):
+        checkpoint.build_model()
+
+
 class Malice:
     def __reduce__(self):
         return os.abort, ()

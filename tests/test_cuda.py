@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,3 +299,20 @@ def test_two_draws_with_one_cuda_generator_differ() -> None:
     first, second = (fastvae.reparameterize(zero, zero, generator=generator) for _ in range(2))
     assert not torch.equal(first, second)
     assert torch.equal(first, fastvae.reparameterize(zero, zero, generator=generator.manual_seed(1)))
+
+
+def test_training_by_a_cuda_graph_is_training(tmp_path: Path) -> None:
+    """The same kernels in the same order, with the noise, the learning rate and the weight of the KL of each step."""
+    for library in ("matplotlib", "safetensors", "sklearn", "tensorboard"):
+        pytest.importorskip(library, reason=f"{library} is not installed, the extra fastvae[train] has it")
+    from fastvae.training import TrainConfig, train
+
+    config = TrainConfig(
+        hidden=(32,), latent_dim=4, epochs=3, binarize="dynamic", anneal="linear", warmup_epochs=1, clip_norm=50.0
+    )
+    plain, captured = (
+        train(config, tmp_path / str(graph), device="cuda", cuda_graph=graph).history for graph in (False, True)
+    )
+    for one, other in zip(plain, captured, strict=True):
+        assert one["train"]["elbo"] == pytest.approx(other["train"]["elbo"], rel=1e-5)
+        assert one["test"]["elbo"] == pytest.approx(other["test"]["elbo"], rel=1e-5)

@@ -85,7 +85,7 @@ def test_run_killed_at_random_moments_ends_with_the_weights_of_one_left_alone(tm
 
 def test_sigterm_saves_and_exits_as_schedulers_expect(tmp_path):
     out = tmp_path / "terminated run"
-    process = start([sys.executable, "-m", "fastvae", *TRAIN, "--epochs", 30, "--out", out])
+    process = start([sys.executable, "-m", "fastvae", *TRAIN, "--epochs", 100, "--out", out])
     try:
         wait_for_epoch(process, lines_of(process))
         process.send_signal(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_sigterm_saves_and_exits_as_schedulers_expect(tmp_path):
     assert position.epoch >= 1
     for command in (
         [sys.executable, "-m", "fastvae", "train", "--resume", "--out", out],
-        [sys.executable, "-m", "fastvae", *TRAIN, "--epochs", 30, "--out", tmp_path / "alone"],
+        [sys.executable, "-m", "fastvae", *TRAIN, "--epochs", 100, "--out", tmp_path / "alone"],
     ):
         process = start(command)
         _, stderr = process.communicate(timeout=120)

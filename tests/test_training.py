@@ -17,6 +17,7 @@ from fastvae.data import load
 from fastvae.evaluation import evaluate
 from fastvae.models import VAE
 from fastvae.training import (
+    StoppedError,
     TrainConfig,
     TrainingError,
     load_checkpoint,
@@ -24,6 +25,7 @@ from fastvae.training import (
     saved_config,
     train,
 )
+from fastvae.training.graph import CapturedStep
 from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names, scaled_learning_rate
 
 
@@ -256,7 +258,7 @@ def test_train_refuses_a_folder_that_holds_a_run(tmp_path, survivor):
         ({"beta": 2.0}, "cannot resume with beta 2.0"),
         ({"seed": 3}, "cannot resume with seed 3"),
         ({"amp": "bf16"}, "cannot resume with amp bf16: the run in .* has None"),
-        ({"epochs": 1}, "cannot resume with epochs 1: the run in .* has done 2"),
+        ({"epochs": 1}, "cannot resume with epochs 1: the run in .* has begun 2"),
     ],
     ids=str,
 )
@@ -443,3 +445,83 @@ def test_run_without_a_whole_checkpoint_may_be_started_anew(tmp_path, finished):
     (tmp_path / "checkpoints" / ".step-000000000.part" / "shard-00001-model-00001-of-00001.safetensors").touch()
     train(SMALL, tmp_path)
     assert_same_run(finished[0], tmp_path)
+
+
+def test_replayed_steps_are_the_steps(tmp_path, monkeypatch):
+    """All but what a GPU adds: noise, learning rate, weight of the KL and images are those of each step."""
+    config = small(epochs=3, binarize="dynamic", anneal="linear", anneal_epochs=2, warmup_epochs=2, clip_norm=50.0)
+    train(config, tmp_path / "plain")
+    calls = []
+
+    def capture(function):
+        result = torch.zeros(3, dtype=torch.float64)
+
+        def replay():
+            calls.append(None)
+            result.copy_(function())
+
+        return replay, result
+
+    init = loop._Run.__init__
+
+    def captured(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self.run_step = CapturedStep(self._on_device, config.batch_size, self.device, capture)
+
+    monkeypatch.setattr(loop._Run, "__init__", captured)
+    train(config, tmp_path / "captured")
+    # 15 steps an epoch: the last of each is smaller, and three come before the capture.
+    assert len(calls) == 3 * 14 - 3
+    assert_same_run(tmp_path / "plain", tmp_path / "captured")
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}])
+def test_cuda_graph_needs_a_gpu_and_whole_batches(tmp_path, changes):
+    with pytest.raises(ValueError, match="cuda_graph captures the step of one process on a GPU"):
+        train(small(**changes), tmp_path, cuda_graph=True, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """A finite loss whose gradient is not: the update comes before the next loss could tell."""
+    step, calls = torch.optim.Adam.step, []
+
+    def spoilt(self, *arguments):
+        calls.append(None)
+        if len(calls) == 8:
+            self.param_groups[0]["params"][0].grad[0, 0] = math.nan
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoilt)
+    with pytest.raises(TrainingError, match=r"the weights are no longer finite after step 7 in epoch 1; .*4 holds"):
+        train(small(), tmp_path, save_steps=4)
+    assert load_checkpoint(tmp_path).position.step == 4
+    assert all(p.isfinite().all() for p in load_checkpoint(tmp_path).build_model().parameters())
+
+
+def test_epoch_that_was_begun_is_not_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvae.training.loop._SECONDS_BETWEEN_REPORTS", 0)
+
+    def stop(progress):
+        if progress.epoch == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        train(small(), tmp_path, progress=stop)
+    assert (load_checkpoint(tmp_path).epoch, load_checkpoint(tmp_path).position.step) == (1, 16)
+    with pytest.raises(ValueError, match=r"cannot resume with epochs 1: the run in .* has begun 2"):
+        train(small(epochs=1), tmp_path, resume=True)
+
+
+def test_sigterm_is_heard_where_every_step_ends_an_epoch(tmp_path):
+    with pytest.raises(StoppedError, match="stopped by SIGTERM in epoch 2, after step 1, and saved"):
+        train(small(batch_size=2000, epochs=6), tmp_path, progress=lambda p: signal.raise_signal(signal.SIGTERM))
+    assert load_checkpoint(tmp_path).position.step == 1
+
+
+def test_run_whose_last_checkpoint_is_damaged_is_not_overwritten(tmp_path):
+    train(small(epochs=1), tmp_path)
+    (shard,) = load_checkpoint(tmp_path).folder.glob("*.safetensors")
+    shard.unlink()
+    with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run"):
+        train(small(epochs=1), tmp_path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ class BatchSpeed(NamedTuple):
     images_per_second: float
     """The median of the steps."""
     peak_bytes: int
-    """Of a GPU: what its tensors took at most. Of the CPU: of the process, what all batches so far took at most."""
+    """Of a GPU: what its tensors took at most. Of the CPU: what the process took at most, with all batches so far."""
 
 
 def measure_batch_sizes(
@@ -48,19 +46,24 @@ def measure_batch_sizes(
         report: told each result as it comes.
 
     Raises:
-        ValueError: a device that is not there, or a bad data set.
+        ValueError: a device that is not there, a bad data set, or one of fewer images than ``config.accumulate``.
         OSError: there is no data set.
     """
     own = torch_device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
     dataset = load(config.dataset, config.data_dir)
     results: list[BatchSpeed] = []
     size = max(_FIRST, config.accumulate)
+    if size > len(dataset.train_images):
+        raise ValueError(f"a batch of {size} needs as many images, {config.dataset} has {len(dataset.train_images)}")
     while size <= len(dataset.train_images) and not _settled(results) and _fits(results, own):
         changed = dataclasses.replace(config, batch_size=size)
+        run: _Run | None = None  # and the one before is gone
+        if own.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(own)
         try:
-            run = _Run(
-                changed, dataset, Path(), None, World(0, 1, own), False, Checkpoints(Path()), None, lambda: False
-            )
+            run = _Run(changed, dataset, Path(), None, World(0, 1, own), Checkpoints(Path()))
             results.append(BatchSpeed(size, _images_per_second(run, size), _peak_bytes(own)))
         except (MemoryError, RuntimeError) as error:
             if not results or (isinstance(error, RuntimeError) and "memory" not in str(error)):
@@ -83,8 +86,9 @@ def _images_per_second(run: _Run, size: int) -> float:
     seconds: list[float] = []
     # The first step makes the optimiser's state, and compiles.
     while len(seconds) < 4 or sum(seconds[1:]) < _SECONDS:
+        batch = indices[torch.randperm(len(indices))[:size].to(run.device)]
         started = time.perf_counter()
-        run._step(indices[torch.randperm(len(indices))[:size].to(run.device)])
+        run._step(batch)
         if run.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -94,7 +98,7 @@ def _images_per_second(run: _Run, size: int) -> float:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * _kibibytes("/proc/self/status", "VmHWM")
 
 
 def _settled(results: Sequence[BatchSpeed]) -> bool:
@@ -106,4 +110,10 @@ def _fits(results: Sequence[BatchSpeed], device: torch.device) -> bool:
     """Whether twice as much is to be had: a process that asks the CPU for too much is killed, and not told."""
     if not results or device.type == "cuda":
         return True
-    return results[-1].peak_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return results[-1].peak_bytes < 1024 * _kibibytes("/proc/meminfo", "MemAvailable")
+
+
+def _kibibytes(file: str, name: str) -> int:
+    """A line of what Linux tells of its memory."""
+    lines = Path(file).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -96,21 +96,24 @@ class Checkpoint:
 
         Every process of a run must call it.
         """
-        if not tensors:
-            return
-        try:
-            load(tensors, storage_reader=_Reader(self.folder), no_dist=not dist.is_initialized())
-        except CheckpointException as error:
-            raise ValueError(f"{self.folder}: damaged checkpoint ({_reason(error)})") from error
+        self._read(tensors, alone=not dist.is_initialized())
 
     def build_model(self) -> Model:
-        """The model with its weights, on the CPU. Draws no random numbers."""
+        """The model with its weights, on the CPU. Draws no random numbers.
+
+        Raises:
+            ValueError: the checkpoint is no longer there, or was altered since.
+        """
         model = self.empty_model().to_empty(device="cpu")
-        state = model.state_dict()
         # Of this process alone, whatever others do.
-        reader = _Reader(self.folder)
-        load({f"model.{name}": tensor for name, tensor in state.items()}, storage_reader=reader, no_dist=True)
+        self._read({f"model.{name}": tensor for name, tensor in model.state_dict().items()}, alone=True)
         return model
+
+    def _read(self, tensors: dict[str, Tensor], alone: bool) -> None:
+        try:
+            load(tensors, storage_reader=_Reader(self.folder), no_dist=alone)
+        except CheckpointException as error:
+            raise ValueError(f"{self.folder}: damaged checkpoint ({_reason(error)})") from error
 
     def empty_model(self) -> Model:
         """The model without memory for its weights."""
@@ -162,6 +165,7 @@ class Checkpoints:
         self.folder = folder / CHECKPOINTS
         self._keep, self._first, self._group = keep, first, group
         self._pending: Future[Any] | None = None
+        self._last = ""
 
     def save(
         self,
@@ -178,12 +182,17 @@ class Checkpoints:
         self.wait()
         manifest = {"format": FORMAT, "model": model_config, "train": train_config, **asdict(position)}
         writer = _Writer(self.folder / f"step-{position.step:09}", manifest)
+        self._last = writer.final.name
         if self._first:
-            shutil.rmtree(writer.part, ignore_errors=True)  # what a killed process left
+            self._remove_parts()  # which a killed process left
         if dist.is_initialized():
-            dist.barrier()
-        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        future = async_save(copies, storage_writer=writer, process_group=self._group, no_dist=not dist.is_initialized())
+            dist.barrier(self._group)
+        future = async_save(
+            {name: tensor.detach() for name, tensor in tensors.items()},
+            storage_writer=writer,
+            process_group=self._group,
+            no_dist=not dist.is_initialized(),
+        )
         assert isinstance(future, Future)
         self._pending = future
 
@@ -199,20 +208,27 @@ class Checkpoints:
         try:
             pending.result()
         except CheckpointException as error:
-            for part in self.folder.glob(f".step-*{_PART}"):  # which may be what fills the disk
-                shutil.rmtree(part, ignore_errors=True)
+            self._remove_parts()  # which may be what fills the disk
             raise OSError(
                 f"{self.folder}: a checkpoint could not be written ({_reason(error)}); those before it are whole"
             ) from error
         if self._first:
-            for name in self.names()[: -self._keep]:
+            names = self.names()
+            # Those of later steps were found damaged, or the run would have gone on from them.
+            damaged = [name for name in names if name > self._last]
+            good = names[: len(names) - len(damaged)]
+            for name in (*damaged, *good[: -self._keep]):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _remove_parts(self) -> None:
+        for part in self.folder.glob(f".step-*{_PART}"):
+            shutil.rmtree(part, ignore_errors=True)
 
     def abandon(self) -> None:
         """After an error: wait for the last one, whatever becomes of it."""
         try:
             self.wait()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             logger.warning("%s", error)
 
     def names(self) -> list[str]:

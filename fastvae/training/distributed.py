@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastvae import _C
@@ -52,7 +53,7 @@ class World:
         """Whether any process says so. Waits for all of them, not for their devices."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(float(flag))
+        flags = torch.tensor(float(flag), device="cpu")
         dist.all_reduce(flags, dist.ReduceOp.MAX, self.agreeing)
         return bool(flags)
 
@@ -97,7 +98,11 @@ def world(device: str | torch.device | None) -> Iterator[World]:
     started = not dist.is_initialized()
     if started:
         # gloo beside NCCL: checkpoints and agreements are the CPUs' affair.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(f"the processes of the run did not find one another: {reason}") from error
     try:
         groups = [dist.new_group(backend="gloo") for _ in range(2)]
         yield World(dist.get_rank(), dist.get_world_size(), own, *groups)
@@ -174,6 +179,11 @@ def gathered(objective: nn.Module) -> Iterator[None]:
     yield
     if isinstance(objective, FSDPModule):
         objective.reshard()
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_of_compiler(error: RuntimeError) -> bool:

@@ -38,11 +38,13 @@ from fastvae.training.distributed import (
     World,
     gathered,
     is_of_compiler,
+    local_part,
     more_to_come,
     share_out,
     until_terminated,
     world,
 )
+from fastvae.training.graph import CapturedStep
 from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names, scaled_learning_rate
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     device: str | torch.device | None = None,
     fsdp: bool = False,
+    cuda_graph: bool = False,
     keep: int = 2,
     save_steps: int | None = None,
 ) -> TrainResult:
@@ -105,8 +108,8 @@ def train(
 
     The folder gets ``checkpoints/`` (one before the first step and after each epoch, written in the background, whole
     or not at all), ``metrics.json``, ``tensorboard/``, and at the end ``samples.png``, ``reconstructions.png`` and
-    ``curves.png``. A run that was stopped in any way and resumed ends with bitwise the weights and metrics (but for
-    times) of one that never stopped, given the same machine, number of threads and number of processes.
+    ``curves.png``. A run that was stopped in any way and resumed ends with the weights and metrics (but for times) of
+    one that never stopped: bitwise in one process on the same machine with as many threads, else up to rounding.
     Seeds torch's own random generator.
 
     Processes share out the ``config.accumulate`` parts of each batch, or as many parts as there are processes where
@@ -122,13 +125,16 @@ def train(
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
             there is one and this build has kernels for it.
         fsdp: whether processes share out the weights and the optimiser's state as well (FSDP2), layer by layer, for
-            models that do not fit one device.
+            models that do not fit one device. The model that is returned is sharded; the checkpoint has it whole.
+        cuda_graph: whether a GPU repeats the step by itself (a CUDA graph), for networks and batches so small that the
+            host cannot keep up with it.
         keep: checkpoints that are kept, the newest.
         save_steps: steps between further checkpoints within an epoch.
 
     Raises:
         ValueError: ``config`` contradicts the run's own; a file of the data set or all checkpoints are bad; a device
-            that is not there; ``fsdp`` with ``config.compile`` or without several processes.
+            that is not there; ``fsdp`` with ``config.compile`` or ``config.learn_sigma``, or without several processes;
+            ``cuda_graph`` without a GPU, with several processes or with parts of batches.
         FileExistsError: ``out_dir`` holds a run already.
         FileNotFoundError: nothing to resume, or no data set.
         OSError: a file cannot be read or written.
@@ -145,8 +151,10 @@ def train(
             raise ValueError(f"{name} must be at least 1, not {value}")
     out_dir = Path(out_dir)
     with world(device) as processes, until_terminated() as terminated:
-        if fsdp and (config.compile or processes.size == 1):
-            raise ValueError("fsdp shares a model out: it needs several processes, and compile=False")
+        if fsdp and (config.compile or config.learn_sigma or processes.size == 1):
+            raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
+        if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
+            raise ValueError("cuda_graph captures the step of one process on a GPU, with batches in one part")
         folder = processes.of_first(lambda: _folder_to_resume(config, out_dir) if resume else _refuse(out_dir))
         checkpoint = None if folder is None else load_checkpoint(folder)
         if processes.size > 1:
@@ -156,7 +164,18 @@ def train(
         processes.of_first(lambda: out_dir.mkdir(parents=True, exist_ok=True))
 
         saved = Checkpoints(out_dir, keep, first=processes.rank == 0, group=processes.saving)
-        run = _Run(config, dataset, out_dir, checkpoint, processes, fsdp, saved, save_steps, terminated)
+        run = _Run(
+            config,
+            dataset,
+            out_dir,
+            checkpoint,
+            processes,
+            saved,
+            terminated,
+            fsdp=fsdp,
+            cuda_graph=cuda_graph,
+            save_steps=save_steps,
+        )
         if checkpoint is None:
             # So that there is something to resume from before the first epoch is over, and before anything else is
             # there that would be taken for a run.
@@ -196,7 +215,8 @@ def _refuse(out_dir: Path) -> None:
 
 def _stopped_before_its_first_step(out_dir: Path) -> bool:
     try:
-        return Checkpoints(out_dir).newest().position.step == 0
+        saved = Checkpoints(out_dir)
+        return len(saved.names()) == 1 and saved.newest().position.step == 0
     except (OSError, ValueError):
         return False
 
@@ -231,8 +251,9 @@ def _folder_to_resume(config: TrainConfig, out_dir: Path) -> Path:
             raise ValueError(f"cannot resume with epochs {ours}: the learning rate decays over the run's own {theirs}")
         if ours != theirs and field.name not in _FREE_ON_RESUME:
             raise ValueError(f"cannot resume with {field.name} {ours}: the run in {out_dir} has {theirs}")
-    if config.epochs < checkpoint.epoch:
-        raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has done {checkpoint.epoch}")
+    begun = checkpoint.epoch + (checkpoint.position.images > 0)
+    if config.epochs < begun:
+        raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has begun {begun}")
     return checkpoint.folder
 
 
@@ -272,7 +293,7 @@ class _Objective(nn.Module):
 
 
 def _stream(name: str, seed: int) -> int:
-    """The first of a run's seeds for ``name``: 2^56 of them, of which no two runs use neighbouring ones."""
+    """The first of a run's seeds for ``name``, of which there is a run in a row: those of two runs hardly ever meet."""
     return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "big")
 
 
@@ -286,10 +307,12 @@ class _Run:
         out_dir: Path,
         checkpoint: Checkpoint | None,
         processes: World,
-        fsdp: bool,
         saved: Checkpoints,
-        save_steps: int | None,
-        terminated: Callable[[], bool],
+        terminated: Callable[[], bool] = lambda: False,
+        *,
+        fsdp: bool = False,
+        cuda_graph: bool = False,
+        save_steps: int | None = None,
     ) -> None:
         self.config, self.out_dir = config, out_dir
         self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
@@ -311,11 +334,8 @@ class _Run:
             model = model.to_empty(device=self.device)
         self.model = model.to(self.device)
         self.objective = share_out(_Objective(self.model, config), processes, fsdp, config.compile)
-        self.optimizer = make_optimizer(
-            self.model,
-            scaled_learning_rate(config.learning_rate, config.batch_size, config.scale_learning_rate),
-            config.preset,
-        )
+        rate = scaled_learning_rate(config.learning_rate, config.batch_size, config.scale_learning_rate)
+        self.optimizer = make_optimizer(self.model, rate, config.preset, capturable=cuda_graph)
         position = Position() if checkpoint is None else checkpoint.position
         self.step, self.epoch, self.history = position.step, position.epoch, list(position.history)
         # Of this process; what was done before belongs to the first.
@@ -326,13 +346,19 @@ class _Run:
         if checkpoint is not None:
             self._restore(checkpoint)
         self.learning_rate = learning_rate_schedule(
-            self.optimizer.param_groups[0]["lr"],
+            rate,
             config.warmup_epochs * self.batches,
             (config.epochs - config.warmup_epochs) * self.batches if config.decay else None,
         )
         self.anneal: Schedule | None = None
+        self.beta: float | Tensor = config.beta
         if config.anneal is not None:
             self.anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * self.batches)
+            # A tensor where it changes: compiled code is then not compiled anew, and captured code sees it.
+            self.beta = torch.zeros((), device=self.device)
+        self.run_step: Callable[[Tensor], Tensor] = self._on_device
+        if cuda_graph:
+            self.run_step = CapturedStep(self._on_device, config.batch_size, self.device)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -354,12 +380,13 @@ class _Run:
         unread: list[Tensor] = []
         started = reported = time.perf_counter() - self.seconds
         shuffle = torch.Generator().manual_seed(self.order_seed + self.epoch)
-        order = torch.randperm(len(self.images), generator=shuffle).to(self.device)
+        order = torch.randperm(len(self.images), generator=shuffle, device="cpu").to(self.device)
         batches = torch.split(order, self.config.batch_size)
         for batch in batches[self.step - self.epoch * self.batches :]:
             unread.append(self._step(batch))
             self.sums += unread[-1]
             self.images_done += len(batch)
+            self.images_here += sum(len(part) for _, part in self._parts_of(batch))
             self.step += 1
             if time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
                 self._check_finite(unread)
@@ -395,6 +422,8 @@ class _Run:
         self.save_metrics()
         if progress is not None:
             progress(last)
+        if self.epoch < self.config.epochs and self.world.any(self.terminated()):
+            self._stop()
 
     def _stop_or_save(self, unread: list[Tensor], seconds: float) -> None:
         """Within an epoch: a checkpoint where one is due, or where SIGTERM has come, which then ends the run."""
@@ -406,11 +435,18 @@ class _Run:
         if not (stop or (self.save_steps and self.step % self.save_steps == 0)):
             return
         self._check_finite(unread)
+        # The loss was finite before the last update. What is kept must be so after it.
+        weights = torch.stack([local_part(p).isfinite().all() for p in self.model.parameters()])
+        if self.world.any(not weights.all()):
+            self._fail(f"the weights are no longer finite after step {self.step - 1}")
         self.seconds = seconds
         self.save_checkpoint()
         if stop:
-            self.saved.wait()
-            raise StoppedError(f"stopped by SIGTERM in epoch {self.epoch + 1}, after step {self.step}, and saved")
+            self._stop()
+
+    def _stop(self) -> None:
+        self.saved.wait()
+        raise StoppedError(f"stopped by SIGTERM in epoch {self.epoch + 1}, after step {self.step}, and saved")
 
     def _test(self) -> ELBOReport:
         generator = self._test_generator()
@@ -431,40 +467,56 @@ class _Run:
 
     def _step(self, batch: Tensor) -> Tensor:
         """One step of Adam. Returns the sums over this process' images, ``[loss, reconstruction, kl]`` in nats."""
+        rate = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        if self.anneal is not None:
+            assert isinstance(self.beta, Tensor)
+            self.beta.fill_(self.anneal(self.step))
+        self._seed(self.world.rank)
+        return self.run_step(batch)
+
+    def _seed(self, part: int) -> None:
+        # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
+        self.noise.manual_seed(self.noise_seed + self.step * self.parts + part)
+
+    def _parts_of(self, batch: Tensor) -> list[tuple[int, Tensor]]:
+        """This process' parts of a batch that have any images, with their numbers."""
+        parts = list(enumerate(batch.tensor_split(self.parts)))[self.world.rank :: self.world.size]
+        return [(number, part) for number, part in parts if len(part)]
+
+    def _on_device(self, batch: Tensor) -> Tensor:
+        """The part of a step that may be captured: it waits for nothing and takes nothing from the host."""
         self.optimizer.zero_grad()
-        config, processes = self.config, self.world
-        # A tensor where it changes: compiled code is then not compiled anew.
-        beta = config.beta if self.anneal is None else torch.tensor(self.anneal(self.step), device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        parts = list(enumerate(batch.tensor_split(self.parts)))[processes.rank :: processes.size]
-        mine = [(number, part, len(part)) for number, part in parts if len(part)]
+        mine = [(number, part, len(part)) for number, part in self._parts_of(batch)]
         # All make as many passes, because they exchange gradients, and weights with FSDP, in each: who has no part left
         # takes an image that counts nothing.
-        passes = -(-min(self.parts, len(batch)) // processes.size)
+        passes = -(-min(self.parts, len(batch)) // self.world.size)
         mine += [(0, batch[:1], 0)] * (passes - len(mine))
         for done, (number, part, count) in enumerate(mine, 1):
-            # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
-            self.noise.manual_seed(self.noise_seed + self.step * self.parts + number)
+            if done > 1:
+                self._seed(number)
             images = self.images.index_select(0, part)
-            if config.binarize == "dynamic":
+            if self.config.binarize == "dynamic":
                 images = binarize(images)
             with more_to_come(self.objective, done < passes):
                 # Of the mean over the batch; what processes exchange is the mean over them.
-                terms = self._add_gradient(images, beta, count * processes.size / len(batch))
+                terms = self._add_gradient(images, count * self.world.size / len(batch))
             sums += terms * count
-            self.images_here += count
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return sums
 
-    def _add_gradient(self, images: Tensor, beta: float | Tensor, share: float) -> Tensor:
+    def _add_gradient(self, images: Tensor, share: float) -> Tensor:
         """Adds ``share`` times the gradient of a part's mean. Returns that mean, ``[loss, reconstruction, kl]``."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                terms = self.objective(beta, *self._arguments(images))
+                terms = self.objective(self.beta, *self._arguments(images))
             (terms.loss * share).backward()
         except RuntimeError as error:
             if not self.config.compile or not is_of_compiler(error):
@@ -484,7 +536,7 @@ class _Run:
         unread.clear()
 
     def _fail(self, reason: str) -> None:
-        self.saved.wait()
+        self.saved.abandon()
         names = self.saved.names()
         held = f"{self.saved.folder / names[-1]} holds epoch {self.epoch}" if names else "nothing is saved"
         raise TrainingError(f"{reason} in epoch {self.epoch + 1}; {held}; try a lower learning rate, in another folder")

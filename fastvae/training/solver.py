@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastvae.models.networks import Preset
 from fastvae.objectives import Schedule
@@ -31,7 +31,9 @@ def scaled_learning_rate(rate: float, batch_size: int, scaling: Scaling | None) 
     return rate * {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]
 
 
-def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None) -> torch.optim.Adam:
+def make_optimizer(
+    model: nn.Module, learning_rate: float, preset: Preset | None, *, capturable: bool = False
+) -> torch.optim.Adam:
     """Adam over the parameters of a model.
 
     Args:
@@ -39,15 +41,19 @@ def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None
         learning_rate: a first one, where it changes with the steps.
         preset: ``"doersch"`` for the tutorial's solver: betas (0, 0.999), because it leaves beta1 to Caffe's 0, and an
             L2 penalty of 5e-4 / 2 on weights, not on biases, whose gradient goes through Adam with the rest.
+        capturable: whether its steps may be captured by a CUDA graph, which reads the learning rate from a tensor.
 
     Source: the solver of Doersch 2016 (arXiv:1606.05908), sec. 4; Kingma & Ba 2014 (arXiv:1412.6980).
     """
+    rate: float | Tensor = learning_rate
+    if capturable:
+        rate = torch.tensor(learning_rate, device=next(model.parameters()).device)
     if preset is None:
-        return torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+        return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=capturable)
     weights = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": _DOERSCH_L2}, {"params": others}]
-    return torch.optim.Adam(groups, lr=learning_rate, betas=(0.0, 0.999), eps=1e-8, fused=True)
+    return torch.optim.Adam(groups, lr=rate, betas=(0.0, 0.999), eps=1e-8, fused=True, capturable=capturable)
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, decay_steps: int | None) -> Callable[[int], float]:
