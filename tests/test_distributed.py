@@ -128,8 +128,7 @@ def test_lost_process_is_named_by_the_one_that_is_left(tmp_path):
 
 def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path):
     train(small(epochs=60, accumulate=2), tmp_path / "whole")
-    # Not its static rendezvous, whose store still has the addresses of those that are gone.
-    elastic = [*TORCHRUN[:3], "--standalone", "--max-restarts", 2, *TORCHRUN[3:]]
+    elastic = [*TORCHRUN[:3], "--max-restarts", 2, *TORCHRUN[3:]]
     process = start([*elastic, *TRAIN, "--epochs", 60, "--accumulate", 2, "--out", tmp_path / "run"])
     try:
         wait_for_epoch(process)

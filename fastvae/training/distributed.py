@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,8 +99,13 @@ def world(device: str | torch.device | None) -> Iterator[World]:
     started = not dist.is_initialized()
     if started:
         # gloo beside NCCL: checkpoints and agreements are the CPUs' affair.
+        backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+            store, rank, size = next(rendezvous("env://"))
+            # torchrun's store outlives a restart, and with it the addresses of the processes that are gone.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"the processes of the run did not find one another: {reason}") from error
