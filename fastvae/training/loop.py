@@ -155,8 +155,7 @@ def train(
             raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
         if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
             raise ValueError("cuda_graph captures the step of one process on a GPU, with batches in one part")
-        folder = processes.of_first(lambda: _folder_to_resume(config, out_dir) if resume else _refuse(out_dir))
-        checkpoint = None if folder is None else load_checkpoint(folder)
+        checkpoint = processes.of_first(lambda: _checkpoint_to_resume(config, out_dir) if resume else _refuse(out_dir))
         if processes.size > 1:
             # One process downloads; the data themselves are not sent.
             processes.of_first(lambda: load(config.dataset, config.data_dir).name)
@@ -242,7 +241,7 @@ def _load_run(out_dir: Path) -> Checkpoint:
     return load_checkpoint(out_dir)
 
 
-def _folder_to_resume(config: TrainConfig, out_dir: Path) -> Path:
+def _checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
     checkpoint = _load_run(out_dir)
     saved = TrainConfig.from_checkpoint(checkpoint)
     for field in dataclasses.fields(TrainConfig):
@@ -254,7 +253,7 @@ def _folder_to_resume(config: TrainConfig, out_dir: Path) -> Path:
     begun = checkpoint.epoch + (checkpoint.position.images > 0)
     if config.epochs < begun:
         raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has begun {begun}")
-    return checkpoint.folder
+    return checkpoint
 
 
 def _build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
