@@ -653,8 +653,13 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
   return {out[0], out[1], out[2]};
 }
 
-Tensor binarize(const Tensor& images, MaybeGenerator generator) {
-  return call<binarize_forward>("fastvae::binarize_forward", images, generator,
+Tensor binarize(const Tensor& images, MaybeGenerator generator, const MaybeTensor& index,
+                at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(
+      !at::isFloatingType(dtype) || !((at::GradMode::is_enabled() && images.requires_grad()) ||
+                                      images._fw_grad(/*level=*/0).defined()),
+      "fastvae.binarize: a draw has no derivative: images must not require one");
+  return call<binarize_forward>("fastvae::binarize_forward", images, index, dtype, generator,
                                 unique_if_traced(images));
 }
 

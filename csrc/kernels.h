@@ -19,6 +19,7 @@ struct Extent {
 struct Input {
   enum class Kind : uint8_t {
     elements,  // data[k * stride_k + b * stride_b + e]; uint8 is read as x / 255
+    gathered,  // data[index[b] * stride_b + e], likewise; index[b] is one of `rows`
     row,       // data[k * stride_k + b * stride_b] * value, the same for the whole row
     constant,  // `value` everywhere; 0 for an upstream gradient that is not there
     normal,    // standard normal number (k * B + b) * D + e of the stream `key`
@@ -28,6 +29,8 @@ struct Input {
   Dtype dtype = Dtype::f32;
   const void* data = nullptr;
   int64_t stride_k = 0, stride_b = 0;
+  const int64_t* index = nullptr;
+  int64_t rows = 0;
   double value = 0;
   Key key = {};
   // On a GPU the rest of a stream's key is in device memory: the key is {key.seed ^ *seed,
@@ -40,7 +43,8 @@ struct Input {
 // What an operand can be is its type, so that a loop has no code for the rest. Plain inputs are
 // elements in floating point, or a constant; targets may be uint8 or bool too.
 struct Target : Input {};
-struct PerRow : Input {};  // row, or a constant: an upstream gradient of row sums
+struct Gathered : Input {};  // as Target, or rows of it by their numbers
+struct PerRow : Input {};    // row, or a constant: an upstream gradient of row sums
 struct Normal : Input {};
 struct Uniform : Input {};
 
@@ -123,7 +127,7 @@ struct Kernels {
   void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Target target, Input inverse, Sums out);
 
   // `invalid` counts per row what is no probability.
-  void (*binarize)(Extent, Target probability, Uniform uniform, Output out, Sums invalid);
+  void (*binarize)(Extent, Gathered probability, Uniform uniform, Output out, Sums invalid);
 };
 
 }  // namespace fastvae

@@ -45,7 +45,10 @@ TORCH_LIBRARY(fastvae, m) {
       "float beta_value, str reduction='mean') "
       "-> (Tensor loss, Tensor reconstruction, Tensor kl)",
       pure);
-  m.def("binarize(Tensor images, Generator? generator=None) -> Tensor", seeded);
+  m.def(
+      "binarize(Tensor images, Generator? generator=None, *, Tensor? index=None, "
+      "ScalarType dtype=bool) -> Tensor",
+      seeded);
 
   m.impl("reparameterize", c10::DispatchKey::CompositeImplicitAutograd, ops::reparameterize);
   m.impl("gaussian_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_kl);
@@ -124,8 +127,10 @@ TORCH_LIBRARY(fastvae, m) {
       "elbo_loss_forward(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
       "float beta_value, str reduction, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
       pure);
-  m.def("binarize_forward(Tensor images, Generator? generator, Tensor? unique=None) -> Tensor",
-        seeded);
+  m.def(
+      "binarize_forward(Tensor images, Tensor? index, ScalarType dtype, Generator? generator, "
+      "Tensor? unique=None) -> Tensor",
+      seeded);
 }
 
 namespace {

@@ -101,7 +101,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     const Tensor& logits, const Tensor& target, const Tensor& mu, const Tensor& logvar,
     const MaybeTensor& beta, double beta_value, c10::string_view reduction, bool with_grad);
 
-Tensor binarize_forward(const Tensor& images, MaybeGenerator generator, const MaybeTensor& unique);
+Tensor binarize_forward(const Tensor& images, const MaybeTensor& index, at::ScalarType dtype,
+                        MaybeGenerator generator, const MaybeTensor& unique);
 
 // The public operators.
 
@@ -123,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
                                              c10::string_view reduction);
-Tensor binarize(const Tensor& images, MaybeGenerator generator);
+Tensor binarize(const Tensor& images, MaybeGenerator generator, const MaybeTensor& index,
+                at::ScalarType dtype);
 
 }  // namespace fastvae::ops

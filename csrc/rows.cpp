@@ -36,16 +36,6 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
-bool is_row_major(const Tensor& t, int64_t event_dims) {
-  int64_t expected = 1;
-  for (int64_t i = t.dim() - 1; i >= t.dim() - event_dims; --i) {
-    if (t.size(i) == 1) continue;
-    if (t.stride(i) != expected) return false;
-    expected *= t.size(i);
-  }
-  return true;
-}
-
 // Whether the event's elements fill one run of memory, in any order.
 bool is_dense(const Tensor& t, int64_t event_dims) {
   c10::SmallVector<std::pair<int64_t, int64_t>, 6> dims;
@@ -76,6 +66,16 @@ int64_t sample_stride(const Tensor& t, int64_t event_dims) {
 }
 
 }  // namespace
+
+bool is_row_major(const Tensor& t, int64_t event_dims) {
+  int64_t expected = 1;
+  for (int64_t i = t.dim() - 1; i >= t.dim() - event_dims; --i) {
+    if (t.size(i) == 1) continue;
+    if (t.stride(i) != expected) return false;
+    expected *= t.size(i);
+  }
+  return true;
+}
 
 void check_floating(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_VALUE(is_supported_floating(t), op, ": ", name,

@@ -16,10 +16,12 @@ namespace fastvae::ops {
 
 using at::Tensor;
 
-inline bool is_supported_floating(const Tensor& t) {
-  const auto dtype = t.scalar_type();
+inline bool is_supported_floating(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
          dtype == at::kHalf;
+}
+inline bool is_supported_floating(const Tensor& t) {
+  return is_supported_floating(t.scalar_type());
 }
 
 void check_floating(const char* op, const char* name, const Tensor& t);
@@ -55,6 +57,9 @@ Normal normal_input(const Tensor& key);
 
 Input scalar_input(const Tensor& scalar);  // 0-d
 Sums sums_of(const Tensor& sums);
+
+// Whether the last dimensions are one run of elements, in the order of their indices.
+bool is_row_major(const Tensor& t, int64_t event_dims);
 
 enum class RowOrder {
   row_major,  // the order of the event's indices matters: the noise is numbered along it

@@ -411,13 +411,13 @@ class Batches:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self._split():
-            yield binarize(batch, generator=self.noise) if self.binarize else batch
-
-    def _split(self) -> Iterator[Tensor]:
         if self.shuffle is None:
-            yield from torch.split(self.images, self.batch_size)
+            for batch in torch.split(self.images, self.batch_size):
+                yield binarize(batch, generator=self.noise) if self.binarize else batch
             return
         order = torch.randperm(len(self.images), generator=self.shuffle).to(self.images.device)
-        for indices in torch.split(order, self.batch_size):
-            yield self.images.index_select(0, indices)
+        for index in torch.split(order, self.batch_size):
+            if self.binarize:
+                yield binarize(self.images, index=index, generator=self.noise)
+            else:
+                yield self.images.index_select(0, index)

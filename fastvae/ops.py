@@ -291,24 +291,34 @@ def elbo_loss(
     return ELBO(*_elbo_loss(logits, target, mu, logvar, None, float(beta), reduction))
 
 
-def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
+def binarize(
+    images: Tensor,
+    *,
+    index: Tensor | None = None,
+    dtype: torch.dtype = torch.bool,
+    generator: Generator | None = None,
+) -> Tensor:
     """Draw each pixel from Bernoulli(pixel): dynamic binarisation, anew at every call.
 
     Probabilities count in steps of 2^-24: a smaller one than that, but not 0, is drawn as 2^-24.
 
     Args:
-        images: ``[B, *E]``, uint8 read as x / 255, or floating point in [0, 1].
+        images: ``[N, *E]``, uint8 read as x / 255, or floating point in [0, 1].
+        index: int64 ``[B]``: which of the images, gathered in the same pass; all of them, ``B = N``, if None.
+        dtype: of the result, bool or floating point. A bool is a target of one byte a pixel for
+            :func:`sigmoid_cross_entropy`; floating point serves as a network's input too.
         generator: as for :func:`reparameterize`.
 
     Returns:
-        bool ``[B, *E]``, a target for :func:`sigmoid_cross_entropy` of one byte a pixel.
+        ``[B, *E]`` of ``dtype``, zeros and ones: the draws of ``binarize(images[index])``.
 
     Raises:
-        ValueError: the dtype is another one, or a value lies outside [0, 1]. On a GPU, which is not waited for, such a
-            value is a device-side assertion, as in ``torch.bernoulli``.
+        ValueError: a dtype is another one, a value lies outside [0, 1], an index is none of the images (on a GPU, which
+            is not waited for, these two are device-side assertions, as in ``torch.bernoulli``); a floating-point result
+            of images that require a gradient, which a draw has not.
 
     Source: Burda et al. 2015 (arXiv:1509.00519), section 5.1; Salakhutdinov & Murray 2008.
     """
     if _transformed():
-        return reference.binarize(images, generator=generator)
-    return _binarize(images, generator)
+        return reference.binarize(images, index=index, dtype=dtype, generator=generator)
+    return _binarize(images, generator, index=index, dtype=dtype)

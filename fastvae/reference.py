@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 
@@ -205,13 +206,29 @@ def elbo_loss(
     return reconstruction + beta * kl, reconstruction, kl
 
 
-def binarize(images: Tensor, *, generator: Generator | None = None) -> Tensor:
+def binarize(
+    images: Tensor,
+    *,
+    index: Tensor | None = None,
+    dtype: torch.dtype = torch.bool,
+    generator: Generator | None = None,
+) -> Tensor:
     """Bernoulli draws with torch's own generator."""
     if images.dim() == 0:
         raise ValueError("a batch dimension is needed, [B, *E], got a 0-d tensor")
     if images.dtype != torch.uint8:
         _require_floating(images=images)
-    return torch.bernoulli(_values(images, _at_least_float(images)), generator=generator).bool()
+    if dtype not in (torch.bool, *_FLOATS):
+        raise ValueError(f"dtype must be bool or floating point, got {dtype}")
+    recorded = torch.is_grad_enabled() and images.requires_grad
+    tangent = forward_ad.unpack_dual(images).tangent  # type: ignore[no-untyped-call]
+    if dtype != torch.bool and (recorded or tangent is not None):
+        raise ValueError("a draw has no derivative: images must not require one")
+    if index is not None:
+        if index.dtype != torch.int64 or index.dim() != 1:
+            raise ValueError(f"index must be int64 [B], got {index.dtype} {list(index.shape)}")
+        images = images.index_select(0, index)
+    return torch.bernoulli(_values(images, _at_least_float(images)), generator=generator).to(dtype)
 
 
 def philox_words(seed: int, offset: int, first_block: int, blocks: int) -> NDArray[np.uint32]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 import fastvae
 
@@ -40,6 +42,98 @@ def test_binarize_is_the_same_for_uint8_and_its_float_for_any_layout() -> None:
         results.append(fastvae.binarize(x))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("event", [(), (1,), (7,), (784,), (1025,), (5000,), (40_000,), (3, 9, 17)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_binarize_gathers_the_images_of_an_index(event: tuple[int, ...], dtype: torch.dtype) -> None:
+    images = torch.randint(0, 256, (5, *event), dtype=torch.uint8)
+    if dtype != torch.uint8:
+        images = (images / 256).to(dtype)
+    index = torch.randint(0, 5, (9,))  # some of them several times
+    torch.manual_seed(3)
+    expected = fastvae.binarize(images[index])
+    for out in (torch.bool, torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        torch.manual_seed(3)
+        drawn = fastvae.binarize(images, index=index, dtype=out)
+        assert drawn.dtype == out
+        assert torch.equal(drawn, expected.to(out))
+
+
+@pytest.mark.parametrize("layout", ["part of a row", "channels last", "strided index"])
+def test_binarize_gathers_from_any_layout(layout: str) -> None:
+    images, index = torch.randint(0, 256, (40, 3, 9, 17), dtype=torch.uint8), torch.randint(0, 40, (100,))
+    if layout == "part of a row":
+        images = images[:, 1:]
+    elif layout == "channels last":
+        images = images.to(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    expected = fastvae.binarize(images[index].contiguous())
+    if layout == "strided index":
+        index = torch.stack([index, index.flip(0)], 1)[:, 0]
+    torch.manual_seed(3)
+    assert torch.equal(fastvae.binarize(images, index=index), expected)
+
+
+def test_binarize_passes_opcheck() -> None:
+    images = torch.randint(0, 256, (5, 3, 7), dtype=torch.uint8)
+    for index in (None, torch.tensor([4, 0, 4])):
+        for dtype in (torch.bool, torch.float32):
+            arguments = (images, index, dtype, None)
+            checks = ["test_schema", "test_faketensor"]
+            torch.library.opcheck(torch.ops.fastvae.binarize_forward.default, arguments, test_utils=checks)
+
+
+def test_binarize_compiles_for_any_size() -> None:
+    torch._dynamo.reset()
+
+    def twice(images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(fastvae.binarize(images, index=index, dtype=torch.float32) for _ in range(2))
+
+    compiled = torch.compile(twice, fullgraph=True, dynamic=True)
+    for batch, size in ((3, 17), (8, 40)):
+        images, index = torch.randint(0, 256, (9, size), dtype=torch.uint8), torch.randint(0, 9, (batch,))
+        torch.manual_seed(3)
+        first, second = compiled(images, index)
+        torch.manual_seed(3)
+        # Inductor of torch 2.11 may put draws in another order.
+        assert {first.numpy().tobytes(), second.numpy().tobytes()} == {
+            t.numpy().tobytes() for t in twice(images, index)
+        }
+        assert not torch.equal(first, second)
+
+
+def test_binarize_has_no_derivative() -> None:
+    p = torch.full((3, 5), 0.5)
+    refused = pytest.raises(ValueError, match="a draw has no derivative")
+    leaf = p.clone().requires_grad_()
+    with refused:
+        fastvae.binarize(leaf, dtype=torch.float32)
+    with refused:
+        torch.func.grad(lambda x: fastvae.binarize(x, dtype=torch.float32).sum())(p)
+    with refused:
+        torch.func.jvp(lambda x: fastvae.binarize(x, dtype=torch.float32), (p,), (p,))
+    with refused, forward_ad.dual_level():
+        fastvae.binarize(forward_ad.make_dual(p, p), dtype=torch.float32)
+    with torch.no_grad():
+        assert fastvae.binarize(leaf, dtype=torch.float32).dtype == torch.float32
+    assert fastvae.binarize(leaf).dtype == torch.bool
+
+
+def test_binarize_of_no_images() -> None:
+    images, none = torch.zeros(3, 5, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+    assert fastvae.binarize(images, index=none).shape == (0, 5)
+    assert fastvae.binarize(images[:0], index=none).shape == (0, 5)
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_binarize_refuses_an_index_of_no_image(bad: int, device: str) -> None:
+    if device == "cuda":
+        pytest.skip("a device-side assertion there: test_cuda.py")
+    images = torch.zeros(3, 5, dtype=torch.uint8)
+    for of in (images, images[:, :1].expand(3, 5), images[:, :0]):  # in place, copied first, nothing to draw
+        with pytest.raises(ValueError, match=rf"index must lie in \[0, 3\), the number of images, got {bad}"):
+            fastvae.binarize(of, index=torch.tensor([0, bad, 1]))
 
 
 @pytest.mark.parametrize("bad", [-0.01, 1.01, torch.nan, torch.inf])

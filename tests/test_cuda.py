@@ -181,7 +181,9 @@ def test_nothing_waits_for_the_gpu(name: str) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         run()
-        fastvae.binarize(inputs[0].detach().sigmoid())
+        probability = inputs[0].detach().sigmoid()
+        fastvae.binarize(probability)
+        fastvae.binarize(probability, index=torch.zeros(3, dtype=torch.int64, device="cuda"), dtype=torch.float32)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -233,13 +235,13 @@ def test_samples_do_not_expand_the_target() -> None:
     assert extra_memory(lambda: fastvae.sigmoid_cross_entropy(logits, target)) < 64 * 1024
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, torch.nan])
-def test_binarize_of_what_is_no_probability_stops_the_gpu(value: float) -> None:
+@pytest.mark.parametrize("bad", ["x[1, 1] = -0.1", "x[1, 1] = 1.1", "x[1, 1] = torch.nan", "i[1] = 2", "i[1] = -1"])
+def test_binarize_of_what_is_no_probability_or_no_image_stops_the_gpu(bad: str) -> None:
     """In a process of its own, which cannot use the GPU any more."""
     code = (
-        "import torch, fastvae; x = torch.full((2, 3), 0.5, device='cuda'); fastvae.binarize(x); "
-        f"torch.cuda.synchronize(); x[1, 1] = float('{value}'); fastvae.binarize(x); print('queued'); "
-        "torch.cuda.synchronize()"
+        "import torch, fastvae; x = torch.full((2, 3), 0.5, device='cuda'); i = torch.tensor([1, 0], device='cuda'); "
+        f"fastvae.binarize(x, index=i); torch.cuda.synchronize(); {bad}; fastvae.binarize(x, index=i); "
+        "print('queued'); torch.cuda.synchronize()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "queued" in result.stdout

@@ -209,6 +209,21 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         lambda: fastvae.binarize(X(3, 4).long()),
         "images must be uint8 or floating point, got Long",
     ),
+    (
+        "binarize index",
+        lambda: fastvae.binarize(X(3, 4), index=X(2).int()),
+        "index must be int64 [B], got Int [2]",
+    ),
+    (
+        "binarize index 2-d",
+        lambda: fastvae.binarize(X(3, 4), index=X(2, 2).long()),
+        "index must be int64 [B], got Long [2, 2]",
+    ),
+    (
+        "binarize to",
+        lambda: fastvae.binarize(X(3, 4), dtype=torch.uint8),
+        "dtype must be bool, float32, float64, bfloat16 or float16, got Byte",
+    ),
     ("binarize 0-d", lambda: fastvae.binarize(X(())), "images must have a batch dimension"),
     (
         "moments",

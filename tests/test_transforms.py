@@ -50,6 +50,9 @@ def test_functorch_noise_obeys_vmap_randomness() -> None:
     assert grad.abs().sum() > 0
     draws = torch.func.vmap(lambda x: fastvae.binarize(x), randomness="different")(torch.full((2, 3, 50), 0.5))
     assert draws.dtype == torch.bool
+    images, index = torch.tensor([[0], [255]], dtype=torch.uint8), torch.tensor([[1, 0], [0, 0]])
+    picked = torch.func.vmap(lambda i: fastvae.binarize(images, index=i, dtype=torch.float32), randomness="different")
+    assert picked(index).tolist() == [[[1], [0]], [[0], [0]]]
 
 
 def test_the_private_test_for_transforms_is_there() -> None:

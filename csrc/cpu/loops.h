@@ -77,6 +77,11 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
         fill(buffer + r * piece.columns, piece.columns, value * static_cast<T>(input.value));
       }
       return buffer;
+    case Input::Kind::gathered:
+      for (int64_t r = 0; r < piece.rows; ++r)
+        read(input.dtype, input.data, input.index[piece.row + r] * input.stride_b + piece.column,
+             piece.columns, buffer + r * piece.columns);
+      return buffer;
     case Input::Kind::elements:
       break;
   }

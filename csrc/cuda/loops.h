@@ -70,6 +70,15 @@ constexpr bool is_noise = std::is_same_v<In, Normal> || std::is_same_v<In, Unifo
 template <class T, class Stored, class... In>
 constexpr int resident_blocks = (Stored::any ? 2 : 4) / ((is_noise<In> || ...) ? 2 : 1);
 
+// Where a row begins that is gathered by its number. Nobody waits to see whether there is such a
+// row: the kernel stops, as torch's own do.
+__device__ __forceinline__ int64_t gathered_offset(const Input& input, int64_t row) {
+  const int64_t at = input.index[row];
+  if (at < 0 || at >= input.rows)
+    __assert_fail("an index lies among the images", "fastvae", __LINE__, "binarize");
+  return at * input.stride_b;
+}
+
 // One input of one row: elements (or a constant), a number for the row, or noise.
 template <class T, class Stored, class In>
 struct Source {
@@ -79,9 +88,7 @@ struct Source {
   Key key;
 
   __device__ __forceinline__ Source(const Extent& extent, const Input& input, int64_t row)
-      : input(input),
-        first(is_noise<In> ? row * extent.D : row_offset(extent, input, row)),
-        fixed(static_cast<T>(input.value)) {
+      : input(input), first(first_of(extent, input, row)), fixed(static_cast<T>(input.value)) {
     if constexpr (is_noise<In>) {
       key = key_of(input);
     } else if constexpr (std::is_same_v<In, PerRow>) {
@@ -89,6 +96,18 @@ struct Source {
       T one[1];
       read_any(input.dtype, input.data, first, 1, one);
       fixed *= one[0];
+    }
+  }
+
+  __device__ __forceinline__ static int64_t first_of(const Extent& extent, const Input& input,
+                                                     int64_t row) {
+    if constexpr (is_noise<In>) {
+      return row * extent.D;
+    } else if constexpr (std::is_same_v<In, Gathered>) {
+      return input.kind == Input::Kind::gathered ? gathered_offset(input, row)
+                                                 : row_offset(extent, input, row);
+    } else {
+      return row_offset(extent, input, row);
     }
   }
 
@@ -316,9 +335,9 @@ void launch_in_precision(const Extent& extent, const Sums& sums, const Output* o
     return launch_if_fits<sum, folding, NO, S, X>(extent, sums, outputs, f, in...);
   };
   constexpr bool has_target = (std::is_same_v<In, Target> || ...);
-  // What is drawn from uniform numbers is a mask of bytes: not worth types of its own.
-  constexpr bool is_mask = (std::is_same_v<In, Uniform> || ...);
-  if constexpr (!is_mask) {
+  // What is drawn from uniform numbers are images for a batch: not worth types of its own.
+  constexpr bool is_drawn = (std::is_same_v<In, Uniform> || ...);
+  if constexpr (!is_drawn) {
     if (as.template operator()<float, float>() || as.template operator()<Bf16, Bf16>() ||
         as.template operator()<F16, F16>())
       return;

@@ -4,7 +4,7 @@
 
 namespace fastvae::FASTVAE_DEVICE {
 
-void binarize(Extent extent, Target probability, Uniform uniform, Output out, Sums invalid) {
+void binarize(Extent extent, Gathered probability, Uniform uniform, Output out, Sums invalid) {
   row_sum_and_map(
       extent, invalid, {out},
       [] FASTVAE_LAMBDA(auto p, auto u) {

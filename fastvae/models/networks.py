@@ -139,4 +139,4 @@ def as_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -
     check_shape(name, x, shape)
     if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
         raise ValueError(f"{name} must be uint8, bool or floating point, not {x.dtype}")
-    return (x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)).flatten(1)
+    return (x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)).flatten(1)

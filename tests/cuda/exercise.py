@@ -33,5 +33,6 @@ for dtype in FLOATS:
             fastvae.sigmoid_cross_entropy(shifted, target).sum().backward()
 fastvae.binarize(torch.rand(7, 785))
 fastvae.binarize(torch.randint(0, 256, (7, 784), dtype=torch.uint8))
+fastvae.binarize(torch.randint(0, 256, (7, 785), dtype=torch.uint8), index=torch.tensor([6, 0, 3]), dtype=torch.float32)
 torch.cuda.synchronize()
 print(f"{len(CASES)} calls, {len(SHAPES)} shapes, {len(FLOATS)} dtypes, and targets of bytes")
