@@ -21,6 +21,8 @@ namespace {
 constexpr int64_t kBlockBytes = int64_t{2} << 20, kCudaBlockBytes = int64_t{64} << 20;
 // Fewer make a matrix product slow, however long they are.
 constexpr int64_t kLeastRows = 32;
+// As many do not: 188 took a tenth longer than 668 for 1000 -> 784.
+constexpr int64_t kEnoughRows = 400;
 
 bool is_reduced(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
@@ -89,8 +91,13 @@ class Layer {
         target_(target.reshape({target.size(0), weight.size(0)})) {
     if (bias_.has_value()) bias_ = bias_->to(weight_.scalar_type());
     const int64_t bytes = hidden.is_cuda() ? kCudaBlockBytes : kBlockBytes;
-    const int64_t row = std::max<int64_t>(1, weight_.size(0) * weight_.element_size());
-    const int64_t rows = std::max(kLeastRows, bytes / row);
+    const auto rows_in = [&](int64_t row) {
+      return bytes / std::max<int64_t>(1, row * weight_.element_size());
+    };
+    int64_t rows = std::max(kLeastRows, rows_in(weight_.size(0)));
+    // Beside the logits a block has what is converted: hidden units and their gradient.
+    if (weight_.scalar_type() != hidden.scalar_type())
+      rows = std::min(rows, std::max(kEnoughRows, rows_in(weight_.size(0) + 2 * weight_.size(1))));
     batch_ = std::max<int64_t>(1, std::min(B(), rows));
     samples_ = std::max<int64_t>(1, std::min(K(), rows / batch_));
   }
