@@ -11,13 +11,10 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import torch
@@ -32,12 +29,10 @@ from fastvae.models.networks import Activation, Preset
 from fastvae.objectives import Gradient, ScheduleKind
 
 try:
-    import rich.progress
     import typer
-    from rich.console import Console
-    from rich.table import Column
 
     from fastvae import training
+    from fastvae.display import TrainingDisplay, progress_bar
     from fastvae.training import StoppedError, TrainConfig, TrainingError
     from fastvae.training.config import Amp, Binarize, Decay, ModelName
     from fastvae.training.solver import Scaling
@@ -207,7 +202,7 @@ def train_command(
     how_to_go_on = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
     first = int(os.environ.get("RANK", "0")) == 0
     try:
-        with _Display(quiet=not first) as display:
+        with TrainingDisplay(quiet=not first) as display:
             result = training.train(
                 config,
                 out,
@@ -342,7 +337,7 @@ def evaluate_command(
     for proposal, count in proposals:
         if not count or isinstance(model, Regressor):
             continue
-        with _progress_bar(f"{count} samples") as show:
+        with progress_bar(f"{count} samples") as show:
             likelihood = log_likelihood(
                 model,
                 *arguments,
@@ -391,7 +386,7 @@ def experiment_command(
             print(f"{each:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
         return
     out = out or Path("runs") / (f"{name}-quick" if quick else name)
-    with _progress_bar(name) as show:
+    with progress_bar(name) as show:
         experiments.run(
             name,
             out,
@@ -473,79 +468,3 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
-    """A bar on a terminal; yields what is told how many are done, of how many, and what to say beside."""
-    console = Console(stderr=True, highlight=False)
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
-        rich.progress.TextColumn("{task.fields[state]}"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, expand=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=None, state="")
-        yield lambda done, total, state: bar.update(task, completed=done, total=total, state=state)
-
-
-class _Display:
-    """A live line on a terminal, and one line that stays for each epoch anywhere.
-
-    It remembers an interrupt: Python drops a KeyboardInterrupt that strikes inside of a finaliser.
-    """
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._interrupted = False
-        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
-            rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            rich.progress.TextColumn("{task.fields[state]}"),
-            rich.progress.TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            expand=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task: rich.progress.TaskID | None = None
-
-    def __enter__(self) -> _Display:
-        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._previous_handler)
-        self._bar.stop()
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
-
-    def show(self, progress: training.Progress) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        epoch = f"{progress.epoch}/{progress.epochs}"
-        rate = f"{progress.samples_per_second:,.0f} samples/s"
-        parts = f"reconstruction {progress.reconstruction:.2f}  KL {progress.kl:.2f}"
-        if self._task is None:
-            # The bar starts with the first step: until then a download may draw its own.
-            total = progress.epochs * progress.images_per_epoch
-            self._task = self._bar.add_task("", total=total, epoch="", state="")
-            self._bar.start()
-        done = (progress.epoch - 1) * progress.images_per_epoch + progress.images
-        state = f"loss {progress.loss:.2f}  {parts}  {rate}"
-        self._bar.update(self._task, completed=done, epoch=epoch, state=state)
-        if progress.test is not None:
-            test = progress.test
-            self._console.print(
-                f"epoch {epoch}  loss {progress.loss:.2f}  {parts}  test ELBO {test.elbo:.2f} nats  {rate}"
-            )

@@ -20,7 +20,14 @@ FILES = {
 }
 # The same from the command line.
 TRAIN = ["train", "--hidden", "32", "--latent-dim", "4"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "fastvae"]
+
+
+def torchrun(processes):
+    """What to put before the arguments of the command line."""
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "fastvae"]
+
+
+TORCHRUN = torchrun(2)
 
 
 def small(**changes):
@@ -61,8 +68,9 @@ def assert_same_run(one, other, tolerance=None):
 
 
 def environment(**changes):
-    """Of a process that shares two cores with others."""
-    return os.environ | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", **changes}
+    """Of a process that shares two cores with others, and compiles anew, as conftest.py says."""
+    fixed = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    return os.environ | fixed | changes
 
 
 def start(command, **options):

@@ -37,16 +37,16 @@ def test_batches_double_until_the_data_set_ends(monkeypatch):
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory")])
 def test_end_of_the_memory_is_the_end(monkeypatch, error):
     monkeypatch.setattr(batch_size, "_SECONDS", 0)
-    step = batch_size._Run._step
+    step = batch_size.Stepper.__call__
 
-    def limited(self, batch):
+    def limited(self, number, batch):
         if len(batch) > 128:
             raise error
-        return step(self, batch)
+        return step(self, number, batch)
 
-    monkeypatch.setattr(batch_size._Run, "_step", limited)
+    monkeypatch.setattr(batch_size.Stepper, "__call__", limited)
     assert [result.batch_size for result in measure_batch_sizes(small())] == [64, 128]
-    monkeypatch.setattr(batch_size._Run, "_step", lambda self, batch: 1 / 0)
+    monkeypatch.setattr(batch_size.Stepper, "__call__", lambda self, number, batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure_batch_sizes(small())
 

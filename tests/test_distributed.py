@@ -1,4 +1,4 @@
-"""Runs of two processes: the weights of one, restarts, and what a lost process does to the other."""
+"""Runs of several processes: the weights of one, restarts, and what a lost process does to the other."""
 
 import os
 import re
@@ -10,10 +10,13 @@ import time
 
 import pytest
 import torch
-from runs import TORCHRUN, TRAIN, assert_same_run, environment, run, small, start, without_times
+from runs import TORCHRUN, TRAIN, assert_same_run, environment, run, small, start, torchrun, without_times
 
+from fastvae.data import load
 from fastvae.training import load_checkpoint, train
+from fastvae.training import step as training_step
 from fastvae.training.distributed import World, torch_device
+from fastvae.training.step import Stepper, build_model
 
 # What float32 sums of gradients in another order, and Adam's quotients of them, come to in 45 steps of 1e-3: a thousand
 # times less than the weights move in one.
@@ -22,28 +25,42 @@ OPTIONS = {
     "plain": {},
     "parts": {"accumulate": 3, "batch_size": 64, "binarize": "dynamic", "clip_norm": 5.0},
     "cvae": {"model": "cvae", "importance_samples": 3},
+    "compiled": {"compile": True},
 }
 
 
 def arguments(options):
-    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
+    texts = []
+    for name, value in options.items():
+        texts += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", value]
+    return texts
 
 
-@pytest.mark.parametrize(("name", "fsdp"), [("plain", False), ("parts", False), ("parts", True), ("cvae", True)])
-def test_two_processes_give_the_weights_of_one(tmp_path, name, fsdp):
-    """With the same parts of each batch, whose number is odd in one case: then one process has two of them."""
-    options = {"accumulate": 2, **OPTIONS[name]}
+@pytest.mark.parametrize(
+    ("name", "processes", "fsdp"),
+    [
+        ("plain", 2, False),
+        ("plain", 3, False),
+        ("parts", 2, False),
+        ("parts", 2, True),
+        ("cvae", 2, True),
+        ("compiled", 2, False),
+    ],
+)
+def test_processes_give_the_weights_of_one(tmp_path, name, processes, fsdp):
+    """With the same parts of each batch, whose number is odd in one case: then one process of two has two of them."""
+    options = {"accumulate": processes, **OPTIONS[name]}
     alone = train(small(epochs=3, **options), tmp_path / "one")
     extra = ["--fsdp"] if fsdp else []
-    two = run([*TORCHRUN, *TRAIN, "--epochs", 3, *arguments(options), *extra, "--out", tmp_path / "two"])
-    assert two.returncode == 0, two.stderr
-    assert_same_run(tmp_path / "one", tmp_path / "two", ROUNDING)
-    for ours, theirs in zip(alone.history, load_checkpoint(tmp_path / "two").history, strict=True):
+    many = run([*torchrun(processes), *TRAIN, "--epochs", 3, *arguments(options), *extra, "--out", tmp_path / "many"])
+    assert many.returncode == 0, many.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "many", ROUNDING)
+    for ours, theirs in zip(alone.history, load_checkpoint(tmp_path / "many").history, strict=True):
         for part in ("train", "test"):
             assert ours[part]["elbo"] == pytest.approx(theirs[part]["elbo"], rel=1e-6)
     # One line an epoch and the result, from the first process alone.
-    assert len(two.stdout.splitlines()) == 4
-    assert (tmp_path / "two" / "samples.png").is_file()
+    assert len(many.stdout.splitlines()) == 4
+    assert (tmp_path / "many" / "samples.png").is_file()
 
 
 def test_run_goes_on_in_another_number_of_processes(tmp_path):
@@ -198,6 +215,16 @@ def test_error_of_the_first_process_is_that_of_all(tmp_path):
     assert f"fastvae: error: {tmp_path} holds metrics.json of an earlier run" in process.stderr
 
 
+def test_loss_that_is_no_longer_finite_stops_all_processes(tmp_path):
+    options = ["--epochs", 3, "--learning-rate", 1e30, "--out", tmp_path / "run"]
+    process = run([*TORCHRUN, *TRAIN, *options])
+    assert process.returncode != 0
+    assert re.search(
+        r"fastvae: error: .* is (nan|inf) at step \d+, batch \d+ in epoch 1; .*step-000000000 holds", process.stderr
+    )
+    assert load_checkpoint(tmp_path / "run").position.step == 0
+
+
 def test_fsdp_needs_processes(tmp_path):
     with pytest.raises(ValueError, match="fsdp shares a model out: it needs several processes"):
         train(small(), tmp_path, fsdp=True)
@@ -212,6 +239,20 @@ def test_device_is_checked():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device cuda"):
             torch_device("cuda")
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (1, 3), (2, 2), (2, 3), (3, 2)])
+def test_share_of_a_process_is_that_of_its_parts(monkeypatch, processes, accumulate):
+    monkeypatch.setattr(training_step, "share_out", lambda objective, *rest: objective)  # no processes to share with
+    config, digits = small(accumulate=accumulate), load("digits")
+    steppers = [
+        Stepper(config, digits, build_model(config, digits.image_shape), World(rank, processes, torch.device("cpu")))
+        for rank in range(processes)
+    ]
+    for images in range(1, 20):
+        parts = torch.arange(images).tensor_split(max(processes, accumulate))
+        for rank, stepper in enumerate(steppers):
+            assert stepper.share(images) == sum(map(len, parts[rank::processes]))
 
 
 def test_outcome_of_one_process_is_its_own():

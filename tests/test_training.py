@@ -21,12 +21,12 @@ from fastvae.training import (
     TrainConfig,
     TrainingError,
     load_checkpoint,
-    loop,
     saved_config,
     train,
 )
 from fastvae.training.graph import CapturedStep
 from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names, scaled_learning_rate
+from fastvae.training.step import Objective, Stepper
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,7 @@ def test_loss_that_is_no_longer_finite_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize(("position", "name"), [(1, "reconstruction"), (2, "KL divergence")])
 def test_message_names_the_term_and_the_step_that_was_not_finite(tmp_path, monkeypatch, position, name):
-    whole, calls = loop._Objective.forward, []
+    whole, calls = Objective.forward, []
 
     def forward(self, *arguments):
         calls.append(None)
@@ -303,7 +303,7 @@ def test_message_names_the_term_and_the_step_that_was_not_finite(tmp_path, monke
             terms[0] = terms[position]
         return ELBO(*terms)
 
-    monkeypatch.setattr(loop._Objective, "forward", forward)
+    monkeypatch.setattr(Objective, "forward", forward)
     with pytest.raises(TrainingError, match=f"the {name} is inf at step 19, batch 4 in epoch 2; .* holds epoch 1"):
         train(small(epochs=2), tmp_path)
     assert load_checkpoint(tmp_path).epoch == 1
@@ -318,7 +318,7 @@ def test_accumulated_parts_are_the_gradient_of_the_batch(tmp_path, monkeypatch):
         reconstruction = self.model.nll(mu, x).mean()
         return ELBO(reconstruction + beta * kl, reconstruction, kl)
 
-    monkeypatch.setattr(loop._Objective, "forward", forward)
+    monkeypatch.setattr(Objective, "forward", forward)
     whole, parts = (train(small(epochs=2, accumulate=n), tmp_path / str(n)).history for n in (1, 3))
     for a, b in zip(whole, parts, strict=True):
         for part in ("train", "test"):
@@ -462,13 +462,13 @@ def test_replayed_steps_are_the_steps(tmp_path, monkeypatch):
 
         return replay, result
 
-    init = loop._Run.__init__
+    init = Stepper.__init__
 
     def captured(self, *arguments, **options):
         init(self, *arguments, **options)
-        self.run_step = CapturedStep(self._on_device, config.batch_size, self.device, capture)
+        self._captured = CapturedStep(self._on_device, config.batch_size, self.device, capture)
 
-    monkeypatch.setattr(loop._Run, "__init__", captured)
+    monkeypatch.setattr(Stepper, "__init__", captured)
     train(config, tmp_path / "captured")
     # 15 steps an epoch: the last of each is smaller, and three come before the capture.
     assert len(calls) == 3 * 14 - 3

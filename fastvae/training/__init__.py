@@ -4,7 +4,8 @@ from fastvae.training.batch_size import BatchSpeed, best_batch_size, measure_bat
 from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, load_checkpoint
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import StoppedError, TrainingError
-from fastvae.training.loop import PICTURES, Progress, TrainResult, holds_run, saved_config, train
+from fastvae.training.folder import PICTURES, holds_run, saved_config
+from fastvae.training.loop import Progress, TrainResult, train
 
 __all__ = [
     "CHECKPOINTS",

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 
 from fastvae.data import load
-from fastvae.training.checkpoint import Checkpoints
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import World, torch_device
-from fastvae.training.loop import _Run
+from fastvae.training.step import Stepper, build_model
 
 _FIRST = 64
 _SECONDS = 1.0
@@ -59,12 +58,12 @@ def measure_batch_sizes(
         raise ValueError(f"a batch of {size} needs as many images, {config.dataset} has {len(dataset.train_images)}")
     while size <= len(dataset.train_images) and not _settled(results) and _fits(results, own):
         changed = dataclasses.replace(config, batch_size=size)
-        run: _Run | None = None  # and the one before is gone
+        stepper: Stepper | None = None  # and the one before is gone
         if own.type == "cuda":
             torch.cuda.reset_peak_memory_stats(own)
         try:
-            run = _Run(changed, dataset, Path(), None, World(0, 1, own), Checkpoints(Path()))
-            results.append(BatchSpeed(size, _images_per_second(run, size), _peak_bytes(own)))
+            stepper = Stepper(changed, dataset, build_model(changed, dataset.image_shape).to(own), World(0, 1, own))
+            results.append(BatchSpeed(size, _images_per_second(stepper, size), _peak_bytes(own)))
         except (MemoryError, RuntimeError) as error:
             if not results or (isinstance(error, RuntimeError) and "memory" not in str(error)):
                 raise
@@ -81,15 +80,15 @@ def best_batch_size(results: Sequence[BatchSpeed]) -> int:
     return next(result.batch_size for result in results if result.images_per_second * _GAIN >= fastest)
 
 
-def _images_per_second(run: _Run, size: int) -> float:
-    indices = torch.arange(len(run.images), device=run.device)
+def _images_per_second(stepper: Stepper, size: int) -> float:
+    images, device = len(stepper.images), stepper.device
     seconds: list[float] = []
     # The first step makes the optimiser's state, and compiles.
     while len(seconds) < 4 or sum(seconds[1:]) < _SECONDS:
-        batch = indices[torch.randperm(len(indices))[:size].to(run.device)]
+        batch = torch.randperm(images)[:size].to(device)
         started = time.perf_counter()
-        run._step(batch)
-        if run.device.type == "cuda":
+        stepper(0, batch)
+        if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return size / sorted(seconds[1:])[len(seconds[1:]) // 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -14,44 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastvae
 from fastvae.data import Dataset, join_column, load, split_column
 from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
 from fastvae.models import CVAE, VAE, Model
-from fastvae.objectives import Schedule
-from fastvae.ops import ELBO, binarize
-from fastvae.training.checkpoint import (
-    CHECKPOINTS,
-    MODELS,
-    Checkpoint,
-    Checkpoints,
-    Position,
-    load_checkpoint,
-)
+from fastvae.ops import binarize
+from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import (
     StoppedError,
     TrainingError,
     World,
     gathered,
-    is_of_compiler,
     local_part,
-    more_to_come,
-    share_out,
     until_terminated,
     world,
 )
-from fastvae.training.graph import CapturedStep
-from fastvae.training.solver import learning_rate_schedule, make_optimizer, parameter_names, scaled_learning_rate
+from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_run
+from fastvae.training.solver import parameter_names
+from fastvae.training.step import Stepper, build_model, stream
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-METRICS, TENSORBOARD = "metrics.json", "tensorboard"
-PICTURES = ("samples.png", "reconstructions.png", "curves.png")
 
 # Reading the loss makes the host wait for the device, so it is read for the display, not for every batch.
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -59,9 +45,6 @@ _SECONDS_BETWEEN_REPORTS = 0.2
 _STEPS_BETWEEN_AGREEMENTS = 10
 _GRID_COLUMNS = 10
 _GRID_RECONSTRUCTIONS = 50
-
-# What may differ between a run and its continuation: it does not change the numbers.
-_FREE_ON_RESUME = ("epochs", "data_dir")
 
 
 class Progress(NamedTuple):
@@ -155,7 +138,9 @@ def train(
             raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
         if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
             raise ValueError("cuda_graph captures the step of one process on a GPU, with batches in one part")
-        checkpoint = processes.of_first(lambda: _checkpoint_to_resume(config, out_dir) if resume else _refuse(out_dir))
+        checkpoint = processes.of_first(
+            lambda: checkpoint_to_resume(config, out_dir) if resume else refuse_run(out_dir)
+        )
         if processes.size > 1:
             # One process downloads; the data themselves are not sent.
             processes.of_first(lambda: load(config.dataset, config.data_dir).name)
@@ -199,103 +184,6 @@ def train(
         return TrainResult(run.model, run.history)
 
 
-def _refuse(out_dir: Path) -> None:
-    """Refuses a folder that holds a run, but for one that has nothing to lose."""
-    if _stopped_before_its_first_step(out_dir):
-        return
-    checkpoints = out_dir / CHECKPOINTS
-    unfinished = checkpoints.is_dir() and not holds_run(out_dir)  # its first checkpoint was never whole
-    for name in (*(() if unfinished else (CHECKPOINTS,)), METRICS, TENSORBOARD, *PICTURES):
-        if (out_dir / name).exists():
-            raise FileExistsError(
-                f"{out_dir} holds {name} of an earlier run: --resume it or name another folder with --out"
-            )
-
-
-def _stopped_before_its_first_step(out_dir: Path) -> bool:
-    try:
-        saved = Checkpoints(out_dir)
-        return len(saved.names()) == 1 and saved.newest().position.step == 0
-    except (OSError, ValueError):
-        return False
-
-
-def holds_run(out_dir: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a run that can be resumed."""
-    return bool(Checkpoints(Path(out_dir)).names())
-
-
-def saved_config(out_dir: str | os.PathLike[str]) -> TrainConfig:
-    """The configuration of the run in a folder.
-
-    Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: all of its checkpoints are damaged, or of another version.
-    """
-    return TrainConfig.from_checkpoint(_load_run(Path(out_dir)))
-
-
-def _load_run(out_dir: Path) -> Checkpoint:
-    if not holds_run(out_dir):
-        raise FileNotFoundError(f"nothing to resume: {out_dir} holds no {CHECKPOINTS}")
-    return load_checkpoint(out_dir)
-
-
-def _checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
-    checkpoint = _load_run(out_dir)
-    saved = TrainConfig.from_checkpoint(checkpoint)
-    for field in dataclasses.fields(TrainConfig):
-        ours, theirs = getattr(config, field.name), getattr(saved, field.name)
-        if field.name == "epochs" and ours != theirs and config.decay:
-            raise ValueError(f"cannot resume with epochs {ours}: the learning rate decays over the run's own {theirs}")
-        if ours != theirs and field.name not in _FREE_ON_RESUME:
-            raise ValueError(f"cannot resume with {field.name} {ours}: the run in {out_dir} has {theirs}")
-    begun = checkpoint.epoch + (checkpoint.position.images > 0)
-    if config.epochs < begun:
-        raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has begun {begun}")
-    return checkpoint
-
-
-def _build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
-    options: dict[str, Any] = {
-        name: getattr(config, name) for name in ("hidden", "likelihood", "sigma", "learn_sigma", "activation", "preset")
-    }
-    if config.model != "regressor":
-        options["latent_dim"] = config.latent_dim
-    if config.model != "vae":
-        height, width = image_shape
-        image_shape, options["condition_shape"] = (height, width - 1), height
-    return MODELS[config.model](image_shape, **options)
-
-
-class _Objective(nn.Module):
-    """What is minimised, as a module of its own: DDP and FSDP see to gradients where a module is called."""
-
-    def __init__(self, model: Model, config: TrainConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-
-    def forward(self, beta: float | Tensor, x: Tensor, known: Tensor | None = None) -> ELBO:
-        model, config = self.model, self.config
-        samples, gradient = config.importance_samples, config.gradient
-        if isinstance(model, VAE):
-            if samples > 1:
-                return model.importance_weighted_loss(x, samples, gradient=gradient)
-            return model.loss(x, beta, free_bits=config.free_bits)
-        assert known is not None
-        if isinstance(model, CVAE):
-            if samples > 1:
-                return model.importance_weighted_loss(x, known, samples, gradient=gradient)
-            return model.loss(x, known, beta, free_bits=config.free_bits)
-        loss = model.loss(x, known)
-        return ELBO(loss, loss, torch.zeros_like(loss))
-
-
-def _stream(name: str, seed: int) -> int:
-    """The first of a run's seeds for ``name``, of which there is a run in a row: those of two runs hardly ever meet."""
-    return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "big")
-
-
 class _Run:
     """The state of a run between two steps."""
 
@@ -316,25 +204,16 @@ class _Run:
         self.config, self.out_dir = config, out_dir
         self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
         self.device = processes.device
-        self.images = dataset.train_images.to(self.device)
         self.test_images = dataset.test_images.to(self.device)
-        self.batches = -(-len(self.images) // config.batch_size)
-        self.parts = max(config.accumulate, processes.size)
-
-        # Weights, order and noise have seeds of their own, those of each epoch, and of each part of each step, anew:
-        # nothing but the position must be kept to go on, with any number of processes.
-        torch.manual_seed(config.seed)
-        self.noise = torch.default_generator
-        if self.device.type == "cuda":
-            self.noise = torch.cuda.default_generators[self.device.index]
-        self.order_seed, self.noise_seed = _stream("order", config.seed), _stream("noise", config.seed)
-        model = _build_model(config, dataset.image_shape) if checkpoint is None else checkpoint.empty_model()
-        if checkpoint is not None:
-            model = model.to_empty(device=self.device)
-        self.model = model.to(self.device)
-        self.objective = share_out(_Objective(self.model, config), processes, fsdp, config.compile)
-        rate = scaled_learning_rate(config.learning_rate, config.batch_size, config.scale_learning_rate)
-        self.optimizer = make_optimizer(self.model, rate, config.preset, capturable=cuda_graph)
+        # Order and noise are seeded anew for each epoch, and for each part of each step: nothing but the position must
+        # be kept to go on, with any number of processes.
+        self.order_seed = stream("order", config.seed)
+        if checkpoint is None:
+            self.model = build_model(config, dataset.image_shape).to(self.device)
+        else:
+            self.model = checkpoint.empty_model().to_empty(device=self.device)
+        self.stepper = Stepper(config, dataset, self.model, processes, fsdp=fsdp, cuda_graph=cuda_graph)
+        self.objective, self.optimizer = self.stepper.objective, self.stepper.optimizer
         position = Position() if checkpoint is None else checkpoint.position
         self.step, self.epoch, self.history = position.step, position.epoch, list(position.history)
         # Of this process; what was done before belongs to the first.
@@ -344,20 +223,6 @@ class _Run:
         self.seconds = position.seconds
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.learning_rate = learning_rate_schedule(
-            rate,
-            config.warmup_epochs * self.batches,
-            (config.epochs - config.warmup_epochs) * self.batches if config.decay else None,
-        )
-        self.anneal: Schedule | None = None
-        self.beta: float | Tensor = config.beta
-        if config.anneal is not None:
-            self.anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * self.batches)
-            # A tensor where it changes: compiled code is then not compiled anew, and captured code sees it.
-            self.beta = torch.zeros((), device=self.device)
-        self.run_step: Callable[[Tensor], Tensor] = self._on_device
-        if cuda_graph:
-            self.run_step = CapturedStep(self._on_device, config.batch_size, self.device)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -379,13 +244,13 @@ class _Run:
         unread: list[Tensor] = []
         started = reported = time.perf_counter() - self.seconds
         shuffle = torch.Generator().manual_seed(self.order_seed + self.epoch)
-        order = torch.randperm(len(self.images), generator=shuffle, device="cpu").to(self.device)
+        order = torch.randperm(len(self.stepper.images), generator=shuffle, device="cpu").to(self.device)
         batches = torch.split(order, self.config.batch_size)
-        for batch in batches[self.step - self.epoch * self.batches :]:
-            unread.append(self._step(batch))
+        for batch in batches[self.step - self.epoch * self.stepper.batches :]:
+            unread.append(self.stepper(self.step, batch))
             self.sums += unread[-1]
             self.images_done += len(batch)
-            self.images_here += sum(len(part) for _, part in self._parts_of(batch))
+            self.images_here += self.stepper.share(len(batch))
             self.step += 1
             if time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
                 self._check_finite(unread)
@@ -426,7 +291,7 @@ class _Run:
 
     def _stop_or_save(self, unread: list[Tensor], seconds: float) -> None:
         """Within an epoch: a checkpoint where one is due, or where SIGTERM has come, which then ends the run."""
-        if self.step % self.batches == 0:
+        if self.step % self.stepper.batches == 0:
             return  # the epoch's own is next
         stop = self.terminated()
         if self.world.size > 1:
@@ -452,77 +317,13 @@ class _Run:
         with gathered(self.objective):
             sums = elbo_sums(
                 self.model,
-                *self._arguments(self.test_images, generator),
+                *self.stepper.arguments(self.test_images, generator),
                 binarize=self.config.binarize == "dynamic",
                 generator=generator,
                 part=self.world.rank,
                 parts=self.world.size,
             )
         return report_of_sums(self.world.sum(sums), len(self.test_images), math.prod(self.model.data_shape))
-
-    def _arguments(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """What the model takes of images: themselves, or what is to be completed and what is known."""
-        return (images,) if self.config.model == "vae" else split_column(images, generator=generator)
-
-    def _step(self, batch: Tensor) -> Tensor:
-        """One step of Adam. Returns the sums over this process' images, ``[loss, reconstruction, kl]`` in nats."""
-        rate = self.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        if self.anneal is not None:
-            assert isinstance(self.beta, Tensor)
-            self.beta.fill_(self.anneal(self.step))
-        self._seed(self.world.rank)
-        return self.run_step(batch)
-
-    def _seed(self, part: int) -> None:
-        # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
-        self.noise.manual_seed(self.noise_seed + self.step * self.parts + part)
-
-    def _parts_of(self, batch: Tensor) -> list[tuple[int, Tensor]]:
-        """This process' parts of a batch that have any images, with their numbers."""
-        parts = list(enumerate(batch.tensor_split(self.parts)))[self.world.rank :: self.world.size]
-        return [(number, part) for number, part in parts if len(part)]
-
-    def _on_device(self, batch: Tensor) -> Tensor:
-        """The part of a step that may be captured: it waits for nothing and takes nothing from the host."""
-        self.optimizer.zero_grad()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        mine = [(number, part, len(part)) for number, part in self._parts_of(batch)]
-        # All make as many passes, because they exchange gradients, and weights with FSDP, in each: who has no part left
-        # takes an image that counts nothing.
-        passes = -(-min(self.parts, len(batch)) // self.world.size)
-        mine += [(0, batch[:1], 0)] * (passes - len(mine))
-        for done, (number, part, count) in enumerate(mine, 1):
-            if done > 1:
-                self._seed(number)
-            images = self.images.index_select(0, part)
-            if self.config.binarize == "dynamic":
-                images = binarize(images)
-            with more_to_come(self.objective, done < passes):
-                # Of the mean over the batch; what processes exchange is the mean over them.
-                terms = self._add_gradient(images, count * self.world.size / len(batch))
-            sums += terms * count
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        return sums
-
-    def _add_gradient(self, images: Tensor, share: float) -> Tensor:
-        """Adds ``share`` times the gradient of a part's mean. Returns that mean, ``[loss, reconstruction, kl]``."""
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                terms = self.objective(self.beta, *self._arguments(images))
-            (terms.loss * share).backward()
-        except RuntimeError as error:
-            if not self.config.compile or not is_of_compiler(error):
-                raise
-            reason = str(error).strip().split("\n")[0]
-            raise TrainingError(f"torch.compile failed: {reason}") from error
-        return torch.stack([term.detach().double() for term in terms])
 
     def _check_finite(self, unread: list[Tensor]) -> None:
         """``unread`` are the sums of the steps that nobody has looked at, up to the last one."""
@@ -531,7 +332,7 @@ class _Run:
                 loss, reconstruction, kl = terms.tolist()
                 for name, value in (("reconstruction", reconstruction), ("KL divergence", kl), ("loss", loss)):
                     if not math.isfinite(value):
-                        self._fail(f"the {name} is {value} at step {at}, batch {at % self.batches}")
+                        self._fail(f"the {name} is {value} at step {at}, batch {at % self.stepper.batches}")
         unread.clear()
 
     def _fail(self, reason: str) -> None:
@@ -546,7 +347,7 @@ class _Run:
             epoch=self.epoch + 1,
             epochs=self.config.epochs,
             images=self.images_done,
-            images_per_epoch=len(self.images),
+            images_per_epoch=len(self.stepper.images),
             loss=loss,
             reconstruction=reconstruction,
             kl=kl,

@@ -1,0 +1,90 @@
+"""What a terminal shows while the command line works."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+import rich.progress
+from rich.console import Console
+from rich.table import Column
+
+from fastvae.training import Progress
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
+    """A bar on a terminal; yields what is told how many are done, of how many, and what to say beside."""
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        rich.progress.TextColumn("{task.fields[state]}"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, expand=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, total=None, state="")
+        yield lambda done, total, state: bar.update(task, completed=done, total=total, state=state)
+
+
+class TrainingDisplay:
+    """A live line on a terminal, and one line that stays for each epoch anywhere.
+
+    It remembers an interrupt: Python drops a KeyboardInterrupt that strikes inside of a finaliser.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._interrupted = False
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            rich.progress.TextColumn("{task.fields[state]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            expand=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: rich.progress.TaskID | None = None
+
+    def __enter__(self) -> TrainingDisplay:
+        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous_handler)
+        self._bar.stop()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def show(self, progress: Progress) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        epoch = f"{progress.epoch}/{progress.epochs}"
+        rate = f"{progress.samples_per_second:,.0f} samples/s"
+        parts = f"reconstruction {progress.reconstruction:.2f}  KL {progress.kl:.2f}"
+        if self._task is None:
+            # The bar starts with the first step: until then a download may draw its own.
+            total = progress.epochs * progress.images_per_epoch
+            self._task = self._bar.add_task("", total=total, epoch="", state="")
+            self._bar.start()
+        done = (progress.epoch - 1) * progress.images_per_epoch + progress.images
+        state = f"loss {progress.loss:.2f}  {parts}  {rate}"
+        self._bar.update(self._task, completed=done, epoch=epoch, state=state)
+        if progress.test is not None:
+            test = progress.test
+            self._console.print(
+                f"epoch {epoch}  loss {progress.loss:.2f}  {parts}  test ELBO {test.elbo:.2f} nats  {rate}"
+            )

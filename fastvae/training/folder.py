@@ -1,0 +1,79 @@
+"""What lies in the folder of a run, and whether to start there or to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, Checkpoints, load_checkpoint
+from fastvae.training.config import TrainConfig
+
+METRICS, TENSORBOARD = "metrics.json", "tensorboard"
+PICTURES = ("samples.png", "reconstructions.png", "curves.png")
+
+# What may differ between a run and its continuation: it does not change the numbers.
+_FREE_ON_RESUME = ("epochs", "data_dir")
+
+
+def refuse_run(out_dir: Path) -> None:
+    """Raises FileExistsError where a folder holds a run, but for one that has nothing to lose."""
+    if _stopped_before_its_first_step(out_dir):
+        return
+    checkpoints = out_dir / CHECKPOINTS
+    unfinished = checkpoints.is_dir() and not holds_run(out_dir)  # its first checkpoint was never whole
+    for name in (*(() if unfinished else (CHECKPOINTS,)), METRICS, TENSORBOARD, *PICTURES):
+        if (out_dir / name).exists():
+            raise FileExistsError(
+                f"{out_dir} holds {name} of an earlier run: --resume it or name another folder with --out"
+            )
+
+
+def _stopped_before_its_first_step(out_dir: Path) -> bool:
+    try:
+        saved = Checkpoints(out_dir)
+        return len(saved.names()) == 1 and saved.newest().position.step == 0
+    except (OSError, ValueError):
+        return False
+
+
+def holds_run(out_dir: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run that can be resumed."""
+    return bool(Checkpoints(Path(out_dir)).names())
+
+
+def saved_config(out_dir: str | os.PathLike[str]) -> TrainConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: all of its checkpoints are damaged, or of another version.
+    """
+    return TrainConfig.from_checkpoint(_load_run(Path(out_dir)))
+
+
+def _load_run(out_dir: Path) -> Checkpoint:
+    if not holds_run(out_dir):
+        raise FileNotFoundError(f"nothing to resume: {out_dir} holds no {CHECKPOINTS}")
+    return load_checkpoint(out_dir)
+
+
+def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
+    """The newest whole checkpoint of the run in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: all are damaged, or the run is not one of ``config``.
+    """
+    checkpoint = _load_run(out_dir)
+    saved = TrainConfig.from_checkpoint(checkpoint)
+    for field in dataclasses.fields(TrainConfig):
+        ours, theirs = getattr(config, field.name), getattr(saved, field.name)
+        if field.name == "epochs" and ours != theirs and config.decay:
+            raise ValueError(f"cannot resume with epochs {ours}: the learning rate decays over the run's own {theirs}")
+        if ours != theirs and field.name not in _FREE_ON_RESUME:
+            raise ValueError(f"cannot resume with {field.name} {ours}: the run in {out_dir} has {theirs}")
+    begun = checkpoint.epoch + (checkpoint.position.images > 0)
+    if config.epochs < begun:
+        raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has begun {begun}")
+    return checkpoint

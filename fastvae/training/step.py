@@ -1,0 +1,186 @@
+"""A step of training: which images, their noise, the gradient, and what Adam makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvae.data import Dataset, split_column
+from fastvae.models import CVAE, VAE, Model
+from fastvae.objectives import Schedule
+from fastvae.ops import ELBO, binarize
+from fastvae.training.checkpoint import MODELS
+from fastvae.training.config import TrainConfig
+from fastvae.training.distributed import TrainingError, World, is_of_compiler, more_to_come, share_out
+from fastvae.training.graph import CapturedStep
+from fastvae.training.solver import learning_rate_schedule, make_optimizer, scaled_learning_rate
+
+
+def build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
+    """The model of a run, with weights by the seed of the configuration."""
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in ("hidden", "likelihood", "sigma", "learn_sigma", "activation", "preset")
+    }
+    if config.model != "regressor":
+        options["latent_dim"] = config.latent_dim
+    if config.model != "vae":
+        height, width = image_shape
+        image_shape, options["condition_shape"] = (height, width - 1), height
+    torch.manual_seed(config.seed)
+    return MODELS[config.model](image_shape, **options)
+
+
+class Objective(nn.Module):
+    """What is minimised, as a module of its own: DDP and FSDP see to gradients where a module is called."""
+
+    def __init__(self, model: Model, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, beta: float | Tensor, x: Tensor, known: Tensor | None = None) -> ELBO:
+        model, config = self.model, self.config
+        samples, gradient = config.importance_samples, config.gradient
+        if isinstance(model, VAE):
+            if samples > 1:
+                return model.importance_weighted_loss(x, samples, gradient=gradient)
+            return model.loss(x, beta, free_bits=config.free_bits)
+        assert known is not None
+        if isinstance(model, CVAE):
+            if samples > 1:
+                return model.importance_weighted_loss(x, known, samples, gradient=gradient)
+            return model.loss(x, known, beta, free_bits=config.free_bits)
+        loss = model.loss(x, known)
+        return ELBO(loss, loss, torch.zeros_like(loss))
+
+
+class Stepper:
+    """The steps of one process, by number: of those before it a step sees the weights and Adam's state alone.
+
+    Args:
+        config: of the run.
+        dataset: whose training images go to the device.
+        model: on the device of ``processes``.
+        processes: those that take the steps together.
+        fsdp: as for ``train``.
+        cuda_graph: as for ``train``.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        model: Model,
+        processes: World,
+        *,
+        fsdp: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        self.config, self.model, self.world = config, model, processes
+        self.device = processes.device
+        self.images = dataset.train_images.to(self.device)
+        self.batches = -(-len(self.images) // config.batch_size)
+        self.parts = max(config.accumulate, processes.size)
+        self.objective = share_out(Objective(model, config), processes, fsdp, config.compile)
+        rate = scaled_learning_rate(config.learning_rate, config.batch_size, config.scale_learning_rate)
+        self.optimizer = make_optimizer(model, rate, config.preset, capturable=cuda_graph)
+        self._learning_rate = learning_rate_schedule(
+            rate,
+            config.warmup_epochs * self.batches,
+            (config.epochs - config.warmup_epochs) * self.batches if config.decay else None,
+        )
+        self._anneal: Schedule | None = None
+        self._beta: float | Tensor = config.beta
+        if config.anneal is not None:
+            self._anneal = Schedule(config.anneal, 0.0, config.beta, config.anneal_epochs * self.batches)
+            # A tensor where it changes: compiled code is then not compiled anew, and captured code sees it.
+            self._beta = torch.zeros((), device=self.device)
+        # Drawn as the network reads them, which is the target too; what is to be split must be bool.
+        self._drawn_dtype = next(model.parameters()).dtype if config.model == "vae" else torch.bool
+        # The noise of each part of each step has a seed of its own.
+        self._noise = torch.default_generator
+        if self.device.type == "cuda":
+            self._noise = torch.cuda.default_generators[self.device.index]
+        self._first_seed = stream("noise", config.seed)
+        self._seeds = self._first_seed
+        self._captured: CapturedStep | None = None
+        if cuda_graph:
+            self._captured = CapturedStep(self._on_device, config.batch_size, self.device)
+
+    def __call__(self, number: int, batch: Tensor) -> Tensor:
+        """Take step ``number`` with the images of the indices ``batch``, those of all processes.
+
+        Returns:
+            ``[loss, reconstruction, kl]``, float64: sums over the images of this process, in nats.
+        """
+        rate = self._learning_rate(number)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        if self._anneal is not None:
+            assert isinstance(self._beta, Tensor)
+            self._beta.fill_(self._anneal(number))
+        self._seeds = self._first_seed + number * self.parts
+        self._seed(self.world.rank)
+        return (self._captured or self._on_device)(batch)
+
+    def share(self, images: int) -> int:
+        """How many images of a batch are this process' own."""
+        mine = range(self.world.rank, self.parts, self.world.size)
+        return sum(images // self.parts + (part < images % self.parts) for part in mine)
+
+    def arguments(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """What the model takes of images: themselves, or what is to be completed and what is known."""
+        return (images,) if self.config.model == "vae" else split_column(images, generator=generator)
+
+    def _seed(self, part: int) -> None:
+        # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
+        self._noise.manual_seed(self._seeds + part)
+
+    def _on_device(self, batch: Tensor) -> Tensor:
+        """The part of a step that may be captured: it waits for nothing and takes nothing from the host."""
+        self.optimizer.zero_grad()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        parts = list(enumerate(batch.tensor_split(self.parts)))[self.world.rank :: self.world.size]
+        mine = [(number, part, len(part)) for number, part in parts if len(part)]
+        # All make as many passes, because they exchange gradients, and weights with FSDP, in each: who has no part left
+        # takes an image that counts nothing.
+        passes = -(-min(self.parts, len(batch)) // self.world.size)
+        mine += [(0, batch[:1], 0)] * (passes - len(mine))
+        for done, (number, part, count) in enumerate(mine, 1):
+            if done > 1:
+                self._seed(number)
+            if self.config.binarize == "dynamic":
+                images = binarize(self.images, index=part, dtype=self._drawn_dtype)
+            else:
+                images = self.images.index_select(0, part)
+            with more_to_come(self.objective, done < passes):
+                # Of the mean over the batch; what processes exchange is the mean over them.
+                terms = self._add_gradient(images, count * self.world.size / len(batch))
+            sums += terms * count
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return sums
+
+    def _add_gradient(self, images: Tensor, share: float) -> Tensor:
+        """Adds ``share`` times the gradient of a part's mean. Returns that mean, ``[loss, reconstruction, kl]``."""
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
+                terms = self.objective(self._beta, *self.arguments(images))
+            (terms.loss * share).backward()
+        except RuntimeError as error:
+            if not self.config.compile or not is_of_compiler(error):
+                raise
+            reason = str(error).strip().split("\n")[0]
+            raise TrainingError(f"torch.compile failed: {reason}") from error
+        return torch.stack([term.detach().double() for term in terms])
+
+
+def stream(name: str, seed: int) -> int:
+    """The first of a run's seeds for ``name``, of which there is a run in a row: those of two runs hardly ever meet."""
+    return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "big")
