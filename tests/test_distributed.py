@@ -44,7 +44,7 @@ def arguments(options):
         ("parts", 2, False),
         ("parts", 2, True),
         ("cvae", 2, True),
-        ("compiled", 2, False),
+        pytest.param("compiled", 2, False, marks=pytest.mark.slow),  # a minute and a half
     ],
 )
 def test_processes_give_the_weights_of_one(tmp_path, name, processes, fsdp):
