@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, in under ten minutes: builds the extension for it, runs the operators' tests, the sanitizers
 # and the benchmarks. Needs PyTorch with CUDA, nvcc, CMake, ninja, pybind11, scikit-build-core, pytest and hypothesis; no
-# network. Leaves gpu_ops.json, gpu_train.json and the logs in $OUT, and ends with a short table.
+# network. Leaves gpu_ops.json, gpu_train.json, gpu_large.json and the logs in $OUT, and ends with a short table.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-benchmarks/results}
@@ -28,10 +28,12 @@ for tool in memcheck racecheck initcheck; do
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 35 \
     compute-sanitizer --tool "$tool" --error-exitcode 9 python tests/cuda/exercise.py
 done
-step ops 120 python -m benchmarks.bench_ops --device cuda --scale 32 --rounds 5 --json "$out/gpu_ops.json"
+step ops 100 python -m benchmarks.bench_ops --device cuda --scale 32 --rounds 5 --json "$out/gpu_ops.json"
 step train 45 python -m benchmarks.bench_train --device cuda --batch 100 8192 --rounds 5 --json "$out/gpu_train.json"
+step large 40 python -m benchmarks.bench_train --device cuda --batch 65536 --dtype bfloat16 --rounds 5 \
+  --json "$out/gpu_large.json"
 
 for name in gpu_tests tests; do grep -E "^(FAILED|ERROR)" "$out/$name.log" | head -n 20; done
 cut -c 1-230 "$out/ops.log"
-cat "$out/train.log"
+cat "$out/train.log" "$out/large.log"
 [ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}"; exit 1; }

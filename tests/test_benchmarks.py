@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +43,23 @@ def test_compiled_contenders_are_checked_and_measured(name: str) -> None:
 def test_training_steps_are_checked_and_measured(dtype: str) -> None:
     row = bench_train.measure_step(8, dtype, rounds=2, hidden=(8,), names=KERNELS)
     assert set(row["contenders"]) == set(row["loss"]) == set(KERNELS)
+
+
+def test_replayed_training_step_is_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where the graph is the step itself."""
+
+    def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        result = torch.empty(())
+        return lambda: result.copy_(function()), result
+
+    monkeypatch.setattr(bench_train, "CapturedStep", partial(bench_train.CapturedStep, capture=capture))
+    model, x = VAE(784, (8,), 3), torch.rand(20, 784)
+    step = bench_train.replayed_step(model, x, "float32")
+    torch.manual_seed(0)
+    replayed = [float(step()) for _ in range(6)]
+    step = bench_train.training_step(bench_train.fastvae_loss, model, x, "float32", capturable=False)
+    torch.manual_seed(0)
+    assert replayed == [float(step()) for _ in range(6)]
 
 
 @pytest.mark.slow

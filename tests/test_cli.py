@@ -398,7 +398,7 @@ def test_interrupt_that_a_finaliser_drops_is_remembered(tmp_path, monkeypatch, c
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "safetensors"])
+@pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_missing_extra_is_one_line_at_the_start(missing):
     script = f"import sys; sys.modules[{missing!r}] = None; from fastvae.cli import main; sys.exit(main())"
     process = subprocess.run([sys.executable, "-c", script, "info"], capture_output=True, text=True)
@@ -406,7 +406,7 @@ def test_missing_extra_is_one_line_at_the_start(missing):
     assert_one_line_of_error(process.stderr, missing, "pip install fastvae[train]")
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "tensorboard", "sklearn"])
+@pytest.mark.parametrize("missing", ["matplotlib", "tensorboard", "sklearn", "safetensors"])
 def test_missing_extra_is_one_line_before_training(tmp_path, missing):
     script = f"import sys; sys.modules[{missing!r}] = None; from fastvae.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", script, "train", "--out", str(tmp_path / "out")]

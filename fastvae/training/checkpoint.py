@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors  # noqa: F401 (which torch asks for at the first write only)
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -162,6 +161,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, keep: int = 2, *, first: bool = True, group: dist.ProcessGroup | None = None
     ) -> None:
+        import safetensors  # noqa: F401 (which torch asks for at the first write only)
+
         self.folder = folder / CHECKPOINTS
         self._keep, self._first, self._group = keep, first, group
         self._pending: Future[Any] | None = None
