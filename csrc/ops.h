@@ -1,6 +1,7 @@
-// The operators, as torch sees them. library.cpp: their schemas. ops.cpp: checks, allocation,
-// dispatch to a device's kernels. autograd.cpp: the Functions behind the public operators. One stem
-// per operator: NAME is public, NAME_forward and NAME_backward are its parts below autograd.
+// The operators, as torch sees them. library.cpp: their schemas. ops/NAME.cpp: checks, allocation,
+// dispatch to a device's kernels, and the autograd Function. One stem per operator: NAME is public,
+// NAME_forward and NAME_backward are its parts below autograd. Their checks and allocation run on
+// meta tensors too: under torch.compile the same bad input gets the same error.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -64,6 +65,10 @@ Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& g
                                  const Tensor& moments, const Tensor& key);
 
 Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target);
+// Row sums of what is checked, and in the same pass `scale` times their gradient where grad_logits
+// is defined.
+Tensor sigmoid_cross_entropy_rows(const Tensor& logits, const Tensor& target, bool has_samples,
+                                  double scale, const Tensor& grad_logits);
 // The same and d/dlogits of its sum or mean over the rows, in one pass.
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
                                                            const Tensor& target, bool mean);

@@ -108,6 +108,35 @@ void check_same_device(const char* op, const char* name_a, const Tensor& a, cons
                     name_b, " on ", b.device());
 }
 
+void check_generator(const char* op, const Tensor& input,
+                     const std::optional<at::Generator>& generator) {
+  TORCH_CHECK_VALUE(!generator.has_value() || !generator->defined() || input.is_meta() ||
+                        generator->device().type() == input.device().type(),
+                    op, ": generator must be on the device of the input, ", input.device(),
+                    ", got one on ", generator->device());
+}
+
+void check_moments(const char* op, const Tensor& mu, const Tensor& logvar) {
+  check_floating(op, "mu", mu);
+  check_floating(op, "logvar", logvar);
+  check_batch(op, "mu", mu);
+  check_same_shape(op, "mu", mu, "logvar", logvar);
+  check_same_device(op, "mu", mu, "logvar", logvar);
+}
+
+bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target) {
+  check_floating(op, name, logits);
+  check_target(op, target);
+  check_batch(op, "target", target);
+  check_same_device(op, name, logits, "target", target);
+  const auto sizes = logits.sym_sizes();
+  const bool has_samples = logits.dim() == target.dim() + 1;
+  TORCH_CHECK_VALUE((has_samples ? sizes.slice(1) : sizes) == target.sym_sizes(), op, ": ", name,
+                    " must have the shape of target, [B, *E], or [K, B, *E] with samples, got ",
+                    name, " ", sizes, " and target ", target.sym_sizes());
+  return has_samples;
+}
+
 KernelsFor::KernelsFor(const Tensor& t) {
   if (t.is_cpu()) {
 #ifdef FASTVAE_EMULATED

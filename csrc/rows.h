@@ -32,6 +32,12 @@ void check_same_shape(const char* op, const char* name_a, const Tensor& a, const
 void check_same_device(const char* op, const char* name_a, const Tensor& a, const char* name_b,
                        const Tensor& b);
 
+void check_generator(const char* op, const Tensor& input,
+                     const std::optional<at::Generator>& generator);
+void check_moments(const char* op, const Tensor& mu, const Tensor& logvar);
+// logits (or mean) [B, *E] or [K, B, *E] against target [B, *E]; true if there is a K.
+bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target);
+
 // The kernels for a tensor's device, which is the current one as long as this lives; an error if
 // this build has none.
 class KernelsFor {

@@ -1,6 +1,6 @@
 """The operators: each is one call of a C++ operator, which checks, allocates, runs and differentiates.
 
-Checks, shapes for tracing and autograd live in C++ (``csrc/ops.cpp``, ``linear.cpp``, ``autograd.cpp``), so the same
+Checks, shapes for tracing and autograd live in C++, ``csrc/ops/NAME.cpp``, so the same
 bad input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule, but for the layer of
 :func:`linear_sigmoid_cross_entropy`: every floating dtype is taken as it is and accumulated in at least float32.
 Under the transforms of ``torch.func`` the functions are those of :mod:`fastvae.reference`, which are plain PyTorch;

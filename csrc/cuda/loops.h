@@ -19,6 +19,10 @@
 // What kernels/*.cpp mark the functions with that a loop runs.
 #define FASTVAE_LAMBDA __device__
 
+// Of the C library, and of the GPU, which declare it where NDEBUG is not defined.
+extern "C" __host__ __device__ void __assert_fail(const char* assertion, const char* file,
+                                                  unsigned line, const char* function) noexcept;
+
 namespace fastvae::cuda {
 namespace {
 

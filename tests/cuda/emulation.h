@@ -22,9 +22,6 @@
 #undef __grid_constant__
 #define __grid_constant__
 
-// Of the C library, which declares it where assertions are on.
-extern "C" void __assert_fail(const char*, const char*, unsigned, const char*) noexcept;
-
 struct Index {
   unsigned x;
 };

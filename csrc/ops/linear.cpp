@@ -9,9 +9,9 @@
 
 #include <algorithm>
 
-#include "cpu/dispatch.h"
-#include "ops.h"
-#include "rows.h"
+#include "../cpu/dispatch.h"
+#include "../ops.h"
+#include "../rows.h"
 
 namespace fastvae::ops {
 namespace {

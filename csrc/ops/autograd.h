@@ -1,0 +1,102 @@
+// What the autograd Functions share. A first derivative is one call of a NAME_backward kernel;
+// where a graph of the derivative itself is asked for (create_graph=True), the same derivative is
+// taken in ATen operations, which autograd then differentiates to any order.
+//
+// Forward-mode derivatives and functorch's transforms are refused by torch::autograd::Function; the
+// Python functions send the latter to the reference.
+#pragma once
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "../ops.h"
+
+namespace fastvae::ops {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Calls the operator that `function` implements, below autograd, through the dispatcher: so that
+// tracing sees it.
+template <auto* function, class... Args>
+auto call(const char* name, Args&&... args) {
+  using Signature = std::remove_pointer_t<decltype(function)>;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(std::forward<Args>(args)...);
+}
+
+// An undefined tensor, which autograd reads as no gradient, where none was wanted.
+inline Tensor if_wanted(bool wanted, const Tensor& t) { return wanted ? t : Tensor(); }
+
+inline bool graph_wanted() { return at::GradMode::is_enabled(); }
+
+inline MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; }
+
+// Sum over the K samples of a gradient that belongs to [B, *E].
+inline Tensor fold(const Tensor& grad, bool has_samples) {
+  return has_samples ? grad.sum(0) : grad;
+}
+
+inline Tensor as_input(const Tensor& grad, const Tensor& input) {
+  return grad.to(input.scalar_type());
+}
+
+// Upstream gradient of the per-row values from that of their reduction.
+Tensor unreduce(const Tensor& grad, Reduction reduction, c10::SymIntArrayRef rows);
+// [B] or [K, B] beside [.., *E].
+Tensor beside_event(Tensor per_row, int64_t event_dims);
+// Their sum, if both are there, or the one that is.
+Tensor add_defined(const Tensor& a, const Tensor& b);
+// See ops.h. aten.empty is among the few that are never merged with their equals.
+MaybeTensor unique_if_traced(const Tensor& input);
+// What is saved of a Reduction.
+int64_t reduction_code(const char* op, c10::string_view name);
+
+// Whether the forward pass writes the gradient: a loss that is a scalar knows it up to one factor.
+// Not in float16, where the factor may be a loss scale that must come before the rounding.
+bool writes_grad(bool wanted, const Tensor& logits, Reduction reduction);
+// The gradients that the forward pass wrote, undefined where it did not, are no saved variables:
+// who gets them may write to them, and a second pass over a retained graph starts from the inputs.
+void keep_written(AutogradContext* ctx, variable_list written);
+// `factor` times them, or nothing if there are none, or none any more.
+variable_list take_written(AutogradContext* ctx, const Tensor& factor);
+
+// Gradients as differentiable operations, where several operators have them.
+
+// d (sigma eps) / d logvar, summed over samples.
+Tensor sample_grad_logvar(const Tensor& grad_z, const Tensor& logvar, const Tensor& key,
+                          bool has_samples);
+
+struct MomentGrads {
+  Tensor mu, logvar, prior_mu, prior_logvar;
+};
+// Of gaussian_kl; `grad` is [B].
+MomentGrads gaussian_kl_grads(const Tensor& grad, const Tensor& mu, const Tensor& logvar,
+                              const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar);
+
+// Of sigmoid_cross_entropy; `grad` is [B] or [K, B].
+std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const Tensor& logits,
+                                                      const Tensor& target);
+
+// sigmoid_cross_entropy's gradients by kernels: per_row() is the upstream gradient, [B] or [K, B],
+// and `factor` that of what the forward pass wrote, if it did.
+template <class F>
+std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
+    AutogradContext* ctx, const F& per_row, const Tensor& factor, const Tensor& logits,
+    const Tensor& target, std::array<bool, 2> wanted) {
+  variable_list written;
+  if (wanted[0]) written = take_written(ctx, factor);
+  if (!written.empty()) wanted[0] = false;
+  Tensor grad_logits, grad_target;
+  if (wanted[0] || wanted[1])
+    std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
+        "fastvae::sigmoid_cross_entropy_backward", per_row(), logits, target, wanted);
+  return {written.empty() ? grad_logits : written[0], grad_target};
+}
+
+}  // namespace fastvae::ops

@@ -1,0 +1,143 @@
+#include "../rows.h"
+#include "autograd.h"
+#include "results.h"
+
+namespace fastvae::ops {
+namespace {
+
+void check_prior(const char* op, const Tensor& mu, const MaybeTensor& prior_mu,
+                 const MaybeTensor& prior_logvar) {
+  TORCH_CHECK_VALUE(prior_mu.has_value() == prior_logvar.has_value(), op,
+                    ": prior_mu and prior_logvar come together, got only ",
+                    prior_mu.has_value() ? "prior_mu" : "prior_logvar");
+  if (!prior_mu.has_value()) return;
+  check_floating(op, "prior_mu", *prior_mu);
+  check_floating(op, "prior_logvar", *prior_logvar);
+  check_same_shape(op, "mu", mu, "prior_mu", *prior_mu);
+  check_same_shape(op, "mu", mu, "prior_logvar", *prior_logvar);
+  check_same_device(op, "mu", mu, "prior_mu", *prior_mu);
+  check_same_device(op, "mu", mu, "prior_logvar", *prior_logvar);
+}
+
+}  // namespace
+
+Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                           const MaybeTensor& prior_logvar) {
+  const char* op = "fastvae.gaussian_kl";
+  check_moments(op, mu, logvar);
+  check_prior(op, mu, prior_mu, prior_logvar);
+  Tensor kl =
+      empty(mu.sym_sizes().slice(0, 1), like(mu, sum_dtype({mu, logvar, prior_mu, prior_logvar})));
+  if (kl.is_meta() || kl.numel() == 0) return kl;
+  const KernelsFor kernels(mu);
+  if (prior_mu.has_value()) {
+    const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar});
+    kernels->gaussian_kl_prior(rows.extent, rows.input(0), rows.input(1), rows.input(2),
+                               rows.input(3), sums_of(kl));
+  } else {
+    const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar});
+    kernels->gaussian_kl(rows.extent, rows.input(0), rows.input(1), sums_of(kl));
+  }
+  return kl;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
+    const Tensor& grad, const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+    const MaybeTensor& prior_logvar, double weight, bool mean, std::array<bool, 4> mask) {
+  const Tensor& prior_mu_like = prior_mu.has_value() ? *prior_mu : mu;
+  const Tensor& prior_logvar_like = prior_logvar.has_value() ? *prior_logvar : logvar;
+  Tensor grad_mu = grad_like(mu, mask[0]);
+  Tensor grad_logvar = grad_like(logvar, mask[1]);
+  Tensor grad_prior_mu = grad_like(prior_mu_like, mask[2]);
+  Tensor grad_prior_logvar = grad_like(prior_logvar_like, mask[3]);
+  const auto result = std::make_tuple(grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar);
+  if (mu.is_meta() || mu.numel() == 0) return result;
+  const KernelsFor kernels(mu);
+  if (mean) weight /= static_cast<double>(mu.size(0));
+
+  if (prior_mu.has_value()) {
+    Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar},
+              {{grad_mu, mask[0]},
+               {grad_logvar, mask[1]},
+               {grad_prior_mu, mask[2]},
+               {grad_prior_logvar, mask[3]}});
+    kernels->gaussian_kl_prior_backward(rows.extent, rows.upstream(grad, weight), rows.input(0),
+                                        rows.input(1), rows.input(2), rows.input(3), rows.output(0),
+                                        rows.output(1), rows.output(2), rows.output(3));
+    rows.finish();
+  } else {
+    Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar},
+              {{grad_mu, mask[0]}, {grad_logvar, mask[1]}});
+    kernels->gaussian_kl_backward(rows.extent, rows.upstream(grad, weight), rows.input(0),
+                                  rows.input(1), rows.output(0), rows.output(1));
+    rows.finish();
+  }
+  return result;
+}
+
+MomentGrads gaussian_kl_grads(const Tensor& grad, const Tensor& mu, const Tensor& logvar,
+                              const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar) {
+  const auto dtype = grad.scalar_type();
+  const Tensor g = beside_event(grad, mu.dim() - 1);
+  const Tensor lv = logvar.to(dtype);
+  if (!prior_mu.has_value())
+    return {g * mu.to(dtype), g * (lv.exp() - 1) * 0.5, Tensor(), Tensor()};
+  const Tensor plv = prior_logvar->to(dtype);
+  const Tensor difference = mu.to(dtype) - prior_mu->to(dtype);
+  const Tensor whitened = difference * (-plv).exp();
+  const Tensor ratio = (lv - plv).exp();
+  return {g * whitened, g * (ratio - 1) * 0.5, -(g * whitened),
+          g * (1 - ratio - difference * whitened) * 0.5};
+}
+
+namespace {
+
+struct GaussianKL : Function<GaussianKL> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
+                               int64_t reduction) {
+    const Tensor kl = call<gaussian_kl_forward>("fastvae::gaussian_kl_forward", mu, logvar,
+                                                prior_mu, prior_logvar);
+    ctx->save_for_backward(
+        {mu, logvar, prior_mu.value_or(Tensor()), prior_logvar.value_or(Tensor())});
+    ctx->saved_data["reduction"] = reduction;
+    return {reduce(kl, static_cast<Reduction>(reduction))};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &mu = saved[0], &logvar = saved[1];
+    const MaybeTensor prior_mu = maybe(saved[2]), prior_logvar = maybe(saved[3]);
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        prior_mu.has_value() && ctx->needs_input_grad(2),
+                                        prior_logvar.has_value() && ctx->needs_input_grad(3)};
+    MomentGrads g;
+    if (graph_wanted()) {
+      const Tensor grad = unreduce(grads[0], reduction, mu.sym_sizes().slice(0, 1));
+      g = gaussian_kl_grads(grad, mu, logvar, prior_mu, prior_logvar);
+      g.mu = as_input(g.mu, mu);
+      g.logvar = as_input(g.logvar, logvar);
+      if (wanted[2]) g.prior_mu = as_input(g.prior_mu, *prior_mu);
+      if (wanted[3]) g.prior_logvar = as_input(g.prior_logvar, *prior_logvar);
+    } else {
+      std::tie(g.mu, g.logvar, g.prior_mu, g.prior_logvar) = call<gaussian_kl_backward>(
+          "fastvae::gaussian_kl_backward", grads[0], mu, logvar, prior_mu, prior_logvar, 1,
+          reduction == Reduction::mean, wanted);
+    }
+    return {if_wanted(wanted[0], g.mu), if_wanted(wanted[1], g.logvar),
+            if_wanted(wanted[2], g.prior_mu), if_wanted(wanted[3], g.prior_logvar), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                   const MaybeTensor& prior_logvar, c10::string_view reduction) {
+  return GaussianKL::apply(mu, logvar, prior_mu, prior_logvar,
+                           reduction_code("fastvae.gaussian_kl", reduction))[0];
+}
+
+}  // namespace fastvae::ops

@@ -1,0 +1,187 @@
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "../rows.h"
+#include "autograd.h"
+#include "results.h"
+
+namespace fastvae::ops {
+namespace {
+
+// One standard deviation for all elements, as the kernels take it.
+struct Spread {
+  Tensor logvar_tensor, inverse_tensor;  // own what the inputs point to
+  Input logvar, inverse;
+};
+
+Spread spread_of(const MaybeTensor& sigma, double sigma_value, at::ScalarType dtype) {
+  Spread spread;
+  if (sigma.has_value()) {
+    const Tensor s = sigma->to(dtype);
+    spread.logvar_tensor = s.log().mul_(2);
+    spread.inverse_tensor = s.reciprocal();
+    spread.logvar = scalar_input(spread.logvar_tensor);
+    spread.inverse = scalar_input(spread.inverse_tensor);
+  } else {
+    spread.logvar.value = 2 * std::log(sigma_value);
+    spread.inverse.value = 1 / sigma_value;
+  }
+  return spread;
+}
+
+void check_spread(const char* op, const Tensor& mean, const MaybeTensor& logvar,
+                  const MaybeTensor& sigma, double sigma_value) {
+  if (logvar.has_value()) {
+    check_floating(op, "logvar", *logvar);
+    check_same_shape(op, "mean", mean, "logvar", *logvar);
+    check_same_device(op, "mean", mean, "logvar", *logvar);
+    return;
+  }
+  if (sigma.has_value()) {
+    check_floating(op, "sigma", *sigma);
+    TORCH_CHECK_VALUE(sigma->dim() == 0, op, ": sigma must be a float or a 0-d tensor, got shape ",
+                      sigma->sym_sizes());
+    check_same_device(op, "mean", mean, "sigma", *sigma);
+    sigma_value = host_value(sigma, sigma_value);
+  }
+  TORCH_CHECK_VALUE(std::isfinite(sigma_value) && sigma_value > 0, op,
+                    ": sigma must be positive and finite, got ", sigma_value);
+}
+
+}  // namespace
+
+Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+                            const MaybeTensor& sigma, double sigma_value) {
+  const char* op = "fastvae.gaussian_nll";
+  const bool has_samples = check_samples(op, "mean", mean, target);
+  check_spread(op, mean, logvar, sigma, sigma_value);
+  Tensor out = empty(mean.sym_sizes().slice(0, has_samples ? 2 : 1),
+                     like(mean, sum_dtype({mean, target, logvar})));
+  if (out.is_meta() || out.numel() == 0) return out;
+  const KernelsFor kernels(mean);
+  const int64_t event = target.dim() - 1;
+  if (logvar.has_value()) {
+    const Rows rows(mean, event, RowOrder::any, {mean, target, *logvar});
+    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), rows.input(2), nullptr,
+                          sums_of(out));
+  } else {
+    const Rows rows(mean, event, RowOrder::any, {mean, target});
+    const Spread spread = spread_of(sigma, sigma_value, out.scalar_type());
+    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), spread.logvar,
+                          &spread.inverse, sums_of(out));
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
+    const Tensor& grad, const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+    const MaybeTensor& sigma, double sigma_value, std::array<bool, 4> mask) {
+  Tensor grad_mean = grad_like(mean, mask[0]);
+  Tensor grad_target = grad_like(target, mask[1]);
+  Tensor grad_logvar = grad_like(logvar.has_value() ? *logvar : mean, mask[2]);
+  Tensor grad_sigma = grad_like(sigma.has_value() ? *sigma : mean, mask[3]);
+  const auto result = std::make_tuple(grad_mean, grad_target, grad_logvar, grad_sigma);
+  if (is_done(mean, grad_target, mask[1])) {
+    if (mask[3] && !mean.is_meta()) grad_sigma.zero_();
+    return result;
+  }
+  const KernelsFor kernels(mean);
+  const int64_t event = target.dim() - 1;
+  Spread spread;
+  if (!logvar.has_value()) spread = spread_of(sigma, sigma_value, grad.scalar_type());
+  const Input* inverse = logvar.has_value() ? nullptr : &spread.inverse;
+  const Tensor& third = logvar.has_value() ? *logvar : mean;
+  if (mask[0] || mask[2]) {
+    Rows rows(mean, event, RowOrder::any, {mean, target, third},
+              {{grad_mean, mask[0]}, {grad_logvar, mask[2]}});
+    kernels->gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.target(1),
+                                   rows.input(2), inverse, rows.output(0), rows.output(1));
+    rows.finish();
+  }
+  if (mask[1]) {
+    Rows rows(mean, event, RowOrder::any, {mean, target, third}, {{grad_target, true}});
+    kernels->gaussian_nll_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
+                                          rows.target(1), rows.input(2), inverse, rows.output(0));
+    rows.finish();
+  }
+  if (mask[3]) {
+    const Rows rows(mean, event, RowOrder::any, {mean, target});
+    const Tensor per_row = at::empty(grad.sizes(), grad.options());
+    kernels->gaussian_nll_grad_log_sigma(rows.extent, rows.input(0), rows.target(1), spread.inverse,
+                                         sums_of(per_row));
+    grad_sigma.copy_(per_row.mul_(grad).sum().mul_(spread.inverse_tensor));
+  }
+  return result;
+}
+
+namespace {
+
+struct GaussianNLL : Function<GaussianNLL> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& mean, const Tensor& target,
+                               const MaybeTensor& logvar, const MaybeTensor& sigma,
+                               double sigma_value, int64_t reduction) {
+    const Tensor rows = call<gaussian_nll_forward>("fastvae::gaussian_nll_forward", mean, target,
+                                                   logvar, sigma, sigma_value);
+    ctx->save_for_backward({mean, target, logvar.value_or(Tensor()), sigma.value_or(Tensor())});
+    ctx->saved_data["sigma_value"] = sigma_value;
+    ctx->saved_data["reduction"] = reduction;
+    return {reduce(rows, static_cast<Reduction>(reduction))};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &mean = saved[0], &target = saved[1];
+    const MaybeTensor logvar = maybe(saved[2]), sigma = maybe(saved[3]);
+    const double sigma_value = ctx->saved_data["sigma_value"].toDouble();
+    const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const int64_t event_dims = target.dim() - 1;
+    const bool has_samples = mean.dim() > target.dim();
+    const Tensor grad =
+        unreduce(grads[0], reduction, mean.sym_sizes().slice(0, has_samples ? 2 : 1));
+    const auto dtype = grad.scalar_type();
+    // Absent tensors have no index: sigma, given instead of logvar, has the same one.
+    const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        logvar.has_value() && ctx->needs_input_grad(2),
+                                        sigma.has_value() && ctx->needs_input_grad(2)};
+    Tensor grad_mean, grad_target, grad_logvar, grad_sigma;
+    if (graph_wanted()) {
+      const Tensor g = beside_event(grad, event_dims);
+      Tensor inverse;
+      if (logvar.has_value())
+        inverse = (logvar->to(dtype) * -0.5).exp();
+      else if (sigma.has_value())
+        inverse = sigma->to(dtype).reciprocal();
+      else
+        inverse = at::scalar_tensor(1 / sigma_value, grad.options());
+      const Tensor standardised = (mean.to(dtype) - target_values(target, dtype)) * inverse;
+      const Tensor by_mean = g * standardised * inverse;
+      const Tensor by_log_sigma = g * (1 - standardised.square());
+      grad_mean = as_input(by_mean, mean);
+      if (wanted[1]) grad_target = as_input(fold(-by_mean, has_samples), target);
+      if (wanted[2]) grad_logvar = as_input(by_log_sigma * 0.5, *logvar);
+      if (wanted[3]) grad_sigma = as_input(by_log_sigma.sum() * inverse, *sigma);
+    } else {
+      std::tie(grad_mean, grad_target, grad_logvar, grad_sigma) = call<gaussian_nll_backward>(
+          "fastvae::gaussian_nll_backward", grad, mean, target, logvar, sigma, sigma_value, wanted);
+    }
+    return {if_wanted(wanted[0], grad_mean),
+            if_wanted(wanted[1], grad_target),
+            if_wanted(wanted[2], grad_logvar),
+            if_wanted(wanted[3], grad_sigma),
+            Tensor(),
+            Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
+                    const MaybeTensor& sigma, double sigma_value, c10::string_view reduction) {
+  return GaussianNLL::apply(mean, target, logvar, sigma, sigma_value,
+                            reduction_code("fastvae.gaussian_nll", reduction))[0];
+}
+
+}  // namespace fastvae::ops

@@ -1,0 +1,22 @@
+// What operators give back: their memory, and what is made of row sums.
+#pragma once
+
+#include "../ops.h"
+
+namespace fastvae::ops {
+
+inline at::TensorOptions like(const Tensor& t, at::ScalarType dtype) {
+  return t.options().dtype(dtype);
+}
+Tensor empty(c10::SymIntArrayRef size, const at::TensorOptions& options);
+// A gradient of the shape and order of `input`, or nothing.
+Tensor grad_like(const Tensor& input, bool wanted);
+// The same, contiguous: in the order of the noise.
+Tensor row_major_grad(const Tensor& input, at::ScalarType dtype, bool wanted);
+// Whether there is nothing to run a kernel on: traced, or without elements. What is summed over no
+// samples is zero.
+bool is_done(const Tensor& elements, const Tensor& grad_target, bool target_wanted);
+// The value of a 0-d tensor where it can be had without waiting for a device, else `value`.
+double host_value(const MaybeTensor& scalar, double value);
+
+}  // namespace fastvae::ops
