@@ -44,13 +44,13 @@ def test_binarize_is_the_same_for_uint8_and_its_float_for_any_layout() -> None:
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("event", [(), (1,), (7,), (784,), (1025,), (5000,), (40_000,), (3, 9, 17)], ids=str)
+@pytest.mark.parametrize("event", [(), (1,), (7,), (784,), (1025,), (3, 9, 17)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_binarize_gathers_the_images_of_an_index(event: tuple[int, ...], dtype: torch.dtype) -> None:
     images = torch.randint(0, 256, (5, *event), dtype=torch.uint8)
     if dtype != torch.uint8:
         images = (images / 256).to(dtype)
-    index = torch.randint(0, 5, (9,))  # some of them several times
+    index = torch.tensor([4, 0, 4, 2])
     torch.manual_seed(3)
     expected = fastvae.binarize(images[index])
     for out in (torch.bool, torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -60,9 +60,17 @@ def test_binarize_gathers_the_images_of_an_index(event: tuple[int, ...], dtype: 
         assert torch.equal(drawn, expected.to(out))
 
 
+def test_binarize_gathers_images_that_threads_or_blocks_share() -> None:
+    images, index = torch.randint(0, 256, (3, 40_000), dtype=torch.uint8), torch.tensor([2, 0])
+    torch.manual_seed(3)
+    expected = fastvae.binarize(images[index])
+    torch.manual_seed(3)
+    assert torch.equal(fastvae.binarize(images, index=index), expected)
+
+
 @pytest.mark.parametrize("layout", ["part of a row", "channels last", "strided index"])
 def test_binarize_gathers_from_any_layout(layout: str) -> None:
-    images, index = torch.randint(0, 256, (40, 3, 9, 17), dtype=torch.uint8), torch.randint(0, 40, (100,))
+    images, index = torch.randint(0, 256, (40, 3, 9, 17), dtype=torch.uint8), torch.randint(0, 40, (10,))
     if layout == "part of a row":
         images = images[:, 1:]
     elif layout == "channels last":
