@@ -22,7 +22,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find cs
 install: $(VENV)/.installed
 
 test: install
-	FAIL_WITHOUT_INTEGRATIONS=1 OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	FAIL_WITHOUT_INTEGRATIONS=1 OMP_WAIT_POLICY=passive $(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 -m "not slow"
 
 test-slow: install
 	$(bin)/python -m pytest -m slow

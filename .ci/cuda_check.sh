@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive  # of two processes on a few cores
 strict=-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
-tests=(-q -n 2 -p no:cacheprovider -o pythonpath= -m "not slow")
+tests=(-q -n 2 --durations 8 -p no:cacheprovider -o pythonpath= -m "not slow")
 
 command -v nvcc >/dev/null || { echo "no nvcc: the CUDA toolkit is needed"; exit 1; }
 if [ ! -e "$venv/.installed" ]; then
