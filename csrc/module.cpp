@@ -1,4 +1,4 @@
-// The extension module: build information, and hooks for the tests. The operators are not here but
+// The extension module: build information, a switch of the threads, and hooks for the tests. The operators are not here but
 // in torch's registry (library.cpp), so no tensor crosses pybind11 and libtorch_python is not
 // linked.
 #include <pybind11/numpy.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cpu/dispatch.h"
+#include "cpu/parallel.h"
 #include "formulas.h"
 #include "tiling.h"
 
@@ -121,6 +122,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &fastvae::cpu::compiled, "Instruction sets compiled, lowest first.");
   m.def(
       "cpu_capability", [] { return fastvae::cpu::kernels().name; }, "The instruction set in use.");
+  m.def("set_flush_denormal", &fastvae::cpu::set_flush_denormal, py::arg("on"));
   m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
   m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
         py::arg("blocks"));

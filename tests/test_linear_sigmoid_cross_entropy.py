@@ -251,9 +251,11 @@ def test_logits_are_never_in_memory(reduction: str, device: str) -> None:
 
 
 def test_gradients_of_reduced_precision_are_added_up_in_float32() -> None:
-    """A thousand blocks of equal parts: in bfloat16 their sum would stop growing at 256 of them."""
-    rows, outputs = 32 * 1000, 2**20 // 32 // 2 * 2
-    hidden = torch.ones(rows, 1, dtype=torch.bfloat16)
+    """One block of 256 and 31 of 1/2: bfloat16, whose step is 2 from there on, would leave out all of these."""
+    rows, blocks, outputs = 32, 32, 2**15  # on a CPU no block has fewer rows, nor more of so many outputs
+    hidden = torch.full((blocks, rows, 1), 1 / 32, dtype=torch.bfloat16)
+    hidden[0] = 16
     weight = torch.zeros(outputs, 1, dtype=torch.bfloat16, requires_grad=True)
-    LINEAR(hidden, weight, None, torch.zeros(1, outputs).expand(rows, outputs)).sum().backward()
-    torch.testing.assert_close(weight.grad, torch.full_like(weight, rows / 2), rtol=2**-8, atol=0)
+    target = torch.zeros(1, outputs).expand(rows * blocks, outputs)
+    LINEAR(hidden.flatten(0, 1), weight, None, target).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full_like(weight, 256 + 31 / 2), rtol=2**-8, atol=0)

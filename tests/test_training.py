@@ -366,6 +366,17 @@ def test_progress_tells_every_epoch(tmp_path, monkeypatch):
         assert math.isclose(progress.loss, entry["train"]["reconstruction"] + 0.5 * entry["train"]["kl"], rel_tol=1e-6)
 
 
+def test_every_thread_flushes_denormal_numbers_while_it_trains(tmp_path):
+    def kept() -> int:
+        return (torch.full((2**20,), 1e-40) * 1).count_nonzero().item()
+
+    assert kept() == 2**20
+    seen = []
+    train(small(epochs=1), tmp_path, progress=lambda progress: seen.append(kept()))
+    assert seen and not any(seen)
+    assert kept() == 2**20
+
+
 @pytest.mark.slow
 def test_train_compiled_learns_the_same(tmp_path, finished):
     history = train(small(compile=True), tmp_path).history

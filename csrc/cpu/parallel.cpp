@@ -1,6 +1,10 @@
 #include "parallel.h"
 
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <torch/csrc/stable/c/shim.h>
+
+#include <limits>
 
 namespace fastvae::cpu {
 
@@ -23,6 +27,15 @@ void run_parallel(int64_t n, int64_t grain, void (*body)(const void* context, in
         c->body(c->context, begin, end);
       },
       &call);
+}
+
+bool set_flush_denormal(bool on) {
+  const volatile float smallest = std::numeric_limits<float>::min();
+  const bool was_on = smallest / 2 == 0;
+  // An item for each thread. torch.set_flush_denormal alone changes the calling one.
+  parallel_for(at::get_num_threads(), 1,
+               [on](int64_t, int64_t) { at::globalContext().setFlushDenormal(on); });
+  return was_on;
 }
 
 }  // namespace fastvae::cpu

@@ -10,6 +10,10 @@ namespace fastvae::cpu {
 void run_parallel(int64_t n, int64_t grain, void (*body)(const void* context, int64_t, int64_t),
                   const void* context);
 
+// Whether numbers below 2^-126 are taken for 0, on this thread and on torch's intra-op threads.
+// Returns how it was on this thread.
+bool set_flush_denormal(bool on);
+
 namespace {
 
 template <class F>

@@ -33,7 +33,7 @@ from fastvae.training.distributed import (
     world,
 )
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_run
-from fastvae.training.solver import parameter_names
+from fastvae.training.solver import flush_denormal, parameter_names
 from fastvae.training.step import Stepper, build_model, stream
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def train(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     out_dir = Path(out_dir)
-    with world(device) as processes, until_terminated() as terminated:
+    with world(device) as processes, until_terminated() as terminated, flush_denormal():
         if fsdp and (config.compile or config.learn_sigma or processes.size == 1):
             raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
         if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
