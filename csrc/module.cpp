@@ -1,6 +1,6 @@
-// The extension module: build information, a switch of the threads, and hooks for the tests. The operators are not here but
-// in torch's registry (library.cpp), so no tensor crosses pybind11 and libtorch_python is not
-// linked.
+// The extension module: build information, a switch of the threads, and hooks for the tests. The
+// operators are not here but in torch's registry (library.cpp), so no tensor crosses pybind11 and
+// libtorch_python is not linked.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
