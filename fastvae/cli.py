@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 
 import fastvae
-from fastvae.data import DatasetName, load, split_column
+from fastvae.data import DatasetName, load
 from fastvae.evaluation import Proposal, evaluate, evaluate_code, log_likelihood
 from fastvae.files import replacing
 from fastvae.models import VAE, Regressor
@@ -34,7 +34,8 @@ try:
     from fastvae import training
     from fastvae.display import TrainingDisplay, progress_bar
     from fastvae.training import StoppedError, TrainConfig, TrainingError
-    from fastvae.training.config import Amp, Binarize, Decay, ModelName
+    from fastvae.training.config import Amp, Binarize, Condition, Decay, ModelName
+    from fastvae.training.inputs import model_inputs, sample
     from fastvae.training.solver import Scaling
 except ModuleNotFoundError as missing:
     sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
@@ -56,6 +57,10 @@ DataDir = Annotated[
         help="Folder of the IDX files; digits need none.", show_default="$FASTVAE_DATA, or else they are downloaded"
     ),
 ]
+TrainedDataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the IDX files.", show_default="that of the training, or as for train"),
+]
 _MAX_SEED = 2**63 - 1
 
 
@@ -63,8 +68,11 @@ _MAX_SEED = 2**63 - 1
 def train_command(
     context: typer.Context,
     model: Annotated[
-        ModelName, typer.Option(help="A VAE, or what completes an image of which the middle column is known.")
+        ModelName, typer.Option(help="A VAE, a VAE with a condition, or what predicts an image from that alone.")
     ] = TrainConfig.model,
+    condition: Annotated[
+        Condition, typer.Option(help="Of those two: an image's middle column, which they complete, or its label.")
+    ] = TrainConfig.condition,
     dataset: Annotated[DatasetName, typer.Option(help="What to train on.")] = TrainConfig.dataset,
     data_dir: DataDir = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
@@ -151,6 +159,7 @@ def train_command(
     """
     options: dict[str, Any] = {
         "model": model,
+        "condition": condition,
         "dataset": dataset,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "epochs": epochs,
@@ -246,20 +255,39 @@ def _print_batch_sizes(config: TrainConfig, device: str | None) -> None:
 def sample_command(
     checkpoint: CheckpointPath,
     num: Annotated[int, typer.Option(min=1, help="How many images.")] = 100,
+    label: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of all images, where the condition is labels.", show_default="each in turn"),
+    ] = None,
+    data_dir: TrainedDataDir = None,
     seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of the codes z.")] = 0,
     out: Annotated[Path, typer.Option(help="The picture; overwritten if it is there.")] = Path("samples.png"),
 ) -> None:
-    """Draw images from a trained model."""
+    """Draw images from a trained model: of each label, or completions of test images, where it has a condition."""
     from fastvae import plots
 
     if out.suffix.lower() != ".png":
         raise typer.BadParameter(f"{out} does not end in .png", param_hint="--out")
-    model = training.load_checkpoint(checkpoint).build_model()
-    if not isinstance(model, VAE):
-        raise ValueError(f"{checkpoint} completes images: it has no samples without one; see its run's samples.png")
-    images = model.sample(num, _generator(seed))
+    loaded = training.load_checkpoint(checkpoint)
+    config = TrainConfig.from_checkpoint(loaded)
+    model = loaded.build_model()
+    generator = _generator(seed)
+    classes = None if isinstance(model, VAE) else model.condition_classes
+    columns, condition = math.ceil(math.sqrt(num)), None
+    if label is not None:
+        if classes is None:
+            raise typer.BadParameter(f"{checkpoint} was not trained with --condition labels", param_hint="--label")
+        if label >= classes:
+            raise typer.BadParameter(f"labels lie in 0 .. {classes - 1}, not {label}", param_hint="--label")
+        condition = torch.tensor([label])
+    elif config.completes:
+        data = load(config.dataset, config.data_dir if data_dir is None else data_dir)
+        _, condition = model_inputs(config, data.test_images[:num], None, generator)
+    elif classes is not None:
+        columns = classes
+    images = sample(model, config, num, condition, generator)
     with replacing(out) as temporary:
-        plots.save_samples(images, math.ceil(math.sqrt(num)), temporary)
+        plots.save_samples(images, columns, temporary)
     print(f"{num} samples in {out}")
 
 
@@ -270,10 +298,7 @@ def evaluate_command(
         DatasetName | None,
         typer.Option(help="What to evaluate on.", show_default="what it was trained on"),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the IDX files.", show_default="that of the training, or as for train"),
-    ] = None,
+    data_dir: TrainedDataDir = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, max=_MAX_SEED, help="Of the noise.", show_default="that of the training"),
@@ -302,9 +327,8 @@ def evaluate_command(
     # At once: a training that goes on removes its older checkpoints.
     model = loaded.build_model()
     data = load(dataset, trained_from if data_dir is None else data_dir)
-    conditional = not isinstance(model, VAE)
-    # What a conditional model completes is a column narrower than the images.
-    shape = (*model.data_shape[:-1], model.data_shape[-1] + conditional)
+    # What a model completes is a column narrower than the images.
+    shape = (*model.data_shape[:-1], model.data_shape[-1] + config.completes)
     if data.image_shape != shape:
         raise ValueError(
             f"{dataset} has images of {'x'.join(map(str, data.image_shape))}, but {checkpoint} was trained on "
@@ -316,10 +340,13 @@ def evaluate_command(
 
     print(f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
-    test_images = data.test_images[:images]
-    for part, part_images in (("train", data.train_images), ("test", test_images)):
+    test_images, test_labels = data.test_images[:images], data.test_labels[:images]
+    for part, part_images, part_labels in (
+        ("train", data.train_images, data.train_labels),
+        ("test", test_images, test_labels),
+    ):
         generator = _generator(seed)  # of the condition and of the code, as in training
-        arguments = split_column(part_images, generator=generator) if conditional else (part_images,)
+        arguments = model_inputs(config, part_images, part_labels, generator)
         report = evaluate(model, *arguments, binarize=binary, generator=generator)
         figures[part] = report._asdict()
         print(

@@ -43,6 +43,11 @@ class Dataset:
         """``(H, W)``."""
         return tuple(self.train_images.shape[1:])
 
+    @property
+    def classes(self) -> int:
+        """Labels lie in 0 .. classes - 1."""
+        return int(self.train_labels.max()) + 1
+
 
 @dataclass(frozen=True)
 class _Source:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import torch
 
 import fastvae
 from fastvae.cli import main
-from fastvae.data import Dataset
+from fastvae.data import Dataset, load
+from fastvae.plots import image_grid
 from fastvae.training import load_checkpoint, saved_config
 
 # A network that trains in no time is not to be had from the command line; two epochs of digits are.
@@ -143,6 +145,31 @@ def test_train_takes_the_options_of_networks_and_objectives(tmp_path, capsys):
     assert "'16,wide' is no list of widths such as 200,200" in capsys.readouterr().err
 
 
+def grid_in(picture, columns):
+    """A grid of digits as `sample` writes it, [0, 255], without the enlargement."""
+    pixels = (matplotlib.image.imread(picture)[..., 0] * 255).round()
+    scale = pixels.shape[1] // image_grid(torch.zeros(columns, 8, 8), columns).shape[1]
+    return torch.from_numpy(pixels[::scale, ::scale])
+
+
+def test_models_given_labels_draw_them(tmp_path, capsys):
+    out, figures = tmp_path / "run", tmp_path / "figures.json"
+    options = ["--model", "cvae", "--condition", "labels", "--binarize", "dynamic", "--epochs", "2"]
+    assert main([*TRAIN, *options, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--json", str(figures), "--samples", "5"]) == 0
+    assert json.loads(figures.read_text())["test"]["elbo"] == load_checkpoint(out).history[-1]["test"]["elbo"]
+    model = load_checkpoint(out).build_model()
+    expected = model.sample(torch.full((7,), 3), generator=torch.Generator().manual_seed(2))
+    picture = tmp_path / "grid.png"
+    assert main(["sample", str(out), "--num", "7", "--label", "3", "--seed", "2", "--out", str(picture)]) == 0
+    assert (grid_in(picture, 3) - image_grid(expected, 3)).abs().max() <= 1  # what matplotlib's palette rounds
+    assert main(["sample", str(out), "--num", "20", "--out", str(picture)]) == 0
+    expected = model.sample(torch.arange(20) % 10, generator=torch.Generator().manual_seed(0))
+    assert (grid_in(picture, 10) - image_grid(expected, 10)).abs().max() <= 1
+    capsys.readouterr()
+    fails(capsys, ["sample", out, "--label", "10"], "--label", "labels lie in 0 .. 9, not 10", status=2)
+
+
 @pytest.mark.parametrize("model", ["cvae", "regressor"])
 def test_completing_models_are_trained_and_evaluated(model, tmp_path, capsys):
     out, figures = tmp_path / "run", tmp_path / "figures.json"
@@ -153,8 +180,16 @@ def test_completing_models_are_trained_and_evaluated(model, tmp_path, capsys):
     assert report["test"]["elbo"] == load_checkpoint(out).history[-1]["test"]["elbo"]
     assert (report["test"]["kl"] == 0) == (model == "regressor")
     capsys.readouterr()
-    assert main(["sample", str(out)]) == 1
-    assert "completes images: it has no samples without one" in capsys.readouterr().err
+    picture = tmp_path / "grid.png"
+    assert main(["sample", str(out), "--num", "4", "--out", str(picture)]) == 0
+    grid = grid_in(picture, 2)
+    corners = [(2, 2), (2, 12), (12, 2), (12, 12)]
+    columns = torch.stack([grid[top : top + 8, left + 3] for top, left in corners])
+    # A pixel of the column that is known is drawn: black or white, and black where the test image is.
+    assert set(columns.unique().tolist()) == {0, 255}
+    assert columns[load("digits").test_images[:4, :, 3] == 0].max() == 0
+    capsys.readouterr()
+    fails(capsys, ["sample", out, "--label", "3"], "--label", "was not trained with --condition labels", status=2)
     status = main(["evaluate", str(out), "--samples", "5", "--images", "20", "--json", str(figures)])
     if model == "cvae":
         assert status == 0

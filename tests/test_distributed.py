@@ -246,7 +246,7 @@ def test_share_of_a_process_is_that_of_its_parts(monkeypatch, processes, accumul
     monkeypatch.setattr(training_step, "share_out", lambda objective, *rest: objective)  # no processes to share with
     config, digits = small(accumulate=accumulate), load("digits")
     steppers = [
-        Stepper(config, digits, build_model(config, digits.image_shape), World(rank, processes, torch.device("cpu")))
+        Stepper(config, digits, build_model(config, digits), World(rank, processes, torch.device("cpu")))
         for rank in range(processes)
     ]
     for images in range(1, 20):

@@ -62,7 +62,7 @@ def measure_batch_sizes(
         if own.type == "cuda":
             torch.cuda.reset_peak_memory_stats(own)
         try:
-            stepper = Stepper(changed, dataset, build_model(changed, dataset.image_shape).to(own), World(0, 1, own))
+            stepper = Stepper(changed, dataset, build_model(changed, dataset).to(own), World(0, 1, own))
             results.append(BatchSpeed(size, _images_per_second(stepper, size), _peak_bytes(own)))
         except (MemoryError, RuntimeError) as error:
             if not results or (isinstance(error, RuntimeError) and "memory" not in str(error)):

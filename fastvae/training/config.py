@@ -17,6 +17,7 @@ Amp = Literal["bf16"]
 Binarize = Literal["none", "dynamic"]
 Decay = Literal["cosine"]
 ModelName = Literal["vae", "cvae", "regressor"]
+Condition = Literal["column", "labels"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class TrainConfig:
     """
 
     model: ModelName = "vae"
-    """``"cvae"`` and ``"regressor"`` complete images of which one column is known
-    (:func:`fastvae.data.split_column`)."""
+    """``"cvae"`` and ``"regressor"`` are given a condition."""
+    condition: Condition = "column"
+    """Of those two: one column of an image, which they complete (:func:`fastvae.data.split_column`), or its label."""
     dataset: DatasetName = "digits"
     data_dir: str | None = None
     """As ``root`` of ``fastvae.data.load``."""
@@ -88,6 +90,7 @@ class TrainConfig:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         choices = {
             "model": ModelName,
+            "condition": Condition,
             "dataset": DatasetName,
             "likelihood": LikelihoodName,
             "binarize": Binarize,
@@ -127,6 +130,8 @@ class TrainConfig:
         check_network(self.hidden, self.activation, self.preset)
         if self.learn_sigma and self.likelihood == "bernoulli":
             raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
+        if self.model == "vae" and self.condition != "column":
+            raise ValueError(f"a vae has no condition: model must be cvae or regressor for {self.condition}")
         if self.model != "vae" and not self.hidden:
             raise ValueError(f"hidden must name at least one layer for a {self.model}: the condition joins there")
         if self.model == "regressor":
@@ -141,6 +146,11 @@ class TrainConfig:
             raise ValueError("beta, anneal and free_bits weigh the ELBO: importance_samples must be 1 for them")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0 .. 2^63 - 1, not {self.seed}")
+
+    @property
+    def completes(self) -> bool:
+        """Whether the model completes images of which a column is known."""
+        return self.model != "vae" and self.condition == "column"
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> TrainConfig:

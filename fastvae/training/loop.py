@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import fastvae
-from fastvae.data import Dataset, join_column, load, split_column
+from fastvae.data import Dataset, load
 from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
-from fastvae.models import CVAE, VAE, Model
+from fastvae.models import Model
 from fastvae.ops import binarize
 from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position
 from fastvae.training.config import TrainConfig
@@ -33,6 +33,7 @@ from fastvae.training.distributed import (
     world,
 )
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_run
+from fastvae.training.inputs import model_inputs, reconstruct, sample
 from fastvae.training.solver import flush_denormal, parameter_names
 from fastvae.training.step import Stepper, build_model, stream
 
@@ -205,11 +206,12 @@ class _Run:
         self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
         self.device = processes.device
         self.test_images = dataset.test_images.to(self.device)
+        self.test_labels = dataset.test_labels.to(self.device)
         # Order and noise are seeded anew for each epoch, and for each part of each step: nothing but the position must
         # be kept to go on, with any number of processes.
         self.order_seed = stream("order", config.seed)
         if checkpoint is None:
-            self.model = build_model(config, dataset.image_shape).to(self.device)
+            self.model = build_model(config, dataset).to(self.device)
         else:
             self.model = checkpoint.empty_model().to_empty(device=self.device)
         self.stepper = Stepper(config, dataset, self.model, processes, fsdp=fsdp, cuda_graph=cuda_graph)
@@ -317,7 +319,7 @@ class _Run:
         with gathered(self.objective):
             sums = elbo_sums(
                 self.model,
-                *self.stepper.arguments(self.test_images, generator),
+                *model_inputs(self.config, self.test_images, self.test_labels, generator),
                 binarize=self.config.binarize == "dynamic",
                 generator=generator,
                 part=self.world.rank,
@@ -412,14 +414,10 @@ class _Run:
         originals = self.test_images[:_GRID_RECONSTRUCTIONS]
         if self.config.binarize == "dynamic":
             originals = binarize(originals, generator=generator)
-        model = self.model
-        if isinstance(model, VAE):
-            return model.sample(_GRID_COLUMNS**2, generator), originals, model.reconstruct(originals)
-        others, known = split_column(originals, generator=generator)
-        many = known.repeat(_GRID_COLUMNS**2 // len(known) or 1, 1)
-        samples = model.sample(many, generator=generator) if isinstance(model, CVAE) else model.predict(many)
-        again = model.reconstruct(others, known) if isinstance(model, CVAE) else model.predict(known)
-        return join_column(samples, many), originals, join_column(again, known)
+        inputs = model_inputs(self.config, originals, self.test_labels[:_GRID_RECONSTRUCTIONS], generator)
+        known = inputs[1] if self.config.completes else None
+        samples = sample(self.model, self.config, _GRID_COLUMNS**2, known, generator)
+        return samples, originals, reconstruct(self.model, self.config, *inputs)
 
     def _log(self, writer: SummaryWriter | None, train: ELBOReport, test: ELBOReport, rate: float) -> None:
         from fastvae import plots

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvae.data import Dataset, split_column
+from fastvae.data import Dataset
 from fastvae.models import CVAE, VAE, Model
 from fastvae.objectives import Schedule
 from fastvae.ops import ELBO, binarize
@@ -16,21 +16,25 @@ from fastvae.training.checkpoint import MODELS
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import TrainingError, World, is_of_compiler, more_to_come, share_out
 from fastvae.training.graph import CapturedStep
+from fastvae.training.inputs import model_inputs
 from fastvae.training.solver import learning_rate_schedule, make_optimizer, scaled_learning_rate
 
 
-def build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
+def build_model(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of a run, with weights by the seed of the configuration."""
+    shape = dataset.image_shape
     options: dict[str, Any] = {
         name: getattr(config, name) for name in ("hidden", "likelihood", "sigma", "learn_sigma", "activation", "preset")
     }
     if config.model != "regressor":
         options["latent_dim"] = config.latent_dim
-    if config.model != "vae":
-        height, width = image_shape
-        image_shape, options["condition_shape"] = (height, width - 1), height
+    if config.completes:
+        height, width = shape
+        shape, options["condition_shape"] = (height, width - 1), height
+    elif config.model != "vae":
+        options["condition_classes"] = dataset.classes
     torch.manual_seed(config.seed)
-    return MODELS[config.model](image_shape, **options)
+    return MODELS[config.model](shape, **options)
 
 
 class Objective(nn.Module):
@@ -40,19 +44,19 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, beta: float | Tensor, x: Tensor, known: Tensor | None = None) -> ELBO:
+    def forward(self, beta: float | Tensor, x: Tensor, condition: Tensor | None = None) -> ELBO:
         model, config = self.model, self.config
         samples, gradient = config.importance_samples, config.gradient
         if isinstance(model, VAE):
             if samples > 1:
                 return model.importance_weighted_loss(x, samples, gradient=gradient)
             return model.loss(x, beta, free_bits=config.free_bits)
-        assert known is not None
+        assert condition is not None
         if isinstance(model, CVAE):
             if samples > 1:
-                return model.importance_weighted_loss(x, known, samples, gradient=gradient)
-            return model.loss(x, known, beta, free_bits=config.free_bits)
-        loss = model.loss(x, known)
+                return model.importance_weighted_loss(x, condition, samples, gradient=gradient)
+            return model.loss(x, condition, beta, free_bits=config.free_bits)
+        loss = model.loss(x, condition)
         return ELBO(loss, loss, torch.zeros_like(loss))
 
 
@@ -81,6 +85,7 @@ class Stepper:
         self.config, self.model, self.world = config, model, processes
         self.device = processes.device
         self.images = dataset.train_images.to(self.device)
+        self.labels = dataset.train_labels.to(self.device) if config.condition == "labels" else None
         self.batches = -(-len(self.images) // config.batch_size)
         self.parts = max(config.accumulate, processes.size)
         self.objective = share_out(Objective(model, config), processes, fsdp, config.compile)
@@ -98,7 +103,7 @@ class Stepper:
             # A tensor where it changes: compiled code is then not compiled anew, and captured code sees it.
             self._beta = torch.zeros((), device=self.device)
         # Drawn as the network reads them, which is the target too; what is to be split must be bool.
-        self._drawn_dtype = next(model.parameters()).dtype if config.model == "vae" else torch.bool
+        self._drawn_dtype = torch.bool if config.completes else next(model.parameters()).dtype
         # The noise of each part of each step has a seed of its own.
         self._noise = torch.default_generator
         if self.device.type == "cuda":
@@ -133,10 +138,6 @@ class Stepper:
         mine = range(self.world.rank, self.parts, self.world.size)
         return sum(images // self.parts + (part < images % self.parts) for part in mine)
 
-    def arguments(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """What the model takes of images: themselves, or what is to be completed and what is known."""
-        return (images,) if self.config.model == "vae" else split_column(images, generator=generator)
-
     def _seed(self, part: int) -> None:
         # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
         self._noise.manual_seed(self._seeds + part)
@@ -158,20 +159,21 @@ class Stepper:
                 images = binarize(self.images, index=part, dtype=self._drawn_dtype)
             else:
                 images = self.images.index_select(0, part)
+            labels = None if self.labels is None else self.labels.index_select(0, part)
             with more_to_come(self.objective, done < passes):
                 # Of the mean over the batch; what processes exchange is the mean over them.
-                terms = self._add_gradient(images, count * self.world.size / len(batch))
+                terms = self._add_gradient(images, labels, count * self.world.size / len(batch))
             sums += terms * count
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return sums
 
-    def _add_gradient(self, images: Tensor, share: float) -> Tensor:
+    def _add_gradient(self, images: Tensor, labels: Tensor | None, share: float) -> Tensor:
         """Adds ``share`` times the gradient of a part's mean. Returns that mean, ``[loss, reconstruction, kl]``."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-                terms = self.objective(self._beta, *self.arguments(images))
+                terms = self.objective(self._beta, *model_inputs(self.config, images, labels))
             (terms.loss * share).backward()
         except RuntimeError as error:
             if not self.config.compile or not is_of_compiler(error):
