@@ -122,7 +122,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &fastvae::cpu::compiled, "Instruction sets compiled, lowest first.");
   m.def(
       "cpu_capability", [] { return fastvae::cpu::kernels().name; }, "The instruction set in use.");
-  m.def("set_flush_denormal", &fastvae::cpu::set_flush_denormal, py::arg("on"));
+  m.def(
+      "set_flush_denormal",
+      [](const std::vector<bool>& on) {
+        if (on.empty()) throw py::value_error("set_flush_denormal: on must have a value");
+        return fastvae::cpu::set_flush_denormal(on);
+      },
+      py::arg("on"));
   m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
   m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
         py::arg("blocks"));

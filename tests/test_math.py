@@ -5,6 +5,8 @@ test_cpu_isa.py runs this file on the other sets.
 
 from __future__ import annotations
 
+import math
+
 import accuracy
 import elementary
 import numpy as np
@@ -94,3 +96,18 @@ def test_bytes_are_read_as_255ths(dtype: torch.dtype) -> None:
     logits = torch.full(pixels.shape, -torch.inf, dtype=dtype, requires_grad=True)
     (grad,) = torch.autograd.grad(fastvae.sigmoid_cross_entropy(logits, pixels), logits, torch.ones(1, dtype=dtype))
     assert torch.equal(-grad, pixels.to(dtype) / 255)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_every_float16_is_read_exactly(flush: bool) -> None:
+    """Also where a thread takes numbers below 2^-126 for 0: the smallest float16 is 2^-24."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(256, 256)
+    expected = halves.float()
+    before = _C.set_flush_denormal([flush])
+    try:
+        # A sigma of 0, so that a sample is its mean.
+        z = fastvae.reparameterize(halves, torch.full(halves.shape, -math.inf))
+    finally:
+        _C.set_flush_denormal(before)
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z, expected, rtol=0, atol=0, equal_nan=True)

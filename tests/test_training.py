@@ -367,16 +367,32 @@ def test_progress_tells_every_epoch(tmp_path, monkeypatch):
         assert math.isclose(progress.loss, entry["train"]["reconstruction"] + 0.5 * entry["train"]["kl"], rel_tol=1e-6)
 
 
-def test_every_thread_flushes_denormal_numbers_while_it_trains(tmp_path):
-    def kept() -> int:
-        return (torch.full((2**20,), 1e-40) * 1).count_nonzero().item()
+@pytest.mark.parametrize("flushed_by_caller", [False, True])
+def test_every_thread_flushes_denormal_numbers_while_it_trains(tmp_path, flushed_by_caller):
+    tiny = torch.full((2**20,), 1e-40)
 
-    assert kept() == 2**20
-    seen = []
-    train(small(epochs=1), tmp_path, progress=lambda progress: seen.append(kept()))
-    assert seen
-    assert not any(seen)
-    assert kept() == 2**20
+    def kept() -> int:
+        return (tiny * 1).view(torch.int32).count_nonzero().item()
+
+    def watch(progress):
+        seen.append(kept())
+        if len(seen) == 2:
+            raise ZeroDivisionError
+
+    threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        assert kept() == 2**20
+        torch.set_flush_denormal(flushed_by_caller)  # of this thread alone
+        expected = 2**19 if flushed_by_caller else 2**20
+        assert kept() == expected
+        with pytest.raises(ZeroDivisionError):
+            train(small(epochs=2), tmp_path, progress=watch)
+        assert seen == [0, 0]
+        assert kept() == expected
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

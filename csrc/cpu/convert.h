@@ -24,10 +24,13 @@ FASTVAE_FN uint16_t float_to_bf16(float x) {
 
 FASTVAE_FN float f16_to_float(uint16_t x) {
   const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fffu) << 13;
-  // Moves the exponent's bias from 15 to 127, and makes subnormals normal, in one exact product.
-  const float scaled = math::bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t finite = math::bit_cast<uint32_t>(scaled);
-  const uint32_t bits = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite;
+  // Moves the exponent's bias from 15 to 127.
+  const uint32_t normal = magnitude + (112u << 23);
+  // 2^-14 + m is exact, and so is m: no float below 2^-126 is made, which a processor may be told
+  // to take for 0.
+  const float subnormal = math::bit_cast<float>(magnitude + (113u << 23)) - 0x1p-14f;
+  uint32_t bits = magnitude < 0x00800000u ? math::bit_cast<uint32_t>(subnormal) : normal;
+  bits = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : bits;
   return math::bit_cast<float>(bits | (static_cast<uint32_t>(x & 0x8000u) << 16));
 }
 

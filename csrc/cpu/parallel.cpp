@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace fastvae::cpu {
@@ -29,13 +30,17 @@ void run_parallel(int64_t n, int64_t grain, void (*body)(const void* context, in
       &call);
 }
 
-bool set_flush_denormal(bool on) {
-  const volatile float smallest = std::numeric_limits<float>::min();
-  const bool was_on = smallest / 2 == 0;
+std::vector<bool> set_flush_denormal(const std::vector<bool>& on) {
+  const int threads = at::get_num_threads();
+  std::vector<char> was_on(threads);  // of bytes, which threads may write at once
   // An item for each thread. torch.set_flush_denormal alone changes the calling one.
-  parallel_for(at::get_num_threads(), 1,
-               [on](int64_t, int64_t) { at::globalContext().setFlushDenormal(on); });
-  return was_on;
+  parallel_for(threads, 1, [&](int64_t, int64_t) {
+    const volatile float smallest = std::numeric_limits<float>::min();
+    const size_t thread = at::get_thread_num();
+    was_on[thread] = smallest / 2 == 0;
+    at::globalContext().setFlushDenormal(on[std::min(thread, on.size() - 1)]);
+  });
+  return {was_on.begin(), was_on.end()};
 }
 
 }  // namespace fastvae::cpu

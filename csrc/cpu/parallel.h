@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace fastvae::cpu {
 
@@ -10,9 +11,9 @@ namespace fastvae::cpu {
 void run_parallel(int64_t n, int64_t grain, void (*body)(const void* context, int64_t, int64_t),
                   const void* context);
 
-// Whether numbers below 2^-126 are taken for 0, on this thread and on torch's intra-op threads.
-// Returns how it was on this thread.
-bool set_flush_denormal(bool on);
+// Whether numbers below 2^-126 are taken for 0, on each of torch's intra-op threads, of which this
+// is the first: `on` has a value for each, or its last one stands for the rest. Returns how it was.
+std::vector<bool> set_flush_denormal(const std::vector<bool>& on);
 
 namespace {
 

@@ -82,9 +82,10 @@ def flush_denormal() -> Iterator[None]:
 
     Weights whose gradient is their L2 penalty alone (of pixels that are always black), and Adam's moments of units that
     are never active, shrink at every step and end there, where a processor may take a hundred times as long for a
-    product. That they are then 0 changes nothing that a float32 sum with an ordinary number could show.
+    product. That they are then 0 changes nothing that a float32 sum with an ordinary number could show. Each thread
+    gets back what it had, but for threads that are started meanwhile, which inherit it.
     """
-    was_on = _C.set_flush_denormal(True)
+    was_on = _C.set_flush_denormal([True])
     try:
         yield
     finally:
