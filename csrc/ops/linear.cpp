@@ -20,8 +20,8 @@ namespace {
 // bfloat16, 668 rows for 1000 -> 784 took 30 ms where twice as many, for which oneDNN cuts them in
 // another way, took 40. On a GPU enough rows for every multiprocessor.
 constexpr int64_t kBlockElements = int64_t{1} << 19, kCudaBlockBytes = int64_t{64} << 20;
-// Fewer make a matrix product slow, however long they are: it goes over the weights, or packs them,
-// each time. So many of them are no more memory than the weights of a layer of 256 units.
+// Fewer make a matrix product slow, however long they are, for it goes over the weights, or packs
+// them, each time; and products take multiples of them without a rest.
 constexpr int64_t kRowStep = 256;
 
 bool is_reduced(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
@@ -95,7 +95,6 @@ class Layer {
     if (weight_.scalar_type() != hidden.scalar_type()) width += 2 * weight_.size(1);
     const int64_t elements =
         hidden.is_cuda() ? kCudaBlockBytes / weight_.element_size() : kBlockElements;
-    // Whole multiples, which the products take without a rest.
     const int64_t rows =
         std::max<int64_t>(1, elements / std::max<int64_t>(1, width) / kRowStep) * kRowStep;
     batch_ = std::max<int64_t>(1, std::min(B(), rows));

@@ -54,7 +54,7 @@ def mnist_vae(setting: Setting) -> Result:
 
 
 def latent_size(setting: Setting) -> Result:
-    """Section 4.1: fewer than four dimensions of z are too few; thousands do little harm."""
+    """Section 4.1: what fewer than four dimensions of z lack, and what thousands cost."""
     sizes = (2, 4, 30) if setting.quick else (2, 3, 4, 10, 30, 100, 1000, 10000)
     images = setting.dataset().test_images
     rows: list[dict[str, Any]] = []
@@ -72,6 +72,8 @@ def latent_size(setting: Setting) -> Result:
     ):
         axes.plot(sizes, [row[key] for row in rows], color=BLUE, marker="o")
         log_ticks(axes, sizes)
+        if key == "active_units":
+            axes.set_yscale("log")
         label(axes, "dimensions of z", unit)
     return Result(picture, {"rows": rows})
 
@@ -89,7 +91,8 @@ def learning_rate(setting: Setting) -> Result:
                 )
                 rows.append({"learning_rate": rate, "seed": seed, **history[-1]["test"]})
             except TrainingError as error:
-                rows.append({"learning_rate": rate, "seed": seed, "elbo": None, "error": str(error)})
+                what = str(error).split(";")[0]  # the rest names the folder, and what else to do
+                rows.append({"learning_rate": rate, "seed": seed, "elbo": None, "error": what})
 
     picture = figure(7, 4.5)
     axes = picture.subplots()

@@ -94,7 +94,8 @@ def train(
     or not at all), ``metrics.json``, ``tensorboard/``, and at the end ``samples.png``, ``reconstructions.png`` and
     ``curves.png``. A run that was stopped in any way and resumed ends with the weights and metrics (but for times) of
     one that never stopped: bitwise in one process on the same machine with as many threads, else up to rounding.
-    Seeds torch's own random generator.
+    Seeds torch's own random generator, and takes numbers below 2^-126 for 0 meanwhile, in ``progress`` too
+    (:func:`fastvae.training.solver.flush_denormal`).
 
     Processes share out the ``config.accumulate`` parts of each batch, or as many parts as there are processes where
     that is more. Noise belongs to the part, so that the weights are, but for rounding, the same for any number of
