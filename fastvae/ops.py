@@ -179,12 +179,12 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
 def linear_sigmoid_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "none"
 ) -> Tensor:
-    """:func:`sigmoid_cross_entropy` of the logits ``hidden @ weight.T + bias``, of which a block is in memory at a time.
+    """:func:`sigmoid_cross_entropy` of the logits ``hidden @ weight.T + bias``, a block of rows at a time.
 
-    A block is 256 rows, or as many times 256 as fit into 2 MiB of float32 (64 MiB on a GPU). With ``"mean"`` and ``"sum"`` the gradients are
-    written in the forward pass (but for float16, and a target that wants a gradient). Per sample the backward pass
-    computes the logits again, a third more multiplications, where they take more than 16 MiB or are of reduced
-    precision; others are kept. A graph of the derivatives (``create_graph=True``) holds the logits.
+    A block is 256 rows, or as many times 256 as fit into 2 MiB of float32 (64 MiB on a GPU). With ``"mean"`` and
+    ``"sum"`` the gradients are written in the forward pass (but for float16, and a target that wants a gradient). Per
+    sample the backward pass computes the logits again, a third more multiplications, where they take more than 16 MiB
+    or are of reduced precision; others are kept. A graph of the derivatives (``create_graph=True``) holds the logits.
 
     Args:
         hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes.
