@@ -42,6 +42,13 @@ inline bool is_packed(const Extent& extent, const Operand& operand, const Piece&
           piece.row / extent.B == (piece.row + piece.rows - 1) / extent.B);
 }
 
+// Buffers of a thread's tile, one per operand.
+template <class T, int N>
+struct Buffers {
+  alignas(64) T buffer[N > 0 ? N : 1][kTile + kSlack];
+  T* operator[](int i) { return buffer[i]; }
+};
+
 template <class T>
 void fill(T* out, int64_t n, T value) {
 #pragma omp simd
@@ -103,6 +110,18 @@ inline const T* load(const Extent& extent, const Input& input, const Piece& piec
       is_packed(extent, input, piece))
     return static_cast<const T*>(input.data) + row_offset(extent, input, piece.row) + piece.column;
   return gather(extent, input, piece, buffer);
+}
+
+// Loads all inputs. Returns a bit for each that is read where it lies.
+template <class T, int N>
+inline uint32_t load_all(const Extent& extent, const Input* inputs, const Piece& piece,
+                         const T** in, Buffers<T, N>& buffers) {
+  uint32_t in_place = 0;
+  for (int i = 0; i < N; ++i) {
+    in[i] = load<T>(extent, inputs[i], piece, buffers[i]);
+    if (inputs[i].kind == Input::Kind::elements && in[i] != buffers[i]) in_place |= 1u << i;
+  }
+  return in_place;
 }
 
 // Where f may write the piece: the output itself, or `buffer`, which `store` then carries there.
@@ -207,12 +226,12 @@ inline double total_of(const Column& column) {
 }
 
 // f over n elements, its values to out0 .. out3 as far as it has them, its factors to `factors` if
-// their logarithms are summed. Returns the sum of the terms, or leaves them in `terms` where that
-// is not null. The pointers are parameters, not arrays in memory: only then does the compiler see
-// that the loop does not change them.
+// their logarithms are summed. Inputs with a bit in `in_place` are fetched ahead. Returns the sum
+// of the terms, or leaves them in `terms` where that is not null. The pointers are parameters, not
+// arrays in memory: only then does the compiler see that the loop does not change them.
 template <Sum sum, class T, class F, class... In>
-inline FASTVAE_INLINE T run(const F& f, int64_t n, T* terms, T* factors, T* out0, T* out1, T* out2,
-                            T* out3, const In*... in) {
+inline FASTVAE_INLINE T run(const F& f, int64_t n, uint32_t in_place, T* terms, T* factors, T* out0,
+                            T* out1, T* out2, T* out3, const In*... in) {
   const auto visit = [=](int64_t i) FASTVAE_INLINE -> T {
     const auto v = f(in[i]...);
     if constexpr (sum == Sum::logs) factors[i] = v.factor;
@@ -222,33 +241,37 @@ inline FASTVAE_INLINE T run(const F& f, int64_t n, T* terms, T* factors, T* out0
     if constexpr (v.count > 3) out3[i] = v.value[3];
     return v.term;
   };
-  if (sum != Sum::none && terms == nullptr) {
+  const auto visit_all = [=](int64_t begin, int64_t end) FASTVAE_INLINE -> T {
     T total = 0;
+    if (sum != Sum::none && terms == nullptr) {
 #pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < n; ++i) total += visit(i);
-    return total;
-  }
+      for (int64_t i = begin; i < end; ++i) total += visit(i);
+      return total;
+    }
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const T term = visit(i);
-    if (sum != Sum::none) terms[i] = term;
+    for (int64_t i = begin; i < end; ++i) {
+      const T term = visit(i);
+      if (sum != Sum::none) terms[i] = term;
+    }
+    return total;
+  };
+  T total = 0;
+  int64_t i = 0;
+  for (; i + kStretch <= n; i += kStretch) {
+    uint32_t bits = in_place;
+    ((bits & 1 ? prefetch(in + i) : void(), bits >>= 1), ...);
+    total += visit_all(i, i + kStretch);
   }
-  return 0;
+  return total + visit_all(i, n);
 }
 
 template <int NO, Sum sum, class T, class F, size_t... I>
-inline FASTVAE_INLINE T run_tile(const F& f, const T* const* in, T* const* out, T* terms,
-                                 T* factors, int64_t n, std::index_sequence<I...>) {
-  return run<sum>(f, n, terms, factors, NO > 0 ? out[0] : nullptr, NO > 1 ? out[1] : nullptr,
-                  NO > 2 ? out[2] : nullptr, NO > 3 ? out[3] : nullptr, in[I]...);
+inline FASTVAE_INLINE T run_tile(const F& f, uint32_t in_place, const T* const* in, T* const* out,
+                                 T* terms, T* factors, int64_t n, std::index_sequence<I...>) {
+  return run<sum>(f, n, in_place, terms, factors, NO > 0 ? out[0] : nullptr,
+                  NO > 1 ? out[1] : nullptr, NO > 2 ? out[2] : nullptr, NO > 3 ? out[3] : nullptr,
+                  in[I]...);
 }
-
-// Buffers of a thread's tile, one per operand.
-template <class T, int N>
-struct Buffers {
-  alignas(64) T buffer[N > 0 ? N : 1][kTile + kSlack];
-  T* operator[](int i) { return buffer[i]; }
-};
 
 // Walks over all rows; each (k, b) row by itself.
 template <class T, Sum sum, int NI, int NO, class F>
@@ -268,10 +291,10 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
     Buffers<T, NO> out_buffers;
     const T* in[NI];
     T* out[NO > 0 ? NO : 1] = {};
-    for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
+    const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
     for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
-    const T total =
-        run_tile<NO, sum>(f, in, out, terms, factors, piece.size(), std::make_index_sequence<NI>());
+    const T total = run_tile<NO, sum>(f, in_place, in, out, terms, factors, piece.size(),
+                                      std::make_index_sequence<NI>());
     for (int o = 0; o < NO; ++o)
       if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
     return total;
@@ -345,9 +368,9 @@ void walk_folding(const Extent& extent, const Output* outputs, const Input* inpu
         piece.row += k * extent.B;
         const T* in[NI];
         T* out[NO];
-        for (int i = 0; i < NI; ++i) in[i] = load<T>(extent, inputs[i], piece, in_buffers[i]);
+        const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
         for (int o = 0; o < NO; ++o) out[o] = out_buffers[o];
-        run_tile<NO, Sum::none, T>(f, in, out, nullptr, nullptr, piece.size(),
+        run_tile<NO, Sum::none, T>(f, in_place, in, out, nullptr, nullptr, piece.size(),
                                    std::make_index_sequence<NI>());
         for (int o = 0; o < NO; ++o) {
           T* sum = sum_buffers[o];
