@@ -44,6 +44,8 @@ format: install
 bench: install
 	$(bin)/python -m benchmarks.bench_ops --json benchmarks/results/ops.json
 	$(bin)/python -m benchmarks.bench_train --json benchmarks/results/train.json
+	$(bin)/python -m benchmarks.bench_kernels --json benchmarks/results/kernels.json
+	ATEN_CPU_CAPABILITY=avx2 $(bin)/python -m benchmarks.bench_kernels --json benchmarks/results/kernels-avx2.json
 	$(bin)/python -m benchmarks.report
 
 # The wheel and the sdist hold what they should, and the wheel works away from the source.

@@ -2,7 +2,8 @@
 
     python -m benchmarks.bench_kernels [--rounds N] [--json FILE]
 
-What a call costs by itself drops out: each figure is the difference between two sizes, both within a core's L2 cache.
+What a call costs by itself drops out: each figure is the difference between two sizes, both within an L2 cache of
+2 MiB a core.
 For another instruction set: ATEN_CPU_CAPABILITY=avx2 (or default).
 """
 

@@ -59,7 +59,10 @@ DataDir = Annotated[
 ]
 TrainedDataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the IDX files.", show_default="that of the training, or as for train"),
+    typer.Option(
+        help="Folder of the IDX files, where images of theirs are needed.",
+        show_default="that of the training, or as for train",
+    ),
 ]
 _MAX_SEED = 2**63 - 1
 

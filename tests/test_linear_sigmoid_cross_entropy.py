@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 LINEAR = fastvae.linear_sigmoid_cross_entropy
 
-# On a CPU a block has 2^19 logits, or 256 rows where that is more, and up to 16 MiB are kept: (K, B, H, D).
+# On a CPU a block has at most 2^19 logits, or 256 rows where those are more, and up to 16 MiB are kept: (K, B, H, D).
 SIZES = {
     "one block": (None, 5, 7, 33),
     "samples, one block": (3, 5, 7, 33),

@@ -55,17 +55,18 @@ constexpr int64_t kAhead = 2048;   // bytes
 
 template <class T>
 FASTVAE_FN void prefetch(const T* stretch) {
-  const char* at = reinterpret_cast<const char*>(stretch) + kAhead;
-  for (int64_t byte = 0; byte < kStretch * static_cast<int64_t>(sizeof(T)); byte += 64)
-    __builtin_prefetch(at + byte);
+  // As a number: it may lie past the end, where a prefetch does nothing.
+  const auto at = reinterpret_cast<uintptr_t>(stretch) + kAhead;
+  for (uintptr_t byte = 0; byte < kStretch * sizeof(T); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(at + byte));
 }
 
 template <class From, class T, class F>
-void convert_run(const void* data, int64_t offset, int64_t n, T* out, F convert) {
+void convert_run(const void* data, int64_t offset, int64_t n, T* out, bool ahead, F convert) {
   const From* from = static_cast<const From*>(data) + offset;
   int64_t i = 0;
   for (; i + kStretch <= n; i += kStretch) {
-    prefetch(from + i);
+    if (ahead) prefetch(from + i);
 #pragma omp simd
     for (int64_t j = i; j < i + kStretch; ++j) out[j] = static_cast<T>(convert(from[j]));
   }
@@ -73,23 +74,23 @@ void convert_run(const void* data, int64_t offset, int64_t n, T* out, F convert)
   for (int64_t j = i; j < n; ++j) out[j] = static_cast<T>(convert(from[j]));
 }
 
-// out[0 .. n-1] = data[offset .. offset + n - 1]
+// out[0 .. n-1] = data[offset .. offset + n - 1]; `ahead` if what comes after them is read next.
 template <class T>
-void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out) {
+void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out, bool ahead = false) {
   switch (dtype) {
     case Dtype::f64:
-      return convert_run<double>(data, offset, n, out, [](double x) { return x; });
+      return convert_run<double>(data, offset, n, out, ahead, [](double x) { return x; });
     case Dtype::f32:
-      return convert_run<float>(data, offset, n, out, [](float x) { return x; });
+      return convert_run<float>(data, offset, n, out, ahead, [](float x) { return x; });
     case Dtype::bf16:
-      return convert_run<uint16_t>(data, offset, n, out, bf16_to_float);
+      return convert_run<uint16_t>(data, offset, n, out, ahead, bf16_to_float);
     case Dtype::f16:
-      return convert_run<uint16_t>(data, offset, n, out, f16_to_float);
+      return convert_run<uint16_t>(data, offset, n, out, ahead, f16_to_float);
     case Dtype::u8:
-      return convert_run<uint8_t>(data, offset, n, out,
+      return convert_run<uint8_t>(data, offset, n, out, ahead,
                                   [](uint8_t x) { return formulas::pixel(static_cast<T>(x)); });
     case Dtype::boolean:
-      return convert_run<uint8_t>(data, offset, n, out,
+      return convert_run<uint8_t>(data, offset, n, out, ahead,
                                   [](uint8_t x) { return x != 0 ? T(1) : T(0); });
   }
 }

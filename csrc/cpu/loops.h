@@ -94,7 +94,7 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
   }
   if (is_packed(extent, input, piece)) {
     read(input.dtype, input.data, row_offset(extent, input, piece.row) + piece.column, piece.size(),
-         buffer);
+         buffer, /*ahead=*/true);
   } else {
     for (int64_t r = 0; r < piece.rows; ++r)
       read(input.dtype, input.data, row_offset(extent, input, piece.row + r) + piece.column,
@@ -268,8 +268,8 @@ inline FASTVAE_INLINE T run(const F& f, int64_t n, uint32_t in_place, T* terms, 
 template <int NO, Sum sum, class T, class F, size_t... I>
 inline FASTVAE_INLINE T run_tile(const F& f, uint32_t in_place, const T* const* in, T* const* out,
                                  T* terms, T* factors, int64_t n, std::index_sequence<I...>) {
-  // Not where a pass writes elements and sums too: sigmoid_cross_entropy with its gradient was a
-  // tenth slower with prefetches.
+  // Not for what a pass reads in place that writes elements and sums too: sigmoid_cross_entropy
+  // with its gradient was a tenth slower with prefetches.
   if (NO > 0 && sum != Sum::none) in_place = 0;
   return run<sum>(f, n, in_place, terms, factors, NO > 0 ? out[0] : nullptr,
                   NO > 1 ? out[1] : nullptr, NO > 2 ? out[2] : nullptr, NO > 3 ? out[3] : nullptr,

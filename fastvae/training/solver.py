@@ -83,7 +83,8 @@ def flush_denormal() -> Iterator[None]:
     Weights whose gradient is their L2 penalty alone (of pixels that are always black), and Adam's moments of units that
     are never active, shrink at every step and end there, where a processor may take a hundred times as long for a
     product. That they are then 0 changes nothing that a float32 sum with an ordinary number could show. Each thread
-    gets back what it had, but for threads that are started meanwhile, which inherit it.
+    gets back what it had, but for those started meanwhile, which inherit it, and those that a smaller
+    ``torch.set_num_threads`` meanwhile leaves out.
     """
     was_on = _C.set_flush_denormal([True])
     try:
