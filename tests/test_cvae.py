@@ -255,3 +255,6 @@ def test_models_given_labels_compile_without_a_graph_break(kind):
     # The same operators in the same order: but for what a compiler may reorder, the same.
     for one, other in zip(compiled, plain, strict=True):
         torch.testing.assert_close(one, other)
+    for wrong, message in ((4, "smaller than num_classes"), (-1, "non-negative")):
+        with pytest.raises(RuntimeError, match=message):
+            loss(x, labels.clone().fill_(wrong))

@@ -63,7 +63,7 @@ class _ConditionNetwork(nn.Module):
                 f"condition must be labels, integers [B], got {condition.dtype} of shape {list(condition.shape)}"
             )
         labels = condition.long()
-        # Elsewhere one_hot itself sees to their range, and compiled code may not look at them.
+        # Elsewhere, and in compiled code, which may not look at them, one_hot itself sees to their range.
         if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in labels.aminmax())
             if low < 0 or high >= self.classes:
@@ -101,8 +101,7 @@ class CVAE(LatentVariableModel):
         likelihood: as for :class:`fastvae.models.VAE`, and so are ``sigma``, ``learn_sigma`` and ``activation``.
         preset: ``"doersch"`` for the tutorial's own heads and initial weights, as for ``VAE``.
 
-    A condition is ``[B, *C]``: uint8 read as c/255, bool or floating point; or labels ``[B]``, whose range is not
-    looked at under ``torch.compile``.
+    A condition is ``[B, *C]``: uint8 read as c/255, bool or floating point; or labels ``[B]``.
 
     The defaults but for ``preset`` are the tutorial's network: 27 of the 28 columns of a digit given the one in the
     middle, with 3,506,316 parameters.
