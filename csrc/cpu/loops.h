@@ -9,10 +9,8 @@
 #include <memory>
 #include <utility>
 
-#include "../kernels.h"
 #include "../kernels/values.h"
-#include "convert.h"
-#include "noise.h"
+#include "access.h"
 #include "parallel.h"
 
 #define FASTVAE_INLINE __attribute__((always_inline))
@@ -22,135 +20,8 @@
 namespace fastvae::cpu {
 namespace {
 
-constexpr int64_t kTile = 1024;  // elements at a time: seven operands of them fill 28 KiB of L1
 constexpr int64_t kSegment = 16 * kTile;  // rows longer than this are shared between threads
-constexpr int64_t kSlack = 32;            // elements that a loop may touch past a tile
 constexpr int64_t kGrain = 32 * 1024;     // elements that pay for waking a thread
-
-// Elements [column, column + columns) of rows [row, row + rows), packed; row = k * B + b.
-struct Piece {
-  int64_t row, rows, column, columns;
-  int64_t size() const { return rows * columns; }
-};
-
-// Whether the rows of a piece follow one another in memory, so that they are one run of elements.
-template <class Operand>
-inline bool is_packed(const Extent& extent, const Operand& operand, const Piece& piece) {
-  if (piece.rows == 1) return true;
-  return piece.columns == operand.stride_b &&
-         (extent.K == 1 || operand.stride_k == extent.B * operand.stride_b ||
-          piece.row / extent.B == (piece.row + piece.rows - 1) / extent.B);
-}
-
-// Buffers of a thread's tile, one per operand.
-template <class T, int N>
-struct Buffers {
-  alignas(64) T buffer[N > 0 ? N : 1][kTile + kSlack];
-  T* operator[](int i) { return buffer[i]; }
-};
-
-template <class T>
-void fill(T* out, int64_t n, T value) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = value;
-}
-
-// An input that is one number for all elements.
-inline double scalar(const Input& input) {
-  double value = 1;
-  if (input.kind != Input::Kind::constant) read(input.dtype, input.data, 0, 1, &value);
-  return value * input.value;
-}
-
-// `load` for what must be converted, collected or made: out of line, so that the rest costs no
-// call.
-template <class T>
-__attribute__((noinline)) const T* gather(const Extent& extent, const Input& input,
-                                          const Piece& piece, T* buffer) {
-  switch (input.kind) {
-    case Input::Kind::constant:
-      fill(buffer, piece.size(), static_cast<T>(input.value));
-      return buffer;
-    case Input::Kind::normal:
-      return noise<T, true, kTile>(input.key, piece.row * extent.D + piece.column, piece.size(),
-                                   buffer);
-    case Input::Kind::uniform:
-      return noise<T, false, kTile>(input.key, piece.row * extent.D + piece.column, piece.size(),
-                                    buffer);
-    case Input::Kind::row:
-      for (int64_t r = 0; r < piece.rows; ++r) {
-        T value = 0;
-        read(input.dtype, input.data, row_offset(extent, input, piece.row + r), 1, &value);
-        fill(buffer + r * piece.columns, piece.columns, value * static_cast<T>(input.value));
-      }
-      return buffer;
-    case Input::Kind::gathered:
-      for (int64_t r = 0; r < piece.rows; ++r)
-        read(input.dtype, input.data, input.index[piece.row + r] * input.stride_b + piece.column,
-             piece.columns, buffer + r * piece.columns);
-      return buffer;
-    case Input::Kind::elements:
-      break;
-  }
-  if (is_packed(extent, input, piece)) {
-    read(input.dtype, input.data, row_offset(extent, input, piece.row) + piece.column, piece.size(),
-         buffer, /*ahead=*/true);
-  } else {
-    for (int64_t r = 0; r < piece.rows; ++r)
-      read(input.dtype, input.data, row_offset(extent, input, piece.row + r) + piece.column,
-           piece.columns, buffer + r * piece.columns);
-  }
-  return buffer;
-}
-
-// The piece of an input as T: where it lies if it has that type and is packed, else in `buffer`.
-template <class T>
-inline const T* load(const Extent& extent, const Input& input, const Piece& piece, T* buffer) {
-  if (input.kind == Input::Kind::elements && input.dtype == dtype_of<T> &&
-      is_packed(extent, input, piece))
-    return static_cast<const T*>(input.data) + row_offset(extent, input, piece.row) + piece.column;
-  return gather(extent, input, piece, buffer);
-}
-
-// Loads all inputs. Returns a bit for each that is read where it lies.
-template <class T, int N>
-inline uint32_t load_all(const Extent& extent, const Input* inputs, const Piece& piece,
-                         const T** in, Buffers<T, N>& buffers) {
-  uint32_t in_place = 0;
-  for (int i = 0; i < N; ++i) {
-    in[i] = load<T>(extent, inputs[i], piece, buffers[i]);
-    if (inputs[i].kind == Input::Kind::elements && in[i] != buffers[i]) in_place |= 1u << i;
-  }
-  return in_place;
-}
-
-// Where f may write the piece: the output itself, or `buffer`, which `store` then carries there.
-template <class T>
-T* place(const Extent& extent, const Output& output, const Piece& piece, T* buffer) {
-  if (output.data == nullptr || output.dtype != dtype_of<T> || !is_packed(extent, output, piece))
-    return buffer;
-  return static_cast<T*>(output.data) + row_offset(extent, output, piece.row) + piece.column;
-}
-
-template <class T>
-void store(const Extent& extent, const Output& output, const Piece& piece, const T* from) {
-  if (output.data == nullptr) return;
-  if (is_packed(extent, output, piece)) {
-    write(output.dtype, output.data, row_offset(extent, output, piece.row) + piece.column,
-          piece.size(), from);
-    return;
-  }
-  for (int64_t r = 0; r < piece.rows; ++r)
-    write(output.dtype, output.data, row_offset(extent, output, piece.row + r) + piece.column,
-          piece.columns, from + r * piece.columns);
-}
-
-inline void store_sum(const Sums& sums, int64_t row, double sum) {
-  if (sums.dtype == Dtype::f64)
-    static_cast<double*>(sums.data)[row] = sum;
-  else
-    static_cast<float*>(sums.data)[row] = static_cast<float>(sum);
-}
 
 // x[0 .. lanes-1] as far as j < rest, then zeros. What lies past `rest` is read but does not count.
 template <int lanes, class T, class F>
