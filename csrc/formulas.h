@@ -43,10 +43,13 @@ FASTVAE_FN LogTerm<T> sigmoid_cross_entropy(T l, T x, T odds) {
   return {product_or_zero(miss, math::abs(l)), odds};
 }
 
-// d/dl = sigmoid(l) - x
+// d/dl = sigmoid(l) - x, as the miss of the likelier outcome less the probability of the other one,
+// or the negative of that: where x is 0 or 1, nothing cancels.
 template <class T>
 FASTVAE_FN T sigmoid_cross_entropy_grad_logits(T l, T x, T odds) {
-  return sigmoid(l, odds) - x;
+  const T miss = l < T(0) ? x : T(1) - x;
+  const T beyond = miss - math::divide(odds, T(1) + odds);
+  return l < T(0) ? -beyond : beyond;
 }
 
 // d/dx = -l
@@ -61,9 +64,10 @@ FASTVAE_FN T reparameterize(T mu, T sigma, T eps) {
   return mu + sigma * eps;
 }
 
+// sigma, with what the KL divergence needs beside.
 template <class T>
-FASTVAE_FN T standard_deviation(T logvar) {
-  return math::exp(T(0.5) * logvar);
+FASTVAE_FN math::Exponential<T> standard_deviation(T logvar) {
+  return math::exponential_of(T(0.5) * logvar);
 }
 
 // dz/dlogvar = sigma eps / 2
@@ -72,10 +76,18 @@ FASTVAE_FN T reparameterize_grad_logvar(T sigma, T eps) {
   return T(0.5) * (sigma * eps);
 }
 
-// KL(N(mu, var) || N(0, 1)) = (var + mu^2 - 1 - logvar) / 2
+// Of the square of a positive number, e^(2 x) from e^x: sums of what is never negative.
 template <class T>
-FASTVAE_FN T gaussian_kl(T mu, T logvar, T var) {
-  return T(0.5) * (mu * mu + (var - T(1) - math::below_infinity(logvar)));
+FASTVAE_FN math::Exponential<T> squared(math::Exponential<T> e) {
+  return {e.value * e.value, e.less_one * (e.less_one + T(2)),
+          T(2) * e.less_line + e.less_one * e.less_one};
+}
+
+// KL(N(mu, var) || N(0, 1)) = (mu^2 + (var - 1 - logvar)) / 2, two terms that are never negative;
+// var is the exponential of logvar.
+template <class T>
+FASTVAE_FN T gaussian_kl(T mu, math::Exponential<T> var) {
+  return T(0.5) * (mu * mu + var.less_line);
 }
 
 // d/dmu = mu; d/dlogvar = (var - 1) / 2
@@ -85,36 +97,36 @@ FASTVAE_FN T gaussian_kl_grad_mu(T mu) {
 }
 
 template <class T>
-FASTVAE_FN T gaussian_kl_grad_logvar(T var) {
-  return T(0.5) * (var - T(1));
+FASTVAE_FN T gaussian_kl_grad_logvar(math::Exponential<T> var) {
+  return T(0.5) * var.less_one;
 }
 
-// KL(N(mu, e^logvar) || N(prior_mu, e^prior_logvar)), with its two parts of interest:
-// ratio = e^(logvar - prior_logvar), and the prior's whitened difference of the means.
+// KL(N(mu, e^logvar) || N(prior_mu, e^prior_logvar)) is the same of ratio = e^(logvar -
+// prior_logvar), and of the whitened square of the difference of the means.
 template <class T>
 struct PriorTerms {
-  T ratio, difference, whitened;  // whitened = difference / prior variance
+  math::Exponential<T> ratio;
+  T whitened, square;  // difference / prior variance; difference * whitened
 };
 
 template <class T>
 FASTVAE_FN PriorTerms<T> prior_terms(T mu, T logvar, T prior_mu, T prior_logvar) {
   const T difference = mu - prior_mu;
-  return {math::exp(logvar - prior_logvar), difference,
-          product_or_zero(difference, math::exp(-prior_logvar))};
+  const T whitened = product_or_zero(difference, math::exp(-prior_logvar));
+  return {math::exponential_of(logvar - prior_logvar), whitened,
+          product_or_zero(difference, whitened)};
 }
 
 template <class T>
-FASTVAE_FN T gaussian_kl(T logvar, T prior_logvar, PriorTerms<T> t) {
-  return T(0.5) *
-         (product_or_zero(t.difference, t.whitened) +
-          (t.ratio - T(1) + (-math::below_infinity(-prior_logvar) - math::below_infinity(logvar))));
+FASTVAE_FN T gaussian_kl(PriorTerms<T> t) {
+  return T(0.5) * (t.square + t.ratio.less_line);
 }
 
-// d/dprior_logvar = (1 - ratio - difference * whitened) / 2; the others are those of the two
-// arguments above: d/dmu = whitened = -d/dprior_mu, d/dlogvar = (ratio - 1) / 2.
+// d/dprior_logvar = (1 - ratio - square) / 2; the others are those of the two arguments above:
+// d/dmu = whitened = -d/dprior_mu, d/dlogvar = (ratio - 1) / 2.
 template <class T>
 FASTVAE_FN T gaussian_kl_grad_prior_logvar(PriorTerms<T> t) {
-  return T(0.5) * (T(1) - t.ratio - product_or_zero(t.difference, t.whitened));
+  return T(-0.5) * (t.ratio.less_one + t.square);
 }
 
 // 1 / sigma. Squares of standardised differences neither overflow nor vanish as those of

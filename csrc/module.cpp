@@ -80,13 +80,13 @@ void add_formulas(py::module_ m) {
           return formulas::sigmoid_cross_entropy_grad_logits(l, x, formulas::odds(l));
         }));
   m.def("gaussian_kl", py::vectorize([](double mu, double logvar) {
-          return formulas::gaussian_kl(mu, logvar, math::exp(logvar));
+          return formulas::gaussian_kl(mu, math::exponential_of(logvar));
         }));
   m.def("gaussian_kl_grad_logvar", py::vectorize([](double logvar) {
-          return formulas::gaussian_kl_grad_logvar(math::exp(logvar));
+          return formulas::gaussian_kl_grad_logvar(math::exponential_of(logvar));
         }));
   m.def("gaussian_kl_prior", py::vectorize([](double mu, double logvar, double pmu, double plv) {
-          return formulas::gaussian_kl(logvar, plv, formulas::prior_terms(mu, logvar, pmu, plv));
+          return formulas::gaussian_kl(formulas::prior_terms(mu, logvar, pmu, plv));
         }));
   m.def(
       "gaussian_kl_grad_prior_logvar",
@@ -104,10 +104,11 @@ void add_formulas(py::module_ m) {
                                                              formulas::inverse_deviation(logvar));
         }));
   m.def("reparameterize", py::vectorize([](double mu, double logvar, double eps) {
-          return formulas::reparameterize(mu, formulas::standard_deviation(logvar), eps);
+          return formulas::reparameterize(mu, formulas::standard_deviation(logvar).value, eps);
         }));
   m.def("reparameterize_grad_logvar", py::vectorize([](double logvar, double eps) {
-          return formulas::reparameterize_grad_logvar(formulas::standard_deviation(logvar), eps);
+          return formulas::reparameterize_grad_logvar(formulas::standard_deviation(logvar).value,
+                                                      eps);
         }));
 }
 

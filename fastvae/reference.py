@@ -61,6 +61,20 @@ def _require_alike(**tensors: Tensor | None) -> None:
         raise ValueError(f"devices must be the same, got { {name: str(t.device) for name, t in given.items()} }")
 
 
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """Its second derivative is exact for large x too, which torch's own is not."""
+    return torch.where(x < 0, x, 0) - torch.log1p(torch.exp(torch.where(x < 0, x, -x)))
+
+
+def _exp_less_line(x: Tensor) -> Tensor:
+    """e^x - 1 - x, near 0 by its series: the difference would lose it."""
+    near = x.clamp(-0.5, 0.5)
+    series = torch.zeros_like(x)
+    for k in range(18, 2, -1):
+        series = (series + 1) * near / k
+    return torch.where(x.abs() < 0.5, (series + 1) * near**2 / 2, torch.expm1(x) - x)
+
+
 def _require_target(name: str, x: Tensor, target: Tensor) -> None:
     _require_floating(**{name: x})
     if target.dtype not in (*_FLOATS, torch.uint8, torch.bool):
@@ -115,10 +129,9 @@ def gaussian_kl(
     s1 = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
     dtype = _at_least_float(mu, logvar, m1, s1)
     m0, s0, m1, s1 = (t.to(dtype) for t in (mu, logvar, m1, s1))
-    trace = torch.exp(s0 - s1)
     mahalanobis = (m1 - m0) ** 2 * torch.exp(-s1)
-    log_determinants = s1 - s0
-    kl = _event_sum((trace + mahalanobis - 1 + log_determinants) / 2, mu.dim() - 1)
+    # tr(S1^-1 S0) - k + log det S1 - log det S0 of each dimension, with log det S0 - log det S1 = s0 - s1
+    kl = _event_sum((_exp_less_line(s0 - s1) + mahalanobis) / 2, mu.dim() - 1)
     return _reduce(kl, reduction)
 
 
@@ -133,8 +146,8 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
     dtype = _at_least_float(logits, target)
     logit, x = logits.to(dtype), _values(target, dtype)
     # A sure and right prediction costs 0: there, 0 * inf is left out.
-    missed_one = torch.where((x == 0) & logit.isinf(), 0, x * functional.logsigmoid(logit))
-    missed_zero = torch.where((x == 1) & logit.isinf(), 0, (1 - x) * functional.logsigmoid(-logit))
+    missed_one = torch.where((x == 0) & logit.isinf(), 0, x * _log_sigmoid(logit))
+    missed_zero = torch.where((x == 1) & logit.isinf(), 0, (1 - x) * _log_sigmoid(-logit))
     terms = -missed_one - missed_zero
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 

@@ -55,6 +55,21 @@ def test_gaussian_kl_formula_gradients() -> None:
     )
 
 
+def test_gaussian_kl_formula_near_the_prior() -> None:
+    """The first terms of the series: the next one is below 1e-16 of them."""
+    x = np.array([1e-6, -1e-6, 1e-9, -1e-12, 3e-5, -3e-5])
+    series = x**2 / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5)))
+    np.testing.assert_allclose(F.gaussian_kl(0.0, x), series / 2, rtol=1e-15)
+    np.testing.assert_allclose(F.gaussian_kl_prior(0.5, 1 + x, 0.5, 1.0), F.gaussian_kl(0.0, (1 + x) - 1), rtol=1e-15)
+    np.testing.assert_allclose(F.gaussian_kl_grad_logvar(x), np.expm1(x) / 2, rtol=1e-15)
+
+
+def test_sigmoid_cross_entropy_formula_of_far_logits() -> None:
+    far = np.linspace(20, 700, 100)
+    np.testing.assert_allclose(F.sigmoid_cross_entropy_grad_logits(far, 1.0), -special.expit(-far), rtol=1e-14)
+    np.testing.assert_allclose(F.sigmoid_cross_entropy_grad_logits(-far, 0.0), special.expit(-far), rtol=1e-14)
+
+
 def test_gaussian_nll_formula() -> None:
     np.testing.assert_allclose(F.gaussian_nll(A, C, B), -stats.norm.logpdf(C, A, np.exp(B / 2)), rtol=1e-12)
     for gradient, function, x in (
@@ -78,5 +93,7 @@ def test_formulas_have_their_limits() -> None:
     assert F.gaussian_kl_prior([0, 1, 0, 0], 0.0, 0.0, [inf, -inf, inf, -inf]).tolist() == [inf] * 4
     assert F.gaussian_nll([1, 0], 0.0, [-inf, inf]).tolist() == [inf, inf]
     assert F.gaussian_nll(1.0, 1.0, -inf) == -inf  # a point mass on the target
+    assert F.sigmoid_cross_entropy_grad_logits([inf, -inf, inf, -inf], [1, 0, 0, 1]).tolist() == [0, 0, 1, -1]
+    assert F.gaussian_kl_grad_logvar([inf, -inf]).tolist() == [inf, -0.5]
     for value in (F.sigmoid_cross_entropy(nan, 0.0), F.gaussian_kl(nan, 0.0), F.gaussian_kl(0.0, nan)):
         assert np.isnan(value)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from tolerances import assert_within
+from cases import FLOATS
+from tolerances import SMALLEST, UNIT, assert_within, unit
+from torch import Tensor
 
 import fastvae
 from fastvae import reference
@@ -23,6 +27,67 @@ def test_gaussian_kl_of_known_values() -> None:
     mu, logvar = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
     expected = torch.tensor([0.5, 0.3591409142])
     torch.testing.assert_close(fastvae.gaussian_kl(mu, logvar), expected, rtol=1e-6, atol=0)
+
+
+def kl_of_elbo(mu: Tensor, logvar: Tensor) -> Tensor:
+    return fastvae.elbo_loss(torch.zeros(len(mu), 1), torch.zeros(len(mu), 1), mu, logvar, reduction="none").kl
+
+
+KLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gaussian_kl": fastvae.gaussian_kl,
+    "prior": lambda m, v: fastvae.gaussian_kl(1 + m, 1 + v, 0 * m + 1, 0 * v + 1),
+    "sample_kl": lambda m, v: fastvae.sample_kl(m, v)[1],
+    "sample_kl_packed": lambda m, v: fastvae.sample_kl_packed(torch.cat([m, v], 1))[1],
+    "elbo_loss": kl_of_elbo,
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", KLS)
+def test_gaussian_kl_beside_the_prior_is_exact(name: str, dtype: torch.dtype) -> None:
+    """Value and gradient within a few roundings of themselves, however near the prior; never negative."""
+    near = [1e-6, -1e-6, 1e-4, -1e-3, 3e-2, -0.2, 0.34, -0.35, 0.36, -0.7, 1.05, -1.04, 3, -20]
+    logvar = torch.tensor(near, dtype=torch.float64).to(dtype)[:, None]
+    if name == "prior":
+        logvar = (1 + logvar) - 1  # what is left of it beside 1
+    logvar.requires_grad_()
+    mu = torch.zeros_like(logvar)
+    kl = KLS[name](mu, logvar)
+    exact = logvar.detach().double()
+    # The first terms of the series where they suffice for float64: the next one is below 2^-60 of them.
+    small = exact.abs() < 2e-3
+    s = torch.where(small, exact, 0)
+    series = s**2 / 2 * (1 + s / 3 * (1 + s / 4 * (1 + s / 5 * (1 + s / 6 * (1 + s / 7)))))
+    line = torch.where(small, series, torch.expm1(exact) - exact)
+    assert (kl >= 0).all()
+    # For float64, what the subtraction above leaves of the expected value itself.
+    relative = 8 * unit(dtype) + torch.where(small, 0, 4 * 2.0**-53 * exact.abs() / line)
+    assert_within(kl, line.flatten() / 2, (relative * line).flatten() / 2)
+    kl.sum().backward()
+    expected = torch.expm1(exact) / 2
+    stored = UNIT[dtype] if dtype in SMALLEST else 0
+    assert_within(logvar.grad, expected, (8 * unit(dtype) + stored) * expected.abs() + SMALLEST.get(dtype, 0))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", KLS)
+def test_gaussian_kl_is_never_negative(name: str, dtype: torch.dtype) -> None:
+    size = 10 ** torch.linspace(-12, 1.5, 4000, dtype=torch.float64)[:, None]
+    logvar = (size * torch.randn(4000, 7).sign()).to(dtype)
+    assert (KLS[name](torch.zeros_like(logvar), logvar) >= 0).all()
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_gaussian_kl_second_derivatives_are_exact(prior: bool) -> None:
+    """Of var - 1 it is var, which is far below the roundings of 1."""
+    logvar = torch.tensor([[1e-6, -1e-6, 0.0, -20.0, -60.0, 3.0]], requires_grad=True)
+    mu = torch.zeros_like(logvar)
+    kl = fastvae.gaussian_kl(mu, logvar, *((mu, mu) if prior else ()))
+    (grad,) = torch.autograd.grad(kl.sum(), logvar, create_graph=True)
+    wide = logvar.detach().double()
+    torch.testing.assert_close(grad.double(), torch.expm1(wide) / 2, rtol=2e-7, atol=0)
+    grad.sum().backward()
+    torch.testing.assert_close(logvar.grad.double(), wide.exp() / 2, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

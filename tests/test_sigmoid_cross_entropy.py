@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import FLOATS
-from tolerances import assert_within
+from tolerances import SMALLEST, UNIT, assert_within, unit
+from torch import Tensor
 
 import fastvae
 from fastvae import reference
@@ -26,6 +29,65 @@ def test_sigmoid_cross_entropy_has_its_limits(dtype: torch.dtype, size: float) -
     )
     out.sum().backward()
     assert torch.equal(logits.grad.float().flatten(), torch.tensor([0.0, 0.0, 1.0, -1.0]))
+
+
+def elbo(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+    moments = torch.zeros(len(target), 1)
+    return fastvae.elbo_loss(logits, target, moments, moments, reduction=reduction).loss
+
+
+def layer(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+    weight = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    return fastvae.linear_sigmoid_cross_entropy(logits, weight, None, target, reduction=reduction)
+
+
+# Every operator that has the gradient: by a backward kernel, written in the forward pass, behind a layer.
+LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
+    "sigmoid_cross_entropy": lambda l, x, r: fastvae.sigmoid_cross_entropy(l, x, reduction=r),
+    "elbo_loss": elbo,
+    "linear": layer,
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("target_dtype", [None, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sigmoid_cross_entropy_gradient_of_a_sure_and_right_prediction_is_exact(
+    loss: str, dtype: torch.dtype, target_dtype: torch.dtype | None, reduction: str
+) -> None:
+    """Within a few roundings of itself, for target 1 as for target 0, as far as numbers of the type go."""
+    farthest = 700 if dtype == torch.float64 else 87
+    far = torch.tensor([0.5, 1, 4, 8, 12, 16, 17.5, 20, 24, 40, farthest], dtype=torch.float64)
+    logits = torch.cat([far, -far])[None].to(dtype).requires_grad_()
+    target = (logits > 0).to(dtype)
+    if target_dtype is not None:
+        target = (logits > 0) * 255 if target_dtype == torch.uint8 else logits > 0
+        target = target.to(target_dtype)
+    LOSSES[loss](logits, target, reduction).sum().backward()
+    rarer = torch.special.expit(-far)
+    # The bound of docs/accuracy.md, and that of the product with the layer's weight; the type stored.
+    relative = 10 * unit(dtype) + (UNIT[dtype] if dtype in SMALLEST else 0)
+    expected = torch.cat([-rarer, rarer])[None]
+    assert_within(logits.grad, expected, relative * expected.abs() + SMALLEST.get(dtype, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sigmoid_cross_entropy_second_derivative_of_a_sure_prediction_is_exact(
+    loss: str, reduction: str, dtype: torch.dtype
+) -> None:
+    far = torch.tensor([0.0, 0.5, 4, 12, 17.5, 20, 40, 80], dtype=torch.float64)
+    logits = torch.cat([far, -far]).repeat(2)[None].to(dtype).requires_grad_()
+    target = torch.tensor([0.0, 1.0], dtype=dtype).repeat_interleave(16)[None]
+    total = LOSSES[loss](logits, target, reduction).sum()
+    (grad,) = torch.autograd.grad(total, logits, create_graph=True)
+    curve = torch.special.expit(far) * torch.special.expit(-far)
+    size = torch.where(target == 1, -torch.special.expit(-logits.double()), torch.special.expit(logits.double()))
+    assert_within(grad, size, 10 * unit(dtype) * size.abs())
+    grad.sum().backward()
+    assert_within(logits.grad, curve.repeat(4)[None], 10 * unit(dtype) * curve.repeat(4))
 
 
 def test_sigmoid_cross_entropy_keeps_nan() -> None:

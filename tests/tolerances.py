@@ -28,6 +28,7 @@ SMALLEST = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}  # subnormals
 # Relative errors of our elementary functions, in u: the worst over every float of their range, rounded up. glibc's in
 # double are within 1 ulp, 2 u (its manual, "Known Maximum Errors in Math Functions").
 EXP, LOG1P, EXPONENTIAL = 3.2, 2.2, 3.4
+EXP_LESS_ONE, EXP_LESS_LINE = 2.1, 3.6  # e^x - 1, and e^x - 1 - x
 
 TILE = 1024  # elements that are added up in the type computed in; longer rows go on in double
 LANES = 4  # additions side by side on the narrowest instruction set
@@ -43,11 +44,13 @@ class Arithmetic:
     vanishing: Wide  # an exponential below it may be 0
     long_lanes: int  # additions side by side in a row of more than half a tile
     turn: float  # absolute error of a sine or cosine, in u
+    line: float  # relative error of e^x - 1 - x, in u
 
 
-SINGLE = Arithmetic(2.0**-24, Wide(2) ** -149, Wide(2) ** -125, LANES, 1.8)
-# Loops in double call libm and stay scalar. The angle of a turn is rounded twice before its sine is taken: 4 pi u.
-DOUBLE = Arithmetic(2.0**-53, Wide(2) ** -1074, Wide(2) ** -1074, 1, 14)
+SINGLE = Arithmetic(2.0**-24, Wide(2) ** -149, Wide(2) ** -125, LANES, 1.8, EXP_LESS_LINE)
+# Loops in double call libm and stay scalar. The angle of a turn is rounded twice before its sine is taken: 4 pi u. From
+# |x| = 1 on, e^x - 1 - x is a difference of at most 2.4 times its size: 2.4 times 2 u, and a rounding.
+DOUBLE = Arithmetic(2.0**-53, Wide(2) ** -1074, Wide(2) ** -1074, 1, 14, 5.8)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,15 @@ def depth(t: Arithmetic, n: int) -> int:
     return within + 1  # the last brings the sum together with its logarithms, or to the type stored
 
 
+def exp_less_line(x: Array) -> Array:
+    """e^x - 1 - x, near 0 by its series, whose next term is below 2^-70 of it."""
+    near = np.where(abs(x) < 0.5, x, Wide(0))
+    p = np.zeros_like(near)
+    for k in range(21, 2, -1):
+        p = (p + 1) * near / k
+    return np.where(abs(x) < 0.5, (p + 1) * near * near / 2, np.expm1(x) - x)
+
+
 def sums(t: Arithmetic, terms: Array) -> Array:
     """Error of a sum: d u of the sum of the magnitudes (Higham, section 4.2), and what the tiles add in double."""
     n = terms.shape[-1]
@@ -92,16 +104,17 @@ def subnormal(t: Arithmetic, *factors: Array) -> Array:
 
 def sigmoid_cross_entropy(t: Arithmetic, g: Array, logits: Array, target: Array) -> Iterator[Result]:
     """value: d u A + 2 u A + (e + ℓ + 5) u S + 3 m u min(S, 32 T) + n v
-    d/dlogits: |g| ((e + 2) s + 2 |s - x|) u
+    d/dlogits: |g| ((e + 2) q + 2 |s - x| + (1 - x)) u, the last part for l >= 0 and 0 < x < 1 only
     d/dtarget: K u Σ|g l|, over K samples
 
-    A = Σ miss |l|, with miss = 1 - x for l >= 0 and x below; S = Σ log(1 + y), y = e^-|l|; s = sigmoid(l); m is the
-    length of a lane of products, n / 32 and at most 32; T the number of tiles. All terms are positive. Those of A take
+    A = Σ miss |l|, with miss = 1 - x for l >= 0 and x below; S = Σ log(1 + y), y = e^-|l|; s = sigmoid(l) and q =
+    sigmoid(-|l|); m is the length of a lane of products, n / 32 and at most 32; T the number of tiles. All terms are positive. Those of A take
     two roundings. An error e u of y moves log(1 + y) by no more than e u of it. A step P <- P (1 + y) + y of a lane's
     product less one takes three roundings (two with multiply-add), each of them of P at most, so log(1 + P) moves by
     3 u P / (1 + P) <= 3 u min(1, log(1 + P)); the 32 lanes together by 3 u min(S, 32) a step. Then come a logarithm, ℓ,
-    four additions among lanes and one more. sigmoid is e of its numerator y, or y / (1 + y) e < e of its denominator,
-    one addition, one division; then a subtraction and the factor g.
+    four additions among lanes and one more. q = y / (1 + y) is e of its numerator, less than that of its denominator
+    with the opposite sign, one addition, one division. s - x = miss - q for l >= 0 and q - miss below: 1 - x is exact
+    for x of 0 and 1, where the result is q itself, and a rounding else; then a subtraction and the factor g.
     """
     n = logits.shape[-1]
     odds = np.exp(-abs(logits))
@@ -112,9 +125,10 @@ def sigmoid_cross_entropy(t: Arithmetic, g: Array, logits: Array, target: Array)
     error = 2 * a + (EXP + LOG1P + 5) * s + 3 * steps * np.minimum(s, FACTOR_LANES * tiles)
     yield Result("value", a + s, t.unit * error + sums(t, terms) + n * t.vanishing)
     g = g[..., None]
-    sigmoid = np.where(logits < 0, odds, 1) / (1 + odds)
-    exact = sigmoid - target
-    error = t.unit * ((EXP + 2) * sigmoid + 2 * abs(exact)) + t.vanishing
+    rarer = odds / (1 + odds)
+    exact = np.where(logits < 0, rarer - target, (1 - target) - rarer)
+    rounded = np.where((logits >= 0) & (target > 0) & (target < 1), 1 - target, 0)
+    error = t.unit * ((EXP + 2) * rarer + 2 * abs(exact) + rounded) + t.vanishing
     yield Result("d/dlogits", g * exact, abs(g) * error + subnormal(t, g))
     by_target = -g * logits
     samples = len(by_target)
@@ -122,57 +136,65 @@ def sigmoid_cross_entropy(t: Arithmetic, g: Array, logits: Array, target: Array)
     yield Result("d/dtarget", by_target.sum(0), error)
 
 
-def gaussian_kl(t: Arithmetic, g: Array, mu: Array, logvar: Array, *, var_error: float = EXP) -> Iterator[Result]:
-    """value: d u Σ|k| + (e + 3) u ΣM + n v
+def gaussian_kl(
+    t: Arithmetic,
+    g: Array,
+    mu: Array,
+    logvar: Array,
+    *,
+    one_error: float = EXP_LESS_ONE,
+    line_error: float | None = None,
+) -> Iterator[Result]:
+    """value: d u Σk + (c + 1) u Σk + n v
     d/dmu: |g mu| u
-    d/dlogvar: |g| (e var + 2 |var - 1|) u / 2
+    d/dlogvar: |g (var - 1)| (a + 1) u / 2
 
-    k = (mu^2 + var - 1 - logvar) / 2 is a term, M = (mu^2 + var + 1 + |logvar|) / 2 its magnitude before it cancels.
-    var is within e u, and after it come three roundings: of var - 1, of - logvar and of + mu^2. So the error beside the
-    prior, where k vanishes, is absolute: (e + 3) u an element.
+    k = (mu^2 + (var - 1 - logvar)) / 2 is a term, a sum of two that are never negative. The second is within c u of
+    itself, also where it vanishes, at the prior; one rounding is of mu^2 and one of the sum. var - 1 is within a u.
     """
-    var = np.exp(logvar)
-    term = (mu * mu + (var - 1 - logvar)) / 2
-    magnitude = (mu * mu + var + 1 + abs(logvar)) / 2
+    term = (mu * mu + exp_less_line(logvar)) / 2
     n = mu.shape[-1]
-    error = (var_error + 3) * t.unit * magnitude.sum(-1) + n * t.vanishing
+    error = ((line_error or t.line) + 1) * t.unit * term.sum(-1) + n * t.vanishing
     yield Result("value", term.sum(-1), error + sums(t, term))
     g = g[..., None]
     yield Result("d/dmu", g * mu, t.unit * abs(g * mu) + t.smallest)
-    error = t.unit * (var_error * var + 2 * abs(var - 1)) + t.vanishing
-    yield Result("d/dlogvar", g * (var - 1) / 2, abs(g) / 2 * error + subnormal(t, g))
+    exact = g * np.expm1(logvar) / 2
+    error = t.unit * (one_error + 1) * abs(exact) + abs(g) * t.vanishing + subnormal(t, g)
+    yield Result("d/dlogvar", exact, error)
 
 
 def gaussian_kl_prior(
     t: Arithmetic, g: Array, mu: Array, logvar: Array, prior_mu: Array, prior_logvar: Array
 ) -> Iterator[Result]:
-    """value: d u Σ|k| + u Σ((e + 5) M + |a| r / 2) + Σ(1 + D^2) v
+    """value: d u Σk + u Σ((e + 5) q + (c + 1) f + |δ (r - 1)|) / 2 + Σ(1 + D^2) v
     d/dmu: (e + 3) u |g w| + |g D| v
-    d/dlogvar: |g| ((e + |a| + 2) r + 2) u / 2
+    d/dlogvar: |g| ((a + 1) |r - 1| + |δ| r) u / 2
     d/dprior_mu: as d/dmu
-    d/dprior_logvar: |g| ((e + 6) (1 + r + q) + |a| r) u / 2 + |g| (1 + D^2) v
+    d/dprior_logvar: |g| ((a + 2) |r - 1| + |δ| r + (e + 6) q) u / 2 + |g| (1 + D^2) v
 
-    a = logvar - prior_logvar, r = e^a, D = mu - prior_mu, w = D e^-prior_logvar, q = D w, M = (r + 1 + |a| + q) / 2.
-    Rounding the argument of r by |a| u moves r by |a| u of it. D is one rounding, w two more and e, q one more and D's
-    again; then three roundings of sums, as above. What e^-prior_logvar loses where it vanishes is D^2 v.
+    δ = logvar - prior_logvar, r = e^δ, D = mu - prior_mu, w = D e^-prior_logvar, q = D w, f = r - 1 - δ and k = (q + f)
+    / 2, which are never negative. f is within c u of itself for the δ that was computed; that is off by |δ| u at most,
+    and not at all where the two are near each other, which moves f by |δ (r - 1)| u, and r - 1, within a u, by |δ| r u.
+    D is one rounding, w two more and e, q one more and D's again; then those of the sums, as above. What
+    e^-prior_logvar loses where it vanishes is D^2 v.
     """
-    a, difference = logvar - prior_logvar, mu - prior_mu
-    ratio = np.exp(a)
+    apart, difference = logvar - prior_logvar, mu - prior_mu
+    ratio, less_one = np.exp(apart), np.expm1(apart)
     whitened = difference * np.exp(-prior_logvar)
     square = difference * whitened
-    term = (square + (ratio - 1 - a)) / 2
-    magnitude = (ratio + 1 + abs(a) + square) / 2
+    line = exp_less_line(apart)
+    term = (square + line) / 2
     vanishing = t.vanishing * (1 + difference**2)
-    error = t.unit * ((EXP + 5) * magnitude + abs(a) * ratio / 2) + vanishing
+    error = t.unit / 2 * ((EXP + 5) * square + (t.line + 1) * line + abs(apart * less_one)) + vanishing
     yield Result("value", term.sum(-1), error.sum(-1) + sums(t, term))
     g = g[..., None]
     error = (EXP + 3) * t.unit * abs(g * whitened) + abs(g * difference) * t.vanishing + subnormal(t, g)
     yield Result("d/dmu", g * whitened, error)
     yield Result("d/dprior_mu", -g * whitened, error)
-    error = t.unit * ((EXP + abs(a) + 2) * ratio + 2) + t.vanishing
-    yield Result("d/dlogvar", g * (ratio - 1) / 2, abs(g) / 2 * error + subnormal(t, g))
-    error = t.unit * ((EXP + 6) * (1 + ratio + square) + abs(a) * ratio) + vanishing
-    yield Result("d/dprior_logvar", g * (1 - ratio - square) / 2, abs(g) / 2 * error + subnormal(t, g))
+    error = t.unit * ((EXP_LESS_ONE + 1) * abs(less_one) + abs(apart) * ratio) + t.vanishing
+    yield Result("d/dlogvar", g * less_one / 2, abs(g) / 2 * error + subnormal(t, g))
+    error = t.unit * ((EXP_LESS_ONE + 2) * abs(less_one) + abs(apart) * ratio + (EXP + 6) * square) + vanishing
+    yield Result("d/dprior_logvar", -g * (less_one + square) / 2, abs(g) / 2 * error + subnormal(t, g))
 
 
 def reparameterize(
@@ -235,14 +257,17 @@ def sample_kl(
     t: Arithmetic, g_z: Array, g_kl: Array, mu: Array, logvar: Array, noise: Callable[..., tuple[Array, Array]]
 ) -> Iterator[Result]:
     """z: as reparameterize
-    kl: as gaussian_kl, with 2 e + 1 for e
+    kl: as gaussian_kl, with 2 a + 2, or c + 1 if that is more, for c
     d/dmu: the sum of both, and u of it
-    d/dlogvar: likewise
+    d/dlogvar: likewise, with 2 a + 2 for a
 
-    One exponential serves both: var is sigma squared, which doubles its error and rounds once more.
+    One exponential serves both. With s = sigma - 1, within a u, and f = sigma - 1 - log sigma, within c u: var - 1 is
+    s (s + 2), where the sum is within a u and a rounding, as |s| <= s + 2, and var - 1 - logvar is s^2 + 2 f, parts
+    within (2 a + 1) u and c u, and a rounding.
     """
+    error = 2 * EXP_LESS_ONE + 2
     sample = {r.name: r for r in reparameterize(t, g_z[None], mu, logvar, noise)}
-    kl = {r.name: r for r in gaussian_kl(t, g_kl, mu, logvar, var_error=2 * EXP + 1)}
+    kl = {r.name: r for r in gaussian_kl(t, g_kl, mu, logvar, one_error=error, line_error=max(error, t.line + 1))}
     yield Result("z", sample["value"].exact[0], sample["value"].error[0])
     yield Result("kl", kl["value"].exact, kl["value"].error)
     for name in ("d/dmu", "d/dlogvar"):

@@ -29,6 +29,12 @@ bool evaluate(const char* function, const float* in, float* out, int64_t n) {
   if (equal(function, "log1p")) return over(in, out, n, [](float x) { return math::log1p(x); });
   if (equal(function, "sigmoid"))
     return over(in, out, n, [](float x) { return formulas::sigmoid(x, formulas::odds(x)); });
+  if (equal(function, "exponential_of"))
+    return over(in, out, n, [](float x) { return math::exponential_of(x).value; });
+  if (equal(function, "exp_less_one"))
+    return over(in, out, n, [](float x) { return math::exponential_of(x).less_one; });
+  if (equal(function, "exp_less_line"))
+    return over(in, out, n, [](float x) { return math::exponential_of(x).less_line; });
   if (equal(function, "exponential"))
     return over(in, out, n, [](float x) { return math::exponential(word_of(x), 0.0f); });
   if (equal(function, "sin_turn"))

@@ -8,7 +8,7 @@ void gaussian_kl(Extent extent, Input mu, Input logvar, Sums kl) {
   row_sum(
       extent, kl,
       [] FASTVAE_LAMBDA(auto mu, auto logvar) {
-        return formulas::gaussian_kl(mu, logvar, math::exp(logvar));
+        return formulas::gaussian_kl(mu, math::exponential_of(logvar));
       },
       mu, logvar);
 }
@@ -19,7 +19,7 @@ void gaussian_kl_backward(Extent extent, PerRow grad, Input mu, Input logvar, Ou
       extent, {grad_mu, grad_logvar},
       [] FASTVAE_LAMBDA(auto g, auto mu, auto logvar) {
         return values(g * formulas::gaussian_kl_grad_mu(mu),
-                      g * formulas::gaussian_kl_grad_logvar(math::exp(logvar)));
+                      g * formulas::gaussian_kl_grad_logvar(math::exponential_of(logvar)));
       },
       grad, mu, logvar);
 }
@@ -29,8 +29,7 @@ void gaussian_kl_prior(Extent extent, Input mu, Input logvar, Input prior_mu, In
   row_sum(
       extent, kl,
       [] FASTVAE_LAMBDA(auto mu, auto logvar, auto prior_mu, auto prior_logvar) {
-        const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
-        return formulas::gaussian_kl(logvar, prior_logvar, terms);
+        return formulas::gaussian_kl(formulas::prior_terms(mu, logvar, prior_mu, prior_logvar));
       },
       mu, logvar, prior_mu, prior_logvar);
 }

@@ -9,8 +9,8 @@ void sample_kl(Extent extent, Input mu, Input logvar, Normal eps, Output z, Sums
       extent, kl, {z},
       [] FASTVAE_LAMBDA(auto mu, auto logvar, auto eps) {
         const auto sigma = formulas::standard_deviation(logvar);
-        return term_and_values(formulas::gaussian_kl(mu, logvar, sigma * sigma),
-                               formulas::reparameterize(mu, sigma, eps));
+        return term_and_values(formulas::gaussian_kl(mu, formulas::squared(sigma)),
+                               formulas::reparameterize(mu, sigma.value, eps));
       },
       mu, logvar, eps);
 }
@@ -22,8 +22,8 @@ void sample_kl_backward(Extent extent, Input grad_z, PerRow grad_kl, Input mu, I
       [] FASTVAE_LAMBDA(auto gz, auto gkl, auto mu, auto logvar, auto eps) {
         const auto sigma = formulas::standard_deviation(logvar);
         return values(gz + gkl * formulas::gaussian_kl_grad_mu(mu),
-                      gz * formulas::reparameterize_grad_logvar(sigma, eps) +
-                          gkl * formulas::gaussian_kl_grad_logvar(sigma * sigma));
+                      gz * formulas::reparameterize_grad_logvar(sigma.value, eps) +
+                          gkl * formulas::gaussian_kl_grad_logvar(formulas::squared(sigma)));
       },
       grad_z, grad_kl, mu, logvar, eps);
 }

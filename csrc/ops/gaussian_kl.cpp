@@ -75,19 +75,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
   return result;
 }
 
+namespace {
+
+// e^x - 1, whose derivative is e^x: torch's own has e^x - 1 + 1, which is 0 where e^x is small.
+struct ExpLessOne : Function<ExpLessOne> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x) {
+    ctx->save_for_backward({x});
+    return x.expm1();
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    return {grads[0] * ctx->get_saved_variables()[0].exp()};
+  }
+};
+
+}  // namespace
+
 MomentGrads gaussian_kl_grads(const Tensor& grad, const Tensor& mu, const Tensor& logvar,
                               const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar) {
   const auto dtype = grad.scalar_type();
   const Tensor g = beside_event(grad, mu.dim() - 1);
   const Tensor lv = logvar.to(dtype);
   if (!prior_mu.has_value())
-    return {g * mu.to(dtype), g * (lv.exp() - 1) * 0.5, Tensor(), Tensor()};
+    return {g * mu.to(dtype), g * ExpLessOne::apply(lv) * 0.5, Tensor(), Tensor()};
   const Tensor plv = prior_logvar->to(dtype);
   const Tensor difference = mu.to(dtype) - prior_mu->to(dtype);
   const Tensor whitened = difference * (-plv).exp();
-  const Tensor ratio = (lv - plv).exp();
-  return {g * whitened, g * (ratio - 1) * 0.5, -(g * whitened),
-          g * (1 - ratio - difference * whitened) * 0.5};
+  const Tensor ratio_less_one = ExpLessOne::apply(lv - plv);
+  return {g * whitened, g * ratio_less_one * 0.5, -(g * whitened),
+          g * (ratio_less_one + difference * whitened) * -0.5};
 }
 
 namespace {

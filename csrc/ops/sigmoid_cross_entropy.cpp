@@ -1,4 +1,5 @@
 #include <ATen/ops/sigmoid.h>
+#include <ATen/ops/where.h>
 
 #include "../rows.h"
 #include "autograd.h"
@@ -76,9 +77,12 @@ std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const 
                                                       const Tensor& target) {
   const auto dtype = grad.scalar_type();
   const Tensor g = beside_event(grad, target.dim() - 1);
-  const Tensor l = logits.to(dtype);
-  return {g * (l.sigmoid() - target_values(target, dtype)),
-          fold(-(g * l), logits.dim() > target.dim())};
+  const Tensor l = logits.to(dtype), x = target_values(target, dtype);
+  // sigmoid(l) - x without cancellation where x is 0 or 1, as formulas.h has it; and so are its
+  // derivatives, all of which are polynomials of the unlikelier outcome's probability q.
+  const Tensor below = l < 0;
+  const Tensor q = at::where(below, l, -l).sigmoid();
+  return {g * at::where(below, q - x, (1 - x) - q), fold(-(g * l), logits.dim() > target.dim())};
 }
 
 namespace {
