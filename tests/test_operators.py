@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from cases import CASES, FLOATS, SEED, SIZES, Case, as_tuple
@@ -245,6 +248,38 @@ def test_checkpointed_recomputation_is_the_same(case: Case) -> None:
     outputs = torch.utils.checkpoint.checkpoint(case.function, *again, use_reentrant=False)
     for a, b in zip(gradients(as_tuple(outputs), again), direct, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@each_case
+def test_checkpoints_leave_nothing_behind(case: Case, early_stop: bool) -> None:
+    """A node that kept a result of its own would keep itself, and what else it keeps, when recomputed."""
+    made = []
+
+    def function(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        doubled = [2 * t for t in tensors]
+        made.extend(weakref.ref(t) for t in doubled)
+        return case.function(*doubled)
+
+    inputs = leaves(case.inputs(3, (17,)))
+    with torch.utils.checkpoint.set_checkpoint_early_stop(early_stop):
+        gradients(as_tuple(torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)), inputs)
+    gc.collect()
+    assert len(made) == 2 * len(inputs)  # once forward, and once again
+    assert not any(reference() is not None for reference in made)
+
+
+@each_case
+def test_results_may_be_written_to(case: Case) -> None:
+    """As those of plain PyTorch: the derivative of what comes after is right, and none is refused."""
+    inputs = leaves(case.inputs(3, (17,), torch.float32))
+    written = case.call(*inputs)
+    changed = [o.mul_(0.5) for o in written if o.requires_grad]
+    grads = torch.autograd.grad(sum(o.sum() for o in changed), inputs)
+    kept = [o for o in case.call(*inputs) if o.requires_grad]
+    expected = torch.autograd.grad(sum(0.5 * o.sum() for o in kept), inputs)
+    for a, b in zip(grads, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @each_case

@@ -71,7 +71,9 @@ struct ElboLoss : Function<ElboLoss> {
     auto [loss, reconstruction, kl, grad_logits] =
         call<elbo_loss_forward>("fastvae::elbo_loss_forward", logits, target, mu, logvar, beta,
                                 beta_value, reduction_name, with_grad);
-    ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor()), kl});
+    // None of the results: who gets them may write to them, and a saved result would keep this
+    // node, which keeps it.
+    ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor())});
     if (with_grad) keep_written(ctx, {grad_logits});
     ctx->saved_data["beta_value"] = beta_value;
     ctx->saved_data["reduction"] =
@@ -84,7 +86,6 @@ struct ElboLoss : Function<ElboLoss> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &logits = saved[0], &target = saved[1], &mu = saved[2], &logvar = saved[3];
     const MaybeTensor beta = maybe(saved[4]);
-    const Tensor& kl = saved[5];
     const double beta_value = ctx->saved_data["beta_value"].toDouble();
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
     const std::array<bool, 2> inputs_wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
@@ -126,7 +127,7 @@ struct ElboLoss : Function<ElboLoss> {
                                                   : grads[0] * beta_value);
       }
       if (beta.has_value() && ctx->needs_input_grad(4))
-        grad_beta = as_input((grads[0] * beta_factor(kl, mu, logvar, reduction)).sum(), *beta);
+        grad_beta = as_input((grads[0] * beta_factor(mu, logvar, reduction)).sum(), *beta);
     }
     if (grad_kl.defined() && (moments_wanted[0] || moments_wanted[1])) {
       if (graph_wanted()) {
@@ -151,9 +152,7 @@ struct ElboLoss : Function<ElboLoss> {
   }
 
   // d loss / d beta: the KL divergence, differentiable itself where a graph is wanted.
-  static Tensor beta_factor(const Tensor& kl, const Tensor& mu, const Tensor& logvar,
-                            Reduction reduction) {
-    if (!graph_wanted()) return kl;
+  static Tensor beta_factor(const Tensor& mu, const Tensor& logvar, Reduction reduction) {
     return reduce(gaussian_kl(mu, logvar, {}, {}, "none"), reduction);
   }
 };
