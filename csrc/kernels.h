@@ -20,6 +20,7 @@ struct Input {
   enum class Kind : uint8_t {
     elements,  // data[k * stride_k + b * stride_b + e]; uint8 is read as x / 255
     gathered,  // data[index[b] * stride_b + e], likewise; index[b] is one of `rows`
+    shared,    // data[k * stride_k + b * stride_b + e / inner % count]
     row,       // data[k * stride_k + b * stride_b] * value, the same for the whole row
     constant,  // `value` everywhere; 0 for an upstream gradient that is not there
     normal,    // standard normal number (k * B + b) * D + e of the stream `key`
@@ -31,6 +32,7 @@ struct Input {
   int64_t stride_k = 0, stride_b = 0;
   const int64_t* index = nullptr;
   int64_t rows = 0;
+  int64_t inner = 1, count = 1;
   double value = 0;
   Key key = {};
   // On a GPU the rest of a stream's key is in device memory: the key is {key.seed ^ *seed,
@@ -44,6 +46,7 @@ struct Input {
 // elements in floating point, or a constant; targets may be uint8 or bool too.
 struct Target : Input {};
 struct Gathered : Input {};  // as Target, or rows of it by their numbers
+struct Shared : Input {};    // elements, or values that many of them share
 struct PerRow : Input {};    // row, or a constant: an upstream gradient of row sums
 struct Normal : Input {};
 struct Uniform : Input {};
@@ -66,7 +69,8 @@ struct Output {
   int64_t stride_k = 0, stride_b = 0;
 };
 
-// Row sums [K, B], contiguous, float32 or float64.
+// Row sums [K, B], or sums over all rows [D]: contiguous, float32 or float64; nobody's if data is
+// null.
 struct Sums {
   Dtype dtype = Dtype::f32;
   void* data = nullptr;
@@ -89,11 +93,16 @@ struct Kernels {
   void (*gaussian_kl)(Extent, Input mu, Input logvar, Sums kl);
   void (*gaussian_kl_backward)(Extent, PerRow grad, Input mu, Input logvar, Output grad_mu,
                                Output grad_logvar);
-  void (*gaussian_kl_prior)(Extent, Input mu, Input logvar, Input prior_mu, Input prior_logvar,
+  void (*gaussian_kl_prior)(Extent, Input mu, Input logvar, Shared prior_mu, Shared prior_logvar,
                             Sums kl);
-  void (*gaussian_kl_prior_backward)(Extent, PerRow grad, Input mu, Input logvar, Input prior_mu,
-                                     Input prior_logvar, Output grad_mu, Output grad_logvar,
+  void (*gaussian_kl_prior_backward)(Extent, PerRow grad, Input mu, Input logvar, Shared prior_mu,
+                                     Shared prior_logvar, Output grad_mu, Output grad_logvar,
                                      Output grad_prior_mu, Output grad_prior_logvar);
+  // The same with a prior that all rows share: its gradients are sums over them, [D].
+  void (*gaussian_kl_prior_backward_columns)(Extent, PerRow grad, Input mu, Input logvar,
+                                             Shared prior_mu, Shared prior_logvar, Output grad_mu,
+                                             Output grad_logvar, Sums grad_prior_mu,
+                                             Sums grad_prior_logvar);
 
   void (*sample_kl)(Extent, Input mu, Input logvar, Normal eps, Output z, Sums kl);
   void (*sample_kl_backward)(Extent, Input grad_z, PerRow grad_kl, Input mu, Input logvar,
@@ -117,14 +126,25 @@ struct Kernels {
                Sums total_reconstruction, Sums total_kl);
 
   // inverse: one value 1 / sigma with logvar = 2 log sigma; null: e^(-logvar / 2) of each element.
-  void (*gaussian_nll)(Extent, Input mean, Target target, Input logvar, const Input* inverse,
+  void (*gaussian_nll)(Extent, Input mean, Target target, Shared logvar, const Input* inverse,
                        Sums out);
-  void (*gaussian_nll_backward)(Extent, PerRow grad, Input mean, Target target, Input logvar,
+  void (*gaussian_nll_backward)(Extent, PerRow grad, Input mean, Target target, Shared logvar,
                                 const Input* inverse, Output grad_mean, Output grad_logvar);
-  void (*gaussian_nll_backward_target)(Extent, PerRow grad, Input mean, Target target, Input logvar,
-                                       const Input* inverse, Output grad_target /* [B, D] */);
+  void (*gaussian_nll_backward_target)(Extent, PerRow grad, Input mean, Target target,
+                                       Shared logvar, const Input* inverse,
+                                       Output grad_target /* [B, D] */);
+  // The first derivatives where all rows share the log variances, [D].
+  void (*gaussian_nll_backward_columns)(Extent, PerRow grad, Input mean, Target target,
+                                        Shared logvar, Output grad_mean, Sums grad_logvar);
+  // Row sums of d/dlogvar, where a row has one.
+  void (*gaussian_nll_grad_logvar_rows)(Extent, PerRow grad, Input mean, Target target,
+                                        PerRow logvar, Sums grad_logvar);
   // Row sums of d/dlog sigma, without the upstream gradient.
   void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Target target, Input inverse, Sums out);
+
+  // Of each row, and of each column over all rows.
+  void (*sum_rows)(Extent, Input x, Sums out);
+  void (*sum_columns)(Extent, Input x, Sums out);
 
   // `invalid` counts per row what is no probability.
   void (*binarize)(Extent, Gathered probability, Uniform uniform, Output out, Sums invalid);

@@ -1,6 +1,8 @@
 #include "rows.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/_assert_async.h>
+#include <ATen/ops/aminmax.h>
 
 #include <algorithm>
 #include <mutex>
@@ -137,6 +139,35 @@ bool check_samples(const char* op, const char* name, const Tensor& logits, const
   return has_samples;
 }
 
+void check_shared(const char* op, const char* name_all, const Tensor& all, const char* name,
+                  const Tensor& shared) {
+  bool fits = shared.dim() <= all.dim();
+  for (int64_t i = 1; fits && i <= shared.dim(); ++i)
+    fits = shared.sym_size(-i) == 1 || shared.sym_size(-i) == all.sym_size(-i);
+  TORCH_CHECK_VALUE(
+      fits, op, ": ", name, " must have the shape of ", name_all,
+      ", or be broadcast to it (one value, one for each channel or for each row), got ", name, " ",
+      shared.sym_sizes(), " and ", name_all, " ", all.sym_sizes());
+}
+
+void check_probabilities(const char* op, const Tensor& target) {
+  if (!target.is_floating_point() || target.is_meta() || target.numel() == 0) return;
+  const auto [low, high] = at::aminmax(target);
+  if (!target.is_cpu()) {
+    at::_assert_async(low.ge(0).logical_and(high.le(1)),
+                      std::string(op) + ": target must lie in [0, 1]");
+    return;
+  }
+  if (low.item<double>() >= 0 && high.item<double>() <= 1) return;
+  const Tensor bad =
+      target.ge(0).logical_and_(target.le(1)).logical_not_().nonzero()[0].contiguous();
+  Tensor value = target;
+  for (int64_t i = 0; i < bad.size(0); ++i) value = value.select(0, bad[i].item<int64_t>());
+  TORCH_CHECK_VALUE(false, op, ": target must lie in [0, 1], got ", value.item<double>(), " at ",
+                    at::IntArrayRef(bad.const_data_ptr<int64_t>(), bad.size(0)),
+                    "; images of bytes are read as x / 255 if they are left as uint8");
+}
+
 KernelsFor::KernelsFor(const Tensor& t) {
   if (t.is_cpu()) {
 #ifdef FASTVAE_EMULATED
@@ -157,7 +188,9 @@ KernelsFor::KernelsFor(const Tensor& t) {
       false, "fastvae: this build has kernels for ", FASTVAE_DEVICES, " tensors only, got one on ",
       t.device(),
       "; the CUDA kernels are compiled where a CUDA build of PyTorch and nvcc are installed: "
-      "FASTVAE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir fastvae");
+      "FASTVAE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH "
+      "of "
+      "fastvae's source");
 }
 
 namespace {
@@ -222,8 +255,26 @@ Input scalar_input(const Tensor& scalar) {
 
 Sums sums_of(const Tensor& sums) { return {dtype_of(sums), sums.mutable_data_ptr()}; }
 
+namespace {
+
+// How many of the event's dimensions a tensor that is broadcast has itself.
+int64_t own_event_dims(const Tensor& t, int64_t event_dims) {
+  int64_t own = 0;
+  for (int64_t i = 1; i <= std::min(event_dims, t.dim()); ++i) own += t.size(-i) != 1;
+  return own;
+}
+
+bool has_whole_event(const Tensor& t, const Tensor& shaped, int64_t event_dims) {
+  if (t.dim() < event_dims) return false;
+  for (int64_t i = 1; i <= event_dims; ++i)
+    if (t.size(-i) != shaped.size(-i)) return false;
+  return true;
+}
+
+}  // namespace
+
 Rows::Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRef<Tensor> inputs,
-           at::ArrayRef<Result> outputs)
+           at::ArrayRef<Result> outputs, at::ArrayRef<Tensor> shared)
     : extent{1, 1, 1},
       event_dims_(event_dims),
       has_samples_(shaped.dim() - event_dims == 2),
@@ -237,6 +288,9 @@ Rows::Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRe
   for (const Tensor& t : inputs) alike = alike && same_order(shaped, t, event_dims);
   for (const Result& r : outputs)
     alike = alike && (!r.wanted || same_order(shaped, r.tensor, event_dims));
+  for (const Tensor& t : shared)
+    alike = alike && (has_whole_event(t, shaped, event_dims) ? same_order(shaped, t, event_dims)
+                                                             : own_event_dims(t, event_dims) <= 1);
 
   for (const Tensor& t : inputs)
     inputs_.push_back(alike || is_row_major(t, event_dims) ? t : t.contiguous());
@@ -245,16 +299,68 @@ Rows::Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRe
     outputs_.push_back(
         {in_place ? r.tensor : at::empty(r.tensor.sizes(), r.tensor.options()), r.wanted});
   }
+  for (int64_t i = 0; i < event_dims; ++i) {
+    event_.push_back(shaped.size(leading + i));
+    order_.push_back(i);
+  }
+  if (alike)
+    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
+      return shaped.stride(leading + a) > shaped.stride(leading + b);
+    });
+  for (const Tensor& t : shared) shared_.push_back(input_of_shared(shaped, t, alike));
 }
 
-Input Rows::input(size_t i) const {
-  const Tensor& t = inputs_[i];
+Tensor Rows::by_event(const Tensor& columns) const {
+  c10::SmallVector<int64_t, 8> sizes, place(order_.size());
+  for (size_t i = 0; i < order_.size(); ++i) {
+    sizes.push_back(event_[order_[i]]);
+    place[order_[i]] = static_cast<int64_t>(i);
+  }
+  return columns.view(sizes).permute(place);
+}
+
+Input Rows::elements_of(const Tensor& t) const {
   Input input;
   input.kind = Input::Kind::elements;
   input.dtype = dtype_of(t);
   input.data = t.const_data_ptr();
   input.stride_k = sample_stride(t, event_dims_);
   input.stride_b = batch_stride(t, event_dims_);
+  return input;
+}
+
+Input Rows::input(size_t i) const { return elements_of(inputs_[i]); }
+
+Input Rows::input_of_shared(const Tensor& shaped, Tensor t, bool in_memory) {
+  const bool whole = has_whole_event(t, shaped, event_dims_);
+  if (whole && !in_memory && !is_row_major(t, event_dims_)) t = t.contiguous();
+  shared_tensors_.push_back(t);
+  const Tensor wide = t.expand(shaped.sizes());
+  Input input = elements_of(wide);
+  if (whole) return input;
+
+  // The dimensions that t has must follow one another: then they are one run, each value of it for
+  // `inner` elements.
+  input.kind = Input::Kind::shared;
+  bool begun = false, ended = false;
+  for (auto dim = order_.rbegin(); dim != order_.rend(); ++dim) {
+    const int64_t size = event_[*dim], stride = wide.stride(shaped.dim() - event_dims_ + *dim);
+    if (size == 1) continue;
+    const bool own = stride != 0;
+    if (own && ended) {
+      // One row of them, which all that share it read.
+      c10::SmallVector<int64_t, 8> sizes(shaped.dim() - t.dim(), 1);
+      sizes.append(t.sizes().begin(), t.sizes().end());
+      std::copy(event_.begin(), event_.end(), sizes.end() - event_dims_);
+      return input_of_shared(shaped, t.expand(sizes).contiguous(), false);
+    }
+    if (own && stride != input.count) return input_of_shared(shaped, t.contiguous(), in_memory);
+    ended = begun && !own;
+    begun = begun || own;
+    if (own) input.count *= size;
+    if (!begun) input.inner *= size;
+  }
+  if (input.inner == 1 && input.count == extent.D) input.kind = Input::Kind::elements;
   return input;
 }
 

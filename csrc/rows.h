@@ -37,6 +37,12 @@ void check_generator(const char* op, const Tensor& input,
 void check_moments(const char* op, const Tensor& mu, const Tensor& logvar);
 // logits (or mean) [B, *E] or [K, B, *E] against target [B, *E]; true if there is a K.
 bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target);
+// That a value which many elements may share has the shape of all of them, or is broadcast to it.
+void check_shared(const char* op, const char* name_all, const Tensor& all, const char* name,
+                  const Tensor& shared);
+// That a target of probabilities lies in [0, 1], or an error that says which value does not. On a
+// GPU the kernel stops, and nothing waits for it here.
+void check_probabilities(const char* op, const Tensor& target);
 
 // The kernels for a tensor's device, which is the current one as long as this lives; an error if
 // this build has none.
@@ -74,7 +80,9 @@ enum class RowOrder {
 
 // The rows of some tensors [B, *E] or [K, B, *E] with the same event. Tensors whose rows are runs
 // of elements in the wanted order are used where they lie, with any batch stride; others are
-// copied.
+// copied. What is broadcast to them (`shared`) is never expanded: values that follow one another
+// along one dimension, or some that lie side by side, are read in place; of others, and of several
+// in an order that is not that of the indices, no more than one row is made.
 class Rows {
  public:
   struct Result {
@@ -84,22 +92,31 @@ class Rows {
 
   // The extent is that of `shaped`, whose last `event_dims` dimensions are the event.
   Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRef<Tensor> inputs,
-       at::ArrayRef<Result> outputs = {});
+       at::ArrayRef<Result> outputs = {}, at::ArrayRef<Tensor> shared = {});
 
   Extent extent;
   Input input(size_t i) const;
   Target target(size_t i) const { return {input(i)}; }
+  Shared shared(size_t i) const { return {shared_[i]}; }
   // A gradient of the row sums, [B] or [K, B], any strides, or one for all of them; times `weight`.
   PerRow upstream(const Tensor& grad, double weight = 1) const;
   Output output(size_t i) const;
   Output output(const Tensor& row_major, bool wanted = true) const;
+  // Sums over all rows, [D] in the order in which elements are visited, as [*E].
+  Tensor by_event(const Tensor& columns) const;
   // Copies back the outputs that could not be written in place.
   void finish();
 
  private:
   int64_t event_dims_;
   bool has_samples_;
-  c10::SmallVector<Tensor, 4> inputs_;
+  Input elements_of(const Tensor& t) const;
+  Input input_of_shared(const Tensor& shaped, Tensor t, bool in_memory);
+
+  c10::SmallVector<Tensor, 4> inputs_, shared_tensors_;  // the latter own what is pointed to
+  c10::SmallVector<Input, 2> shared_;
+  // The event's sizes, and its dimensions from the outermost to the innermost as they are visited.
+  c10::SmallVector<int64_t, 6> event_, order_;
   c10::SmallVector<Result, 4> outputs_, given_;
 };
 

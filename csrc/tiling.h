@@ -62,4 +62,52 @@ FASTVAE_FN Place place_of(const Tiling& t, int64_t block, int thread) {
   return p;
 }
 
+// Rows of `columns` elements, cut for sums over the rows. A group of `lanes` threads takes `vector`
+// columns each, side by side, of every `step`-th row of a block's; its sum is a part, which a
+// second launch adds to the others.
+struct ColumnTiling {
+  int64_t rows, columns;
+  int vector;
+  int lanes;               // a power of two up to a block
+  int64_t column_blocks;   // side by side
+  int64_t rows_per_block;  // a multiple of the groups in a block
+  int64_t parts;           // of each column
+  int64_t blocks;
+};
+
+FASTVAE_FN ColumnTiling tile_columns(int64_t rows, int64_t columns, int vector) {
+  ColumnTiling t{rows, columns, vector, 1, 0, 0, 0, 0};
+  const int64_t vectors = ceil_div(columns, vector);
+  while (t.lanes < kThreads && t.lanes < vectors) t.lanes *= 2;
+  const int64_t groups = kThreads / t.lanes;
+  t.column_blocks = ceil_div(vectors, t.lanes);
+  if (rows == 0 || columns == 0) return t;
+  const int64_t wanted = ceil_div(kBlocks, t.column_blocks);
+  const int64_t possible = ceil_div(rows, 8 * groups);  // eight rows for each thread
+  const int64_t row_blocks = wanted < possible ? wanted : possible;
+  t.rows_per_block = ceil_div(ceil_div(rows, row_blocks), groups) * groups;
+  const int64_t needed = ceil_div(rows, t.rows_per_block);
+  t.parts = needed * groups;
+  t.blocks = needed * t.column_blocks;
+  return t;
+}
+
+// What one thread takes: `vector` columns from `column` on, of the rows from `row` on, each `step`
+// further, as far as `end`. A thread without a column has columns <= column.
+struct ColumnPlace {
+  int64_t column, part, row, end, step;
+};
+
+FASTVAE_FN ColumnPlace column_place_of(const ColumnTiling& t, int64_t block, int thread) {
+  ColumnPlace p;
+  p.step = kThreads / t.lanes;
+  const int64_t row_block = block / t.column_blocks, group = thread / t.lanes;
+  p.column = (block % t.column_blocks * t.lanes + (thread & (t.lanes - 1))) * t.vector;
+  p.part = row_block * p.step + group;
+  p.row = row_block * t.rows_per_block + group;
+  const int64_t end = (row_block + 1) * t.rows_per_block;
+  p.end = end < t.rows ? end : t.rows;
+  return p;
+}
+
 }  // namespace fastvae

@@ -61,6 +61,19 @@ def _require_alike(**tensors: Tensor | None) -> None:
         raise ValueError(f"devices must be the same, got { {name: str(t.device) for name, t in given.items()} }")
 
 
+def _require_shared(name: str, x: Tensor, **shared: Tensor | None) -> None:
+    """Floating-point tensors that are broadcast to the shape of ``x``, on its device."""
+    _require_floating(**{name: x}, **shared)
+    for other, t in shared.items():
+        if t is None:
+            continue
+        ours, theirs = list(x.shape), list(t.shape)
+        if len(theirs) > len(ours) or any(b not in (1, a) for a, b in zip(ours[::-1], theirs[::-1], strict=False)):
+            raise ValueError(f"{other} must be broadcast to {name}, got {other} {theirs} and {name} {ours}")
+        if t.device != x.device:
+            raise ValueError(f"devices must be the same, got {name} on {x.device} and {other} on {t.device}")
+
+
 def _log_sigmoid(x: Tensor) -> Tensor:
     """Its second derivative is exact for large x too, which torch's own is not."""
     return torch.where(x < 0, x, 0) - torch.log1p(torch.exp(torch.where(x < 0, x, -x)))
@@ -120,7 +133,8 @@ def gaussian_kl(
     reduction: str = "none",
 ) -> Tensor:
     """Doersch, eq. 6, for diagonal covariances; eq. 7 is the prior of mean 0 and log variance 0."""
-    _require_alike(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    _require_alike(mu=mu, logvar=logvar)
+    _require_shared("mu", mu, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if (prior_mu is None) != (prior_logvar is None):
         raise ValueError(
             f"prior_mu and prior_logvar come together, got only prior_{'mu' if prior_logvar is None else 'logvar'}"
@@ -188,7 +202,7 @@ def gaussian_nll(
         raise ValueError(f"give exactly one of sigma and logvar, got {'neither' if sigma is None else 'both'}")
     dtype = _at_least_float(mean, target, *([] if logvar is None else [logvar]))
     if logvar is not None:
-        _require_alike(mean=mean, logvar=logvar)
+        _require_shared("mean", mean, logvar=logvar)
         log_deviation = logvar.to(dtype) / 2
     elif sigma is not None:
         _require_scalar("sigma", sigma, positive=True)

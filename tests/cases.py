@@ -25,7 +25,7 @@ class Case:
     """One way to call an operator.
 
     ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K or "packed" for
-    two in one, or "scalar" (0-d, in [1, 2]).
+    two in one, "column", "channel" or "row" for one value for each of those, or "scalar" (0-d, in [1, 2]).
     """
 
     name: str
@@ -52,6 +52,12 @@ class Case:
             shape = ((K,) if kind.startswith("K") else ()) + (batch, *event)
             if kind.startswith("packed"):
                 shape = (batch, 2 * (event[0] if event else 1), *event[1:])
+            if kind.startswith("column"):
+                shape = tuple(event)
+            if kind.startswith("channel"):
+                shape = tuple(size if i == 0 else 1 for i, size in enumerate(event))
+            if kind.startswith("row"):
+                shape = (batch, *(1 for _ in event))
             x = torch.rand(shape, dtype=torch.float64)
             if kind.endswith("real"):
                 x = torch.randn(shape, dtype=torch.float64) * 1.5
@@ -81,6 +87,8 @@ def sample(mu: Tensor, logvar: Tensor, samples: tuple[int, ...] = ()) -> Tensor:
     return mu + torch.exp(logvar / 2) * noise((*samples, *mu.shape))
 
 
+KL = fastvae.gaussian_kl, reference.gaussian_kl
+
 CASES = [
     Case(
         "reparameterize",
@@ -94,8 +102,8 @@ CASES = [
         lambda m, v: fastvae.reparameterize(m, v, num_samples=K),
         lambda m, v: sample(m, v, (K,)),
     ),
-    Case("gaussian_kl", ("real",) * 2, fastvae.gaussian_kl, reference.gaussian_kl),
-    Case("gaussian_kl_prior", ("real",) * 4, fastvae.gaussian_kl, reference.gaussian_kl),
+    Case("gaussian_kl", ("real",) * 2, *KL),
+    Case("gaussian_kl_prior", ("real",) * 4, *KL),
     Case(
         "gaussian_kl_mean",
         ("real",) * 2,
@@ -162,6 +170,29 @@ CASES = [
         lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
         lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
     ),
+    *(
+        Case(
+            f"gaussian_nll_{kind}_logvar",
+            ("real", "unit", kind if kind == "scalar" else f"{kind} real"),
+            lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+            lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+        )
+        for kind in ("column", "channel", "row", "scalar")
+    ),
+    Case(
+        "gaussian_nll_samples_column_logvar",
+        ("K real", "unit", "column real"),
+        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+    ),
+    Case(
+        "gaussian_nll_samples_row_logvar",
+        ("K real", "unit", "row real"),
+        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+    ),
+    Case("gaussian_kl_column_prior", ("real", "real", "column real", "column real"), *KL),
+    Case("gaussian_kl_row_and_channel_prior", ("real", "real", "row real", "channel real"), *KL),
     Case(
         "elbo_loss",
         ("real", "unit", "real", "real"),

@@ -154,7 +154,8 @@ def test_sample_kl_is_reparameterize_and_gaussian_kl() -> None:
     torch.manual_seed(1)
     z, kl = fastvae.sample_kl(mu, logvar)
     torch.manual_seed(1)
-    assert torch.equal(z, fastvae.reparameterize(mu, logvar))
+    # The same noise and formula; but the compiler joins products and sums to multiply-adds as each loop lets it.
+    torch.testing.assert_close(z, fastvae.reparameterize(mu, logvar), rtol=2**-22, atol=2**-21)
     torch.testing.assert_close(kl, fastvae.gaussian_kl(mu, logvar), rtol=1e-5, atol=1e-5)
 
 

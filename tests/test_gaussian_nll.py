@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from tolerances import assert_within
+from torch import Tensor
 
 import fastvae
 from fastvae import reference
@@ -22,6 +24,72 @@ def test_gaussian_nll_of_tiny_spreads_does_not_overflow() -> None:
     torch.testing.assert_close(fastvae.gaussian_nll(mean, target, logvar=logvar), out, rtol=1e-5, atol=1e-5)
     out.sum().backward()
     torch.testing.assert_close(mean.grad, torch.full((1, 1), 1e20))
+
+
+SHAPES = [
+    *((), (1,), (5, 1, 1), (1, 5, 1, 1), (5, 4, 6), (1, 1, 6), (4, 1), (1, 4, 6), (5, 1, 6)),  # all rows share them
+    *((3, 1, 1, 1), (3, 5, 1, 1), (3, 1, 4, 1), (3, 1, 1, 6), (3, 5, 1, 6), (3, 5, 4, 6)),  # rows have their own
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("samples", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gaussian_nll_log_variances_of_any_broadcast_shape(
+    shape: tuple[int, ...], samples: bool, channels_last: bool
+) -> None:
+    """Values and gradients are those of the expanded tensor; nothing of its size is made for reading it."""
+    mean = torch.randn(*([2] if samples else []), 3, 5, 4, 6)
+    target = torch.rand(3, 5, 4, 6)
+    if channels_last:
+        target = target.to(memory_format=torch.channels_last)
+        mean = mean.to(memory_format=torch.channels_last) if not samples else mean
+    logvar = torch.randn(shape)
+    tensors = [t.requires_grad_() for t in (mean, target, logvar)]
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    weight = torch.rand(mean.shape[:-3])
+    nll = fastvae.gaussian_nll(mean, target, logvar=logvar)
+    expected = reference.gaussian_nll(wide[0], wide[1], logvar=wide[2].expand(mean.shape))
+    assert_within(nll, expected, torch.tensor(1e-4))
+    (nll * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for actual, right in zip(tensors, wide, strict=True):
+        assert actual.grad.shape == right.shape
+        torch.testing.assert_close(actual.grad.double(), right.grad, rtol=1e-5, atol=1e-4)
+
+
+def peak_of(profile: torch.profiler.profile) -> int:
+    return max(e.self_cpu_memory_usage for e in profile.events())
+
+
+@pytest.mark.parametrize("shape", [(), (16, 1, 1), (16, 32, 32), (64, 1, 1, 1)], ids=str)
+def test_gaussian_nll_expands_no_log_variances(shape: tuple[int, ...], device: str) -> None:
+    if device == "cuda":
+        pytest.skip("the profiler sees the memory of the CPU alone")
+    mean, target = torch.randn(64, 16, 32, 32), torch.rand(64, 16, 32, 32)
+    logvar = torch.randn(shape, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fastvae.gaussian_nll(mean, target, logvar=logvar).sum().backward()
+    # One row for each of the parts that are summed side by side, in double.
+    assert peak_of(profile) <= max(8 * mean[0].numel(), 4096)
+
+
+def test_gaussian_nll_of_many_rows_sums_the_gradient_of_a_column_in_double() -> None:
+    rows = 200_000
+    mean, target = torch.zeros(rows, 3), torch.ones(rows, 3)
+    logvar = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+    fastvae.gaussian_nll(mean, target, logvar=logvar, reduction="sum").backward()
+    exact = rows * (1 - torch.exp(-logvar.detach().double())) / 2
+    torch.testing.assert_close(logvar.grad.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_gaussian_nll_of_no_rows_gives_shared_log_variances_no_gradient() -> None:
+    logvar = torch.ones(4, requires_grad=True)
+    fastvae.gaussian_nll(torch.zeros(0, 4), torch.zeros(0, 4), logvar=logvar).sum().backward()
+    assert torch.equal(logvar.grad, torch.zeros(4))
+    prior: Tensor = torch.ones(4, requires_grad=True)
+    fastvae.gaussian_kl(torch.zeros(0, 4), torch.zeros(0, 4), prior, prior).sum().backward()
+    assert torch.equal(prior.grad, torch.zeros(4))
 
 
 def test_gaussian_nll_is_torchs_own_density() -> None:

@@ -47,6 +47,27 @@ inline double scalar(const Input& input) {
   return value * input.value;
 }
 
+// Elements column .. column + n - 1 of a row whose values, from `first` on, many of them share.
+template <class T>
+void read_shared(const Input& input, int64_t first, int64_t column, int64_t n, T* out) {
+  for (int64_t e = column; e < column + n;) {
+    const int64_t left = column + n - e, place = e / input.inner % input.count;
+    int64_t run;
+    if (input.inner == 1) {  // up to where they begin anew
+      run = input.count - place < left ? input.count - place : left;
+      read(input.dtype, input.data, first + place, run, out);
+    } else {
+      const int64_t rest = input.inner - e % input.inner;
+      run = rest < left ? rest : left;
+      T value = 0;
+      read(input.dtype, input.data, first + place, 1, &value);
+      fill(out, run, value);
+    }
+    out += run;
+    e += run;
+  }
+}
+
 // `load` for what must be converted, collected or made: out of line, so that the rest costs no
 // call.
 template <class T>
@@ -73,6 +94,11 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
       for (int64_t r = 0; r < piece.rows; ++r)
         read(input.dtype, input.data, input.index[piece.row + r] * input.stride_b + piece.column,
              piece.columns, buffer + r * piece.columns);
+      return buffer;
+    case Input::Kind::shared:
+      for (int64_t r = 0; r < piece.rows; ++r)
+        read_shared(input, row_offset(extent, input, piece.row + r), piece.column, piece.columns,
+                    buffer + r * piece.columns);
       return buffer;
     case Input::Kind::elements:
       break;

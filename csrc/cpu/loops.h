@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t kSegment = 16 * kTile;  // rows longer than this are shared between threads
 constexpr int64_t kGrain = 32 * 1024;     // elements that pay for waking a thread
+constexpr int64_t kParts = 64;            // of the rows, which are added up side by side
 
 // x[0 .. lanes-1] as far as j < rest, then zeros. What lies past `rest` is read but does not count.
 template <int lanes, class T, class F>
@@ -257,6 +258,58 @@ void walk_folding(const Extent& extent, const Output* outputs, const Input* inpu
   });
 }
 
+// Walks over all rows; of what f returns, the last NC values are summed over them, in double. Parts
+// of the rows are summed by themselves, then one after the other.
+template <class T, int NI, int NO, int NC, class F>
+void walk_columns(const Extent& extent, const Output* outputs, const Sums* columns,
+                  const Input* inputs, const F& f) {
+  const int64_t rows = extent.K * extent.B, D = extent.D;
+  if (D == 0) return;
+  const int64_t width = D < kTile ? D : kTile, group = kTile / width;
+  const int64_t tiles = ceil_div(D, kTile);
+  const int64_t worth = ceil_div(kGrain, width), even = ceil_div(rows, ceil_div(kParts, tiles));
+  const int64_t rows_of_part = worth > even ? worth : even;
+  const int64_t parts = ceil_div(rows, rows_of_part);
+  const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(NC * parts * D)]());
+  parallel_for(parts * tiles, 1, [&](int64_t begin, int64_t end) {
+    Buffers<T, NI> in_buffers;
+    Buffers<T, NO + NC> out_buffers;
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t part = s / tiles, column = s % tiles * kTile;
+      const int64_t last = rows < (part + 1) * rows_of_part ? rows : (part + 1) * rows_of_part;
+      Piece piece{part * rows_of_part, 0, column, D - column < kTile ? D - column : kTile};
+      for (; piece.row < last; piece.row += piece.rows) {
+        piece.rows = last - piece.row < group ? last - piece.row : group;
+        const T* in[NI];
+        T* out[NO + NC];
+        const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
+        for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
+        for (int c = NO; c < NO + NC; ++c) out[c] = out_buffers[c];
+        run_tile<NO + NC, Sum::none, T>(f, in_place, in, out, nullptr, nullptr, piece.size(),
+                                        std::make_index_sequence<NI>());
+        for (int o = 0; o < NO; ++o)
+          if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
+        for (int c = 0; c < NC; ++c) {
+          double* sum = partial.get() + (c * parts + part) * D + column;
+          for (int64_t r = 0; r < piece.rows; ++r) {
+            const T* row = out[NO + c] + r * piece.columns;
+#pragma omp simd
+            for (int64_t i = 0; i < piece.columns; ++i) sum[i] += static_cast<double>(row[i]);
+          }
+        }
+      }
+    }
+  });
+  for (int c = 0; c < NC; ++c) {
+    if (columns[c].data == nullptr) continue;
+    for (int64_t i = 0; i < D; ++i) {
+      double total = 0;
+      for (int64_t part = 0; part < parts; ++part) total += partial[(c * parts + part) * D + i];
+      store_sum(columns[c], i, total);
+    }
+  }
+}
+
 template <int N>
 bool any_double(const Input (&inputs)[N]) {
   for (const Input& input : inputs)
@@ -313,6 +366,28 @@ void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, 
     walk_folding<double, sizeof...(In), NO>(extent, outputs, inputs, f);
   else
     walk_folding<float, sizeof...(In), NO>(extent, outputs, inputs, f);
+}
+
+template <int NO, int NC, class F, class... In>
+void walk_columns_in_precision(const Extent& extent, const Output* outputs, const Sums* columns,
+                               const F& f, const In&... in) {
+  const Input inputs[] = {in...};
+  if (any_double(inputs))
+    walk_columns<double, sizeof...(In), NO, NC>(extent, outputs, columns, inputs, f);
+  else
+    walk_columns<float, sizeof...(In), NO, NC>(extent, outputs, columns, inputs, f);
+}
+
+// f returns values(...): one for each output, then one for each sum over all rows, [D].
+template <int NO, int NC, class F, class... In>
+void map_and_column_sum(const Extent& extent, const Output (&outputs)[NO],
+                        const Sums (&columns)[NC], const F& f, const In&... in) {
+  walk_columns_in_precision<NO, NC>(extent, outputs, columns, f, in...);
+}
+
+template <int NC, class F, class... In>
+void column_sum(const Extent& extent, const Sums (&columns)[NC], const F& f, const In&... in) {
+  walk_columns_in_precision<0, NC>(extent, nullptr, columns, f, in...);
 }
 
 // f takes the total of each column and returns values(...), one for each output.

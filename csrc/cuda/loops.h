@@ -12,16 +12,13 @@
 
 #include "../kernels/values.h"
 #include "../tiling.h"
-#include "access.cuh"
+#include "columns.cuh"
+#include "operands.cuh"
 #include "runtime.h"
 #include "sums.cuh"
 
 // What kernels/*.cpp mark the functions with that a loop runs.
 #define FASTVAE_LAMBDA __device__
-
-// Of the C library, and of the GPU, which declare it where NDEBUG is not defined.
-extern "C" __host__ __device__ void __assert_fail(const char* assertion, const char* file,
-                                                  unsigned line, const char* function) noexcept;
 
 namespace fastvae::cuda {
 namespace {
@@ -50,107 +47,6 @@ struct Operands {
   Sums sums;
   double* partial;  // [rows, segments], where a row has several
 };
-
-// How elements are stored: S, and X those of targets; void: any types, known at run time.
-template <class S, class X>
-struct Stored {
-  static constexpr bool any = std::is_void_v<S>;
-  template <class In>
-  using Type = std::conditional_t<std::is_same_v<In, Target>, X, S>;
-  static constexpr int vector() {
-    if constexpr (any) {
-      return 4;
-    } else {
-      return 16 / static_cast<int>(sizeof(S) > sizeof(X) ? sizeof(S) : sizeof(X));
-    }
-  }
-};
-
-template <class In>
-constexpr bool is_noise = std::is_same_v<In, Normal> || std::is_same_v<In, Uniform>;
-
-// Blocks that a processor must hold at once, which leaves a thread 64, 128 or 255 registers. Not
-// said, the compiler would spill a few for the sake of more blocks.
-template <class T, class Stored, class... In>
-constexpr int resident_blocks = (Stored::any ? 2 : 4) / ((is_noise<In> || ...) ? 2 : 1);
-
-// Where a row begins that is gathered by its number. Nobody waits to see whether there is such a
-// row: the kernel stops, as torch's own do.
-__device__ __forceinline__ int64_t gathered_offset(const Input& input, int64_t row) {
-  const int64_t at = input.index[row];
-  if (at < 0 || at >= input.rows)
-    __assert_fail("an index lies among the images", "fastvae", __LINE__, "binarize");
-  return at * input.stride_b;
-}
-
-// One input of one row: elements (or a constant), a number for the row, or noise.
-template <class T, class Stored, class In>
-struct Source {
-  const Input& input;
-  int64_t first;  // of the row: where its elements begin, or the number of its first noise
-  T fixed;        // where it is the same for the whole row
-  Key key;
-
-  __device__ __forceinline__ Source(const Extent& extent, const Input& input, int64_t row)
-      : input(input), first(first_of(extent, input, row)), fixed(static_cast<T>(input.value)) {
-    if constexpr (is_noise<In>) {
-      key = key_of(input);
-    } else if constexpr (std::is_same_v<In, PerRow>) {
-      if (input.kind == Input::Kind::constant) return;
-      T one[1];
-      read_any(input.dtype, input.data, first, 1, one);
-      fixed *= one[0];
-    }
-  }
-
-  __device__ __forceinline__ static int64_t first_of(const Extent& extent, const Input& input,
-                                                     int64_t row) {
-    if constexpr (is_noise<In>) {
-      return row * extent.D;
-    } else if constexpr (std::is_same_v<In, Gathered>) {
-      return input.kind == Input::Kind::gathered ? gathered_offset(input, row)
-                                                 : row_offset(extent, input, row);
-    } else {
-      return row_offset(extent, input, row);
-    }
-  }
-
-  template <int V>
-  __device__ __forceinline__ void fill(T (&out)[V]) const {
-#pragma unroll
-    for (int v = 0; v < V; ++v) out[v] = fixed;
-  }
-
-  // Columns column .. column + V - 1, of which n exist.
-  template <int V>
-  __device__ __forceinline__ void read(int64_t column, int n, T (&out)[V]) const {
-    if constexpr (is_noise<In>) {
-      noise<std::is_same_v<In, Normal>, !Stored::any>(key, first + column, out);
-    } else if constexpr (std::is_same_v<In, PerRow>) {
-      fill(out);
-    } else if constexpr (Stored::any) {
-      if (input.kind == Input::Kind::constant)
-        fill(out);
-      else
-        read_any(input.dtype, input.data, first + column, n, out);
-    } else {
-      using S = typename Stored::template Type<In>;
-      read_vector(static_cast<const S*>(input.data) + first + column, out);
-    }
-  }
-};
-
-template <class T, class Stored, int V>
-__device__ __forceinline__ void write(const Output& output, int64_t offset, int n,
-                                      const T (&values)[V]) {
-  if (output.data == nullptr) return;
-  if constexpr (Stored::any) {
-    write_any(output.dtype, output.data, offset, n, values);
-  } else {
-    using S = typename Stored::template Type<Input>;
-    write_vector(static_cast<S*>(output.data) + offset, values);
-  }
-}
 
 // The kernel leaves a key that was drawn for this call where the backward pass finds it.
 template <int NI, int NO>
@@ -267,28 +163,6 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, In...>)
     fold_row<T, Stored, In...>(op, place, f, std::index_sequence_for<In...>());
 }
 
-// Whether all vectors of an operand's rows can be read at once.
-template <class Operand>
-bool is_aligned(const Extent& extent, const Operand& operand, int vector, int size) {
-  return reinterpret_cast<uintptr_t>(operand.data) % (vector * size) == 0 &&
-         operand.stride_b % vector == 0 && (extent.K == 1 || operand.stride_k % vector == 0);
-}
-
-template <class Stored, class In>
-bool fits(const Extent& extent, const In& input) {
-  if (is_noise<In> || std::is_same_v<In, PerRow>) return true;
-  using S = typename Stored::template Type<In>;
-  return input.kind == Input::Kind::elements && input.dtype == dtype_of<S> &&
-         is_aligned(extent, input, Stored::vector(), sizeof(S));
-}
-
-template <class Stored>
-bool fits(const Extent& extent, const Output& output) {
-  using S = typename Stored::template Type<Input>;
-  return output.data == nullptr ||
-         (output.dtype == dtype_of<S> && is_aligned(extent, output, Stored::vector(), sizeof(S)));
-}
-
 // A function of f's terms alone, with no outputs.
 template <class F>
 struct Term {
@@ -321,43 +195,15 @@ void launch(const Extent& extent, const Sums& sums, const Output* outputs, const
                   sums);
 }
 
-template <Sum sum, bool folding, int NO, class S, class X, class F, class... In>
-bool launch_if_fits(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
-                    const In&... in) {
-  using Types = Stored<S, X>;
-  bool all = extent.D % Types::vector() == 0 && (fits<Types>(extent, in) && ...);
-  for (int o = 0; o < NO; ++o) all = all && fits<Types>(extent, outputs[o]);
-  if (all) launch<float, Types, sum, folding, NO>(extent, sums, outputs, f, in...);
-  return all;
-}
-
-// With the types that the elements have: first those known when compiled.
 template <Sum sum, bool folding, int NO, class F, class... In>
 void launch_in_precision(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
                          const In&... in) {
-  const auto as = [&]<class S, class X>() {
-    return launch_if_fits<sum, folding, NO, S, X>(extent, sums, outputs, f, in...);
-  };
-  constexpr bool has_target = (std::is_same_v<In, Target> || ...);
-  // What is drawn from uniform numbers are images for a batch: not worth types of its own.
-  constexpr bool is_drawn = (std::is_same_v<In, Uniform> || ...);
-  if constexpr (!is_drawn) {
-    if (as.template operator()<float, float>() || as.template operator()<Bf16, Bf16>() ||
-        as.template operator()<F16, F16>())
-      return;
-    if constexpr (has_target) {
-      if (as.template operator()<float, Pixel>() || as.template operator()<float, Bit>() ||
-          as.template operator()<Bf16, float>() || as.template operator()<Bf16, Pixel>() ||
-          as.template operator()<Bf16, Bit>() || as.template operator()<F16, float>() ||
-          as.template operator()<F16, Pixel>() || as.template operator()<F16, Bit>())
-        return;
-    }
-  }
-  using Any = Stored<void, void>;
-  if (((in.dtype == Dtype::f64) || ...))
-    launch<double, Any, sum, folding, NO>(extent, sums, outputs, f, in...);
-  else
-    launch<float, Any, sum, folding, NO>(extent, sums, outputs, f, in...);
+  with_types<NO>(
+      extent, outputs,
+      [&]<class T, class Types>() {
+        launch<T, Types, sum, folding, NO>(extent, sums, outputs, f, in...);
+      },
+      in...);
 }
 
 // The loops by name.
@@ -387,6 +233,17 @@ void map_unless_one(const Extent& extent, const Output (&outputs)[NO], const F& 
 template <int NO, class F, class... In>
 void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
   launch_in_precision<Sum::none, true, NO>(extent, {}, outputs, f, in...);
+}
+
+template <int NO, int NC, class F, class... In>
+void map_and_column_sum(const Extent& extent, const Output (&outputs)[NO],
+                        const Sums (&columns)[NC], const F& f, const In&... in) {
+  launch_columns_in_precision<NO, NC>(extent, outputs, columns, f, in...);
+}
+
+template <int NC, class F, class... In>
+void column_sum(const Extent& extent, const Sums (&columns)[NC], const F& f, const In&... in) {
+  launch_columns_in_precision<0, NC>(extent, nullptr, columns, f, in...);
 }
 
 template <int NO, class F, class... C>

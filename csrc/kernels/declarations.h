@@ -15,6 +15,7 @@
   _(gaussian_kl_backward)                  \
   _(gaussian_kl_prior)                     \
   _(gaussian_kl_prior_backward)            \
+  _(gaussian_kl_prior_backward_columns)    \
   _(sample_kl)                             \
   _(sample_kl_backward)                    \
   _(sigmoid_cross_entropy)                 \
@@ -26,7 +27,11 @@
   _(gaussian_nll)                          \
   _(gaussian_nll_backward)                 \
   _(gaussian_nll_backward_target)          \
+  _(gaussian_nll_backward_columns)         \
+  _(gaussian_nll_grad_logvar_rows)         \
   _(gaussian_nll_grad_log_sigma)           \
+  _(sum_rows)                              \
+  _(sum_columns)                           \
   _(binarize)
 
 namespace fastvae::FASTVAE_DEVICE {

@@ -24,7 +24,7 @@ void gaussian_kl_backward(Extent extent, PerRow grad, Input mu, Input logvar, Ou
       grad, mu, logvar);
 }
 
-void gaussian_kl_prior(Extent extent, Input mu, Input logvar, Input prior_mu, Input prior_logvar,
+void gaussian_kl_prior(Extent extent, Input mu, Input logvar, Shared prior_mu, Shared prior_logvar,
                        Sums kl) {
   row_sum(
       extent, kl,
@@ -34,18 +34,33 @@ void gaussian_kl_prior(Extent extent, Input mu, Input logvar, Input prior_mu, In
       mu, logvar, prior_mu, prior_logvar);
 }
 
-void gaussian_kl_prior_backward(Extent extent, PerRow grad, Input mu, Input logvar, Input prior_mu,
-                                Input prior_logvar, Output grad_mu, Output grad_logvar,
+namespace {
+
+struct PriorGradients {
+  template <class T>
+  FASTVAE_LAMBDA auto operator()(T g, T mu, T logvar, T prior_mu, T prior_logvar) const {
+    const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
+    const T grad_mu = g * terms.whitened;
+    return values(grad_mu, g * formulas::gaussian_kl_grad_logvar(terms.ratio), -grad_mu,
+                  g * formulas::gaussian_kl_grad_prior_logvar(terms));
+  }
+};
+
+}  // namespace
+
+void gaussian_kl_prior_backward(Extent extent, PerRow grad, Input mu, Input logvar, Shared prior_mu,
+                                Shared prior_logvar, Output grad_mu, Output grad_logvar,
                                 Output grad_prior_mu, Output grad_prior_logvar) {
-  map(
-      extent, {grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar},
-      [] FASTVAE_LAMBDA(auto g, auto mu, auto logvar, auto prior_mu, auto prior_logvar) {
-        const auto terms = formulas::prior_terms(mu, logvar, prior_mu, prior_logvar);
-        const auto grad_mu = g * terms.whitened;
-        return values(grad_mu, g * formulas::gaussian_kl_grad_logvar(terms.ratio), -grad_mu,
-                      g * formulas::gaussian_kl_grad_prior_logvar(terms));
-      },
-      grad, mu, logvar, prior_mu, prior_logvar);
+  map(extent, {grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar}, PriorGradients(), grad, mu,
+      logvar, prior_mu, prior_logvar);
+}
+
+void gaussian_kl_prior_backward_columns(Extent extent, PerRow grad, Input mu, Input logvar,
+                                        Shared prior_mu, Shared prior_logvar, Output grad_mu,
+                                        Output grad_logvar, Sums grad_prior_mu,
+                                        Sums grad_prior_logvar) {
+  map_and_column_sum(extent, {grad_mu, grad_logvar}, {grad_prior_mu, grad_prior_logvar},
+                     PriorGradients(), grad, mu, logvar, prior_mu, prior_logvar);
 }
 
 }  // namespace fastvae::FASTVAE_DEVICE

@@ -4,7 +4,7 @@
 
 namespace fastvae::FASTVAE_DEVICE {
 
-void gaussian_nll(Extent extent, Input mean, Target target, Input logvar, const Input* inverse,
+void gaussian_nll(Extent extent, Input mean, Target target, Shared logvar, const Input* inverse,
                   Sums out) {
   if (inverse) {
     row_sum(
@@ -24,7 +24,20 @@ void gaussian_nll(Extent extent, Input mean, Target target, Input logvar, const 
       mean, target, logvar);
 }
 
-void gaussian_nll_backward(Extent extent, PerRow grad, Input mean, Target target, Input logvar,
+namespace {
+
+struct GradMeanAndLogvar {
+  template <class T>
+  FASTVAE_LAMBDA auto operator()(T g, T mean, T x, T logvar) const {
+    const T inverse = formulas::inverse_deviation(logvar);
+    return values(g * formulas::gaussian_nll_grad_mean(mean, x, inverse),
+                  T(0.5) * g * formulas::gaussian_nll_grad_log_sigma(mean, x, inverse));
+  }
+};
+
+}  // namespace
+
+void gaussian_nll_backward(Extent extent, PerRow grad, Input mean, Target target, Shared logvar,
                            const Input* inverse, Output grad_mean, Output grad_logvar) {
   if (inverse) {
     map(
@@ -35,19 +48,27 @@ void gaussian_nll_backward(Extent extent, PerRow grad, Input mean, Target target
         grad, mean, target);
     return;
   }
-  map(
-      extent, {grad_mean, grad_logvar},
+  map(extent, {grad_mean, grad_logvar}, GradMeanAndLogvar(), grad, mean, target, logvar);
+}
+
+void gaussian_nll_backward_columns(Extent extent, PerRow grad, Input mean, Target target,
+                                   Shared logvar, Output grad_mean, Sums grad_logvar) {
+  map_and_column_sum(extent, {grad_mean}, {grad_logvar}, GradMeanAndLogvar(), grad, mean, target,
+                     logvar);
+}
+
+void gaussian_nll_grad_logvar_rows(Extent extent, PerRow grad, Input mean, Target target,
+                                   PerRow logvar, Sums grad_logvar) {
+  row_sum(
+      extent, grad_logvar,
       [] FASTVAE_LAMBDA(auto g, auto mean, auto x, auto logvar) {
-        const auto inverse = formulas::inverse_deviation(logvar);
-        return values(
-            g * formulas::gaussian_nll_grad_mean(mean, x, inverse),
-            decltype(g)(0.5) * g * formulas::gaussian_nll_grad_log_sigma(mean, x, inverse));
+        return GradMeanAndLogvar()(g, mean, x, logvar).value[1];
       },
       grad, mean, target, logvar);
 }
 
 void gaussian_nll_backward_target(Extent extent, PerRow grad, Input mean, Target target,
-                                  Input logvar, const Input* inverse, Output grad_target) {
+                                  Shared logvar, const Input* inverse, Output grad_target) {
   // d/dtarget = -d/dmean
   if (inverse) {
     map_folding(

@@ -1,3 +1,6 @@
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty.h>
+
 #include "../rows.h"
 #include "autograd.h"
 #include "results.h"
@@ -13,8 +16,8 @@ void check_prior(const char* op, const Tensor& mu, const MaybeTensor& prior_mu,
   if (!prior_mu.has_value()) return;
   check_floating(op, "prior_mu", *prior_mu);
   check_floating(op, "prior_logvar", *prior_logvar);
-  check_same_shape(op, "mu", mu, "prior_mu", *prior_mu);
-  check_same_shape(op, "mu", mu, "prior_logvar", *prior_logvar);
+  check_shared(op, "mu", mu, "prior_mu", *prior_mu);
+  check_shared(op, "mu", mu, "prior_logvar", *prior_logvar);
   check_same_device(op, "mu", mu, "prior_mu", *prior_mu);
   check_same_device(op, "mu", mu, "prior_logvar", *prior_logvar);
 }
@@ -31,9 +34,9 @@ Tensor gaussian_kl_forward(const Tensor& mu, const Tensor& logvar, const MaybeTe
   if (kl.is_meta() || kl.numel() == 0) return kl;
   const KernelsFor kernels(mu);
   if (prior_mu.has_value()) {
-    const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar});
-    kernels->gaussian_kl_prior(rows.extent, rows.input(0), rows.input(1), rows.input(2),
-                               rows.input(3), sums_of(kl));
+    const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar}, {}, {*prior_mu, *prior_logvar});
+    kernels->gaussian_kl_prior(rows.extent, rows.input(0), rows.input(1), rows.shared(0),
+                               rows.shared(1), sums_of(kl));
   } else {
     const Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar});
     kernels->gaussian_kl(rows.extent, rows.input(0), rows.input(1), sums_of(kl));
@@ -51,20 +54,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
   Tensor grad_prior_mu = grad_like(prior_mu_like, mask[2]);
   Tensor grad_prior_logvar = grad_like(prior_logvar_like, mask[3]);
   const auto result = std::make_tuple(grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar);
-  if (mu.is_meta() || mu.numel() == 0) return result;
+  if (mu.is_meta()) return result;
+  if (mu.numel() == 0) {  // what a shared prior is summed over
+    grad_prior_mu.zero_();
+    grad_prior_logvar.zero_();
+    return result;
+  }
   const KernelsFor kernels(mu);
   if (mean) weight /= static_cast<double>(mu.size(0));
 
-  if (prior_mu.has_value()) {
-    Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar, *prior_mu, *prior_logvar},
-              {{grad_mu, mask[0]},
-               {grad_logvar, mask[1]},
-               {grad_prior_mu, mask[2]},
-               {grad_prior_logvar, mask[3]}});
-    kernels->gaussian_kl_prior_backward(rows.extent, rows.upstream(grad, weight), rows.input(0),
-                                        rows.input(1), rows.input(2), rows.input(3), rows.output(0),
-                                        rows.output(1), rows.output(2), rows.output(3));
+  const int64_t event = mu.dim() - 1;
+  if (prior_mu.has_value() && (mask[2] || mask[3]) && same_for_all_rows(*prior_mu, event) &&
+      same_for_all_rows(*prior_logvar, event)) {
+    Rows rows(mu, event, RowOrder::any, {mu, logvar}, {{grad_mu, mask[0]}, {grad_logvar, mask[1]}},
+              {*prior_mu, *prior_logvar});
+    const auto columns = [&](bool wanted) {
+      return at::empty({wanted ? rows.extent.D : 0}, like(mu, at::kDouble));
+    };
+    const Tensor by_mu = columns(mask[2]), by_logvar = columns(mask[3]);
+    kernels->gaussian_kl_prior_backward_columns(
+        rows.extent, rows.upstream(grad, weight), rows.input(0), rows.input(1), rows.shared(0),
+        rows.shared(1), rows.output(0), rows.output(1), mask[2] ? sums_of(by_mu) : Sums(),
+        mask[3] ? sums_of(by_logvar) : Sums());
     rows.finish();
+    if (mask[2]) grad_prior_mu.copy_(sum_to_shape(rows.by_event(by_mu), prior_mu->sizes()));
+    if (mask[3])
+      grad_prior_logvar.copy_(sum_to_shape(rows.by_event(by_logvar), prior_logvar->sizes()));
+  } else if (prior_mu.has_value()) {
+    // A gradient that is not of each element is summed of what is.
+    const auto elements = [&](const Tensor& prior, const Tensor& grad_prior, bool wanted) {
+      return wanted && prior.sizes() != mu.sizes() ? at::empty(mu.sizes(), grad.options())
+                                                   : grad_prior;
+    };
+    const Tensor by_mu = elements(*prior_mu, grad_prior_mu, mask[2]);
+    const Tensor by_logvar = elements(*prior_logvar, grad_prior_logvar, mask[3]);
+    Rows rows(mu, event, RowOrder::any, {mu, logvar},
+              {{grad_mu, mask[0]}, {grad_logvar, mask[1]}, {by_mu, mask[2]}, {by_logvar, mask[3]}},
+              {*prior_mu, *prior_logvar});
+    kernels->gaussian_kl_prior_backward(
+        rows.extent, rows.upstream(grad, weight), rows.input(0), rows.input(1), rows.shared(0),
+        rows.shared(1), rows.output(0), rows.output(1), rows.output(2), rows.output(3));
+    rows.finish();
+    if (!by_mu.is_same(grad_prior_mu)) grad_prior_mu.copy_(sum_to_shape(by_mu, prior_mu->sizes()));
+    if (!by_logvar.is_same(grad_prior_logvar))
+      grad_prior_logvar.copy_(sum_to_shape(by_logvar, prior_logvar->sizes()));
   } else {
     Rows rows(mu, mu.dim() - 1, RowOrder::any, {mu, logvar},
               {{grad_mu, mask[0]}, {grad_logvar, mask[1]}});
@@ -104,8 +137,9 @@ MomentGrads gaussian_kl_grads(const Tensor& grad, const Tensor& mu, const Tensor
   const Tensor difference = mu.to(dtype) - prior_mu->to(dtype);
   const Tensor whitened = difference * (-plv).exp();
   const Tensor ratio_less_one = ExpLessOne::apply(lv - plv);
-  return {g * whitened, g * ratio_less_one * 0.5, -(g * whitened),
-          g * (ratio_less_one + difference * whitened) * -0.5};
+  return {
+      g * whitened, g * ratio_less_one * 0.5, at::sum_to(-(g * whitened), prior_mu->sym_sizes()),
+      at::sum_to(g * (ratio_less_one + difference * whitened) * -0.5, prior_logvar->sym_sizes())};
 }
 
 namespace {

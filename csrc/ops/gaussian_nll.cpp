@@ -1,3 +1,4 @@
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 
 #include <cmath>
@@ -34,7 +35,7 @@ void check_spread(const char* op, const Tensor& mean, const MaybeTensor& logvar,
                   const MaybeTensor& sigma, double sigma_value) {
   if (logvar.has_value()) {
     check_floating(op, "logvar", *logvar);
-    check_same_shape(op, "mean", mean, "logvar", *logvar);
+    check_shared(op, "mean", mean, "logvar", *logvar);
     check_same_device(op, "mean", mean, "logvar", *logvar);
     return;
   }
@@ -47,6 +48,61 @@ void check_spread(const char* op, const Tensor& mean, const MaybeTensor& logvar,
   }
   TORCH_CHECK_VALUE(std::isfinite(sigma_value) && sigma_value > 0, op,
                     ": sigma must be positive and finite, got ", sigma_value);
+}
+
+// Row sums of the gradient of log variances that the last dimensions share, summed further to
+// their shape. What is expanded here is by those dimensions smaller than an event.
+Tensor logvar_grad_by_rows(const KernelsFor& kernels, const Tensor& grad, const Tensor& mean,
+                           const Tensor& target, const Tensor& logvar, int64_t shared_dims) {
+  const int64_t event = target.dim() - 1, samples = mean.dim() - target.dim();
+  const auto own = mean.sizes().slice(0, mean.dim() - shared_dims);  // [B, ..] or [K, B, ..]
+  Tensor logvar_rows = logvar.expand(mean.sizes()), upstream = grad;
+  for (int64_t i = 0; i < shared_dims; ++i) logvar_rows = logvar_rows.select(-1, 0);
+  for (int64_t i = 0; i < event - shared_dims; ++i) upstream = upstream.unsqueeze(-1);
+  const auto flat = [&](const Tensor& t) { return t.expand(own).flatten(samples); };
+  const int64_t shared = mean.numel() / c10::multiply_integers(own);
+  const Tensor mean_rows =
+      samples ? mean.reshape({own[0], -1, shared}) : mean.reshape({-1, shared});
+  const Tensor target_rows = target.reshape({-1, shared});
+  const Rows rows(mean_rows, 1, RowOrder::row_major, {mean_rows, target_rows});
+  const Tensor sums = at::empty(flat(upstream).sizes(), grad.options());
+  const Tensor upstream_rows = flat(upstream), by_row = flat(logvar_rows);
+  kernels->gaussian_nll_grad_logvar_rows(rows.extent, rows.upstream(upstream_rows), rows.input(0),
+                                         rows.target(1), rows.upstream(by_row), sums_of(sums));
+  c10::SmallVector<int64_t, 8> sizes(own.begin(), own.end());
+  sizes.resize(static_cast<size_t>(mean.dim()), 1);
+  return sum_to_shape(sums.view(sizes), logvar.sizes());
+}
+
+// The gradient of log variances that are broadcast, in their shape; that of the mean comes by the
+// way where it can.
+Tensor shared_logvar_grad(const KernelsFor& kernels, const Tensor& grad, const Tensor& mean,
+                          const Tensor& target, const Tensor& logvar, const Tensor& grad_mean,
+                          bool mean_wanted) {
+  const int64_t event = target.dim() - 1;
+  if (logvar.numel() > 1 && same_for_all_rows(logvar, event)) {
+    Rows rows(mean, event, RowOrder::any, {mean, target}, {{grad_mean, mean_wanted}}, {logvar});
+    const Tensor columns = at::empty({rows.extent.D}, grad.options().dtype(at::kDouble));
+    kernels->gaussian_nll_backward_columns(rows.extent, rows.upstream(grad), rows.input(0),
+                                           rows.target(1), rows.shared(0), rows.output(0),
+                                           sums_of(columns));
+    rows.finish();
+    return sum_to_shape(rows.by_event(columns), logvar.sizes());
+  }
+  int64_t shared_dims = 0;
+  while (shared_dims < event && (logvar.dim() <= shared_dims || logvar.size(-1 - shared_dims) == 1))
+    ++shared_dims;
+  const bool by_rows = shared_dims > 0 || logvar.numel() == 1;
+  const Tensor elements = at::empty(by_rows ? at::IntArrayRef{0} : mean.sizes(), grad.options());
+  if (!by_rows || mean_wanted) {
+    Rows rows(mean, event, RowOrder::any, {mean, target},
+              {{grad_mean, mean_wanted}, {elements, !by_rows}}, {logvar});
+    kernels->gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.target(1),
+                                   rows.shared(0), nullptr, rows.output(0), rows.output(1));
+    rows.finish();
+  }
+  return by_rows ? logvar_grad_by_rows(kernels, grad, mean, target, logvar, shared_dims)
+                 : sum_to_shape(elements, logvar.sizes());
 }
 
 }  // namespace
@@ -62,13 +118,13 @@ Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const Mayb
   const KernelsFor kernels(mean);
   const int64_t event = target.dim() - 1;
   if (logvar.has_value()) {
-    const Rows rows(mean, event, RowOrder::any, {mean, target, *logvar});
-    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), rows.input(2), nullptr,
+    const Rows rows(mean, event, RowOrder::any, {mean, target}, {}, {*logvar});
+    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), rows.shared(0), nullptr,
                           sums_of(out));
   } else {
     const Rows rows(mean, event, RowOrder::any, {mean, target});
     const Spread spread = spread_of(sigma, sigma_value, out.scalar_type());
-    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), spread.logvar,
+    kernels->gaussian_nll(rows.extent, rows.input(0), rows.target(1), {spread.logvar},
                           &spread.inverse, sums_of(out));
   }
   return out;
@@ -83,7 +139,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
   Tensor grad_sigma = grad_like(sigma.has_value() ? *sigma : mean, mask[3]);
   const auto result = std::make_tuple(grad_mean, grad_target, grad_logvar, grad_sigma);
   if (is_done(mean, grad_target, mask[1])) {
-    if (mask[3] && !mean.is_meta()) grad_sigma.zero_();
+    for (const Tensor& t : {grad_logvar, grad_sigma})  // summed over nothing
+      if (!t.is_meta()) t.zero_();
     return result;
   }
   const KernelsFor kernels(mean);
@@ -92,17 +149,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
   if (!logvar.has_value()) spread = spread_of(sigma, sigma_value, grad.scalar_type());
   const Input* inverse = logvar.has_value() ? nullptr : &spread.inverse;
   const Tensor& third = logvar.has_value() ? *logvar : mean;
-  if (mask[0] || mask[2]) {
-    Rows rows(mean, event, RowOrder::any, {mean, target, third},
-              {{grad_mean, mask[0]}, {grad_logvar, mask[2]}});
+  const bool is_shared = mask[2] && logvar->sizes() != mean.sizes();
+  if (is_shared) {
+    grad_logvar.copy_(shared_logvar_grad(kernels, grad, mean, target, *logvar, grad_mean, mask[0]));
+  } else if (mask[0] || mask[2]) {
+    Rows rows(mean, event, RowOrder::any, {mean, target},
+              {{grad_mean, mask[0]}, {grad_logvar, mask[2]}}, {third});
     kernels->gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.target(1),
-                                   rows.input(2), inverse, rows.output(0), rows.output(1));
+                                   rows.shared(0), inverse, rows.output(0), rows.output(1));
     rows.finish();
   }
   if (mask[1]) {
-    Rows rows(mean, event, RowOrder::any, {mean, target, third}, {{grad_target, true}});
+    Rows rows(mean, event, RowOrder::any, {mean, target}, {{grad_target, true}}, {third});
     kernels->gaussian_nll_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
-                                          rows.target(1), rows.input(2), inverse, rows.output(0));
+                                          rows.target(1), rows.shared(0), inverse, rows.output(0));
     rows.finish();
   }
   if (mask[3]) {
@@ -161,7 +221,8 @@ struct GaussianNLL : Function<GaussianNLL> {
       const Tensor by_log_sigma = g * (1 - standardised.square());
       grad_mean = as_input(by_mean, mean);
       if (wanted[1]) grad_target = as_input(fold(-by_mean, has_samples), target);
-      if (wanted[2]) grad_logvar = as_input(by_log_sigma * 0.5, *logvar);
+      if (wanted[2])
+        grad_logvar = as_input(at::sum_to(by_log_sigma * 0.5, logvar->sym_sizes()), *logvar);
       if (wanted[3]) grad_sigma = as_input(by_log_sigma.sum() * inverse, *sigma);
     } else {
       std::tie(grad_mean, grad_target, grad_logvar, grad_sigma) = call<gaussian_nll_backward>(

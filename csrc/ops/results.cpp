@@ -7,6 +7,7 @@
 #include <ATen/ops/sum.h>
 
 #include "../memory.h"
+#include "../rows.h"
 
 namespace fastvae::ops {
 
@@ -39,6 +40,46 @@ bool is_done(const Tensor& elements, const Tensor& grad_target, bool target_want
   if (elements.numel() > 0) return false;
   if (target_wanted) grad_target.zero_();
   return true;
+}
+
+bool same_for_all_rows(const Tensor& t, int64_t event_dims) {
+  for (int64_t i = 0; i < t.dim() - event_dims; ++i)
+    if (t.size(i) != 1) return false;
+  return true;
+}
+
+Tensor sum_to_shape(const Tensor& elements, at::IntArrayRef shape) {
+  const int64_t dims = elements.dim(), absent = dims - static_cast<int64_t>(shape.size());
+  const auto is_summed = [&](int64_t i) { return i < absent || shape[i - absent] == 1; };
+  const auto dtype = sum_dtype({elements});
+  Tensor sum = elements.contiguous();
+  // From the last dimensions to the first, neighbours together.
+  for (int64_t end = dims; end > 0;) {
+    int64_t begin = end, summed = 1, inner = 1;
+    while (begin > 0 && is_summed(begin - 1)) summed *= elements.size(--begin);
+    for (int64_t i = end; i < dims; ++i) inner *= is_summed(i) ? 1 : elements.size(i);
+    end = begin == end ? end - 1 : begin;
+    if (summed == 1) continue;
+    int64_t outer = 1;
+    for (int64_t i = 0; i < begin; ++i) outer *= elements.size(i);
+    const Tensor out = at::empty({outer, inner}, like(sum, dtype));
+    const KernelsFor kernels(sum);
+    if (out.numel() == 0 || summed == 0) {
+      out.zero_();
+    } else if (inner == 1) {
+      const Rows rows(sum.view({outer, summed}), 1, RowOrder::row_major,
+                      {sum.view({outer, summed})});
+      kernels->sum_rows(rows.extent, rows.input(0), sums_of(out));
+    } else {
+      for (int64_t i = 0; i < outer; ++i) {
+        const Tensor part = sum.view({outer, summed, inner})[i];
+        const Rows rows(part, 1, RowOrder::row_major, {part});
+        kernels->sum_columns(rows.extent, rows.input(0), sums_of(out[i]));
+      }
+    }
+    sum = out;
+  }
+  return sum.view(shape);
 }
 
 double host_value(const MaybeTensor& scalar, double value) {
