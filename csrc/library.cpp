@@ -30,11 +30,13 @@ TORCH_LIBRARY(fastvae, m) {
         seeded);
   m.def("sample_kl(Tensor mu, Tensor logvar, Generator? generator=None) -> (Tensor z, Tensor kl)",
         seeded);
-  m.def("sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none') -> Tensor",
-        pure);
+  m.def(
+      "sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none', "
+      "bool check_target=False) -> Tensor",
+      pure);
   m.def(
       "linear_sigmoid_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
-      "str reduction='none') -> Tensor",
+      "str reduction='none', bool check_target=False) -> Tensor",
       pure);
   m.def(
       "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
@@ -42,7 +44,7 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "elbo_loss(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
-      "float beta_value, str reduction='mean') "
+      "float beta_value, str reduction='mean', bool check_target=False) "
       "-> (Tensor loss, Tensor reconstruction, Tensor kl)",
       pure);
   m.def(
@@ -92,10 +94,13 @@ TORCH_LIBRARY(fastvae, m) {
       "sample_kl_packed_backward(Tensor? grad_z, Tensor? grad_kl, Tensor moments, Tensor key) "
       "-> Tensor",
       pure);
-  m.def("sigmoid_cross_entropy_forward(Tensor logits, Tensor target) -> Tensor", pure);
   m.def(
-      "sigmoid_cross_entropy_with_grad(Tensor logits, Tensor target, bool mean) "
-      "-> (Tensor, Tensor)",
+      "sigmoid_cross_entropy_forward(Tensor logits, Tensor target, bool check_target=False) "
+      "-> Tensor",
+      pure);
+  m.def(
+      "sigmoid_cross_entropy_with_grad(Tensor logits, Tensor target, bool mean, "
+      "bool check_target=False) -> (Tensor, Tensor)",
       pure);
   m.def("scale_grad(Tensor(a!) grad, Tensor factor) -> ()", pure);
   m.def(
@@ -104,11 +109,12 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "linear_sigmoid_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor target, bool keep) -> (Tensor, Tensor)",
+      "Tensor target, bool keep, bool check_target=False) -> (Tensor, Tensor)",
       pure);
   m.def(
       "linear_sigmoid_cross_entropy_with_grad(Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor target, bool mean, bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      "Tensor target, bool mean, bool[3] mask, bool check_target=False) "
+      "-> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "linear_sigmoid_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, "
@@ -125,7 +131,8 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "elbo_loss_forward(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
-      "float beta_value, str reduction, bool with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+      "float beta_value, str reduction, bool with_grad, bool check_target=False) "
+      "-> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "binarize_forward(Tensor images, Tensor? index, ScalarType dtype, Generator? generator, "
@@ -181,14 +188,14 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
 template <c10::DeviceType device>
 at::Tensor autocast_linear(const at::Tensor& hidden, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, const at::Tensor& target,
-                           c10::string_view reduction) {
+                           c10::string_view reduction, bool check_target) {
   namespace autocast = at::autocast;
   const auto dtype = autocast::get_autocast_dtype(device);
   const c10::impl::ExcludeDispatchKeyGuard guard(
       autocast::get_autocast_dispatch_key_from_device_type(device));
   return fastvae::ops::linear_sigmoid_cross_entropy(
       autocast::cached_cast(dtype, hidden, device), autocast::cached_cast(dtype, weight, device),
-      autocast::cached_cast(dtype, bias, device), target, reduction);
+      autocast::cached_cast(dtype, bias, device), target, reduction, check_target);
 }
 
 TORCH_LIBRARY_IMPL(fastvae, AutocastCPU, m) {

@@ -64,14 +64,16 @@ std::pair<Tensor, Tensor> halves(const Tensor& moments);
 Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                  const Tensor& moments, const Tensor& key);
 
-Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target);
+// check_target: whether to look for a target that is no probability.
+Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target, bool check_target);
 // Row sums of what is checked, and in the same pass `scale` times their gradient where grad_logits
 // is defined.
 Tensor sigmoid_cross_entropy_rows(const Tensor& logits, const Tensor& target, bool has_samples,
                                   double scale, const Tensor& grad_logits);
 // The same and d/dlogits of its sum or mean over the rows, in one pass.
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
-                                                           const Tensor& target, bool mean);
+                                                           const Tensor& target, bool mean,
+                                                           bool check_target);
 // Scales it where it lies; there is nothing to do, and nobody waits to know, where the factor is 1.
 void scale_grad(const Tensor& grad, const Tensor& factor);
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
@@ -85,10 +87,11 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
 std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hidden,
                                                                 const Tensor& weight,
                                                                 const MaybeTensor& bias,
-                                                                const Tensor& target, bool keep);
+                                                                const Tensor& target, bool keep,
+                                                                bool check_target);
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
     const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool mean, std::array<bool, 3> mask);
+    bool mean, std::array<bool, 3> mask, bool check_target);
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
     const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
     const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask);
@@ -104,7 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
 // for.
 std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     const Tensor& logits, const Tensor& target, const Tensor& mu, const Tensor& logvar,
-    const MaybeTensor& beta, double beta_value, c10::string_view reduction, bool with_grad);
+    const MaybeTensor& beta, double beta_value, c10::string_view reduction, bool with_grad,
+    bool check_target);
 
 Tensor binarize_forward(const Tensor& images, const MaybeTensor& index, at::ScalarType dtype,
                         MaybeGenerator generator, const MaybeTensor& unique);
@@ -118,17 +122,17 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
 std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
                                      MaybeGenerator generator);
 std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator);
-Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
-                             c10::string_view reduction);
+Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target, c10::string_view reduction,
+                             bool check_target);
 Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
-                                    c10::string_view reduction);
+                                    c10::string_view reduction, bool check_target);
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                     const MaybeTensor& sigma, double sigma_value, c10::string_view reduction);
 std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
-                                             c10::string_view reduction);
+                                             c10::string_view reduction, bool check_target);
 Tensor binarize(const Tensor& images, MaybeGenerator generator, const MaybeTensor& index,
                 at::ScalarType dtype);
 

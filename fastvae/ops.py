@@ -92,9 +92,10 @@ def gaussian_kl(
     Args:
         mu: ``[B, *E]``, floating point.
         logvar: ``[B, *E]``, floating point.
-        prior_mu: ``[B, *E]``, floating point; None, together with ``prior_logvar``, for the prior N(0, I).
-        prior_logvar: ``[B, *E]``, floating point. A prior that all rows share is given by ``.expand``, which
-            is read in place.
+        prior_mu: floating point, of the shape of ``mu`` or broadcast to it (``[*E]``: all rows share it), which
+            expands nothing: it is read in place, and its gradient has its own shape. None, together with
+            ``prior_logvar``, for the prior N(0, I).
+        prior_logvar: likewise, by itself.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over the batch.
 
     Returns:
@@ -154,30 +155,43 @@ def sample_kl_packed(moments: Tensor, *, generator: Generator | None = None) -> 
     return _sample_kl_packed(moments, generator)
 
 
-def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+def sigmoid_cross_entropy(
+    logits: Tensor, target: Tensor, *, reduction: str = "none", check_target: bool = False
+) -> Tensor:
     """Negative log-likelihood of ``target`` under Bernoulli(sigmoid(``logits``)), summed over E.
 
     Args:
         logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device, never expanded: floating point in [0, 1], bool, or uint8
-            read as x / 255. A floating-point target that requires it gets its gradient, ``-logits``.
+            read as x / 255. A floating-point target that requires it gets its gradient, ``-logits``. The values
+            of other targets, such as pixels of 0 to 255 in floating point, are no likelihoods.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: whether to look for a value outside [0, 1], NaN among them, in a floating-point target: one more
+            pass over it. On a GPU, which is not waited for, that is a device-side assertion; under the transforms of
+            ``torch.func`` values are not looked at.
 
     Returns:
         ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown.
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
+            ``check_target``, a target outside [0, 1]: the message has the value and its place.
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.1, Bernoulli decoder, in logit form.
     """
     if _transformed():
         return reference.sigmoid_cross_entropy(logits, target, reduction=reduction)
-    return _sigmoid_cross_entropy(logits, target, reduction)
+    return _sigmoid_cross_entropy(logits, target, reduction, check_target)
 
 
 def linear_sigmoid_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "none"
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    reduction: str = "none",
+    check_target: bool = False,
 ) -> Tensor:
     """:func:`sigmoid_cross_entropy` of the logits ``hidden @ weight.T + bias``, a block of rows at a time.
 
@@ -192,6 +206,7 @@ def linear_sigmoid_cross_entropy(
         bias: ``[D]``, of the same dtype, or None.
         target: ``[B, *E]`` with D elements each, on the same device, as for :func:`sigmoid_cross_entropy`.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: as for :func:`sigmoid_cross_entropy`.
 
     Under autocast ``hidden``, ``weight`` and ``bias`` are cast as for ``torch.nn.functional.linear``. Logits and their
     gradients are rounded to the dtype of ``hidden``, but not on a CPU that multiplies it in float32 anyway; the
@@ -201,13 +216,14 @@ def linear_sigmoid_cross_entropy(
         ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``hidden`` or ``target`` is, else float32.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, the reduction is unknown.
+        ValueError: shapes, dtypes or devices do not fit, the reduction is unknown; with ``check_target``, a target
+            outside [0, 1].
 
     Source: as :func:`sigmoid_cross_entropy`.
     """
     if _transformed():
         return reference.linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction=reduction)
-    return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction)
+    return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction, check_target)
 
 
 def gaussian_nll(
@@ -225,7 +241,11 @@ def gaussian_nll(
         target: ``[B, *E]`` on the same device: floating point, bool, or uint8 read as x / 255.
         sigma: one standard deviation, a positive float or a 0-d tensor, which gets its gradient. It does not
             take part in the promotion of dtypes.
-        logvar: a log variance for each element, of the shape of ``mean``. Exactly one of the two is given.
+        logvar: log variances, of the shape of ``mean`` or broadcast to it: one for each element, channel
+            (``[C, 1, 1]``), column (``[*E]``), row (``[B, 1]``), or one for all. Nothing is expanded: they are read in
+            place, and their gradient has their own shape, added up in an order that does not depend on the number of
+            threads. (Those of rows that leave the last dimension to itself, such as ``[B, 1, W]``, have a gradient of
+            the shape of ``mean`` on the way.) Exactly one of the two is given.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
 
     Returns:
@@ -258,6 +278,7 @@ def elbo_loss(
     *,
     beta: float | Tensor = 1.0,
     reduction: str = "mean",
+    check_target: bool = False,
 ) -> ELBO:
     """The negative ELBO of a VAE with Bernoulli outputs: reconstruction + ``beta`` * KL.
 
@@ -274,21 +295,23 @@ def elbo_loss(
         beta: weight of the KL divergence, a float or a 0-d tensor (a schedule recompiles nothing, and the
             tensor gets its gradient). Other values than 1 no longer bound the likelihood.
         reduction: ``"mean"`` over the batch, ``"sum"`` over it, or ``"none"``.
+        check_target: as for :func:`sigmoid_cross_entropy`.
 
     Returns:
         :class:`ELBO` ``(loss, reconstruction, kl)``, scalars or ``[B]``, in nats.
 
     Raises:
         ValueError: shapes, batch sizes or devices do not fit, a dtype is not one of those, ``beta`` is not
-            finite (as far as it is known on the CPU) or not 0-d, the reduction is unknown.
+            finite (as far as it is known on the CPU) or not 0-d, the reduction is unknown; with ``check_target``, a
+            target outside [0, 1].
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and 7; beta: Higgins et al. 2017 (beta-VAE), eq. 4.
     """
     if _transformed():
         return ELBO(*reference.elbo_loss(logits, target, mu, logvar, beta=beta, reduction=reduction))
     if isinstance(beta, Tensor):
-        return ELBO(*_elbo_loss(logits, target, mu, logvar, beta, 1.0, reduction))
-    return ELBO(*_elbo_loss(logits, target, mu, logvar, None, float(beta), reduction))
+        return ELBO(*_elbo_loss(logits, target, mu, logvar, beta, 1.0, reduction, check_target))
+    return ELBO(*_elbo_loss(logits, target, mu, logvar, None, float(beta), reduction, check_target))
 
 
 def binarize(

@@ -10,11 +10,18 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastvae
-from fastvae import nn
+from fastvae import models, nn
 
 X = torch.zeros
+PIXELS = torch.tensor([[0, 1, 0, 0.5], [0, 1, 255, 0], [3, 0, 0, 0]])  # as if they were bytes
 
 LINEAR = fastvae.linear_sigmoid_cross_entropy
+
+
+def with_decoder(model: models.VAE) -> models.VAE:
+    model.decoder = torch.nn.Linear(2, 4)
+    return model
+
 
 ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
@@ -49,8 +56,9 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     ),
     (
         "prior shape",
-        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4), X(4), X(4)),
-        "mu and prior_mu must have the same shape, got mu [3, 4] and prior_mu [4]",
+        lambda: fastvae.gaussian_kl(X(3, 4), X(3, 4), X(3), X(4)),
+        "prior_mu must have the shape of mu, or be broadcast to it (one value, one for each channel or for each row), "
+        "got prior_mu [3] and mu [3, 4]",
     ),
     (
         "prior dtype",
@@ -185,8 +193,54 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     ),
     (
         "logvar shape",
-        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), logvar=X(4)),
-        "mean and logvar must have the same shape, got mean [3, 4] and logvar [4]",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), logvar=X(3)),
+        "logvar must have the shape of mean, or be broadcast to it (one value, one for each channel or for each row), "
+        "got logvar [3] and mean [3, 4]",
+    ),
+    (
+        "logvar dimensions",
+        lambda: fastvae.gaussian_nll(X(3, 4), X(3, 4), logvar=X(1, 1, 1)),
+        "got logvar [1, 1, 1] and mean [3, 4]",
+    ),
+    (
+        "target beyond 1",
+        lambda: fastvae.sigmoid_cross_entropy(X(3, 4), PIXELS, check_target=True),
+        "sigmoid_cross_entropy: target must lie in [0, 1], got 255 at [1, 2]; images of bytes are read as x / 255",
+    ),
+    (
+        "target below 0, mean",
+        lambda: fastvae.sigmoid_cross_entropy(X(3, 4, requires_grad=True), -PIXELS, reduction="mean", check_target=True),
+        "target must lie in [0, 1], got -1 at [0, 1]; images of bytes",
+    ),
+    (
+        "target nan",
+        lambda: fastvae.elbo_loss(X(3, 4), PIXELS * torch.nan, X(3, 4), X(3, 4), check_target=True),
+        "elbo_loss: target must lie in [0, 1], got nan at [0, 0]",
+    ),
+    (
+        "target of a layer",
+        lambda: LINEAR(X(3, 6), X(4, 6), None, PIXELS.half(), check_target=True),
+        "linear_sigmoid_cross_entropy: target must lie in [0, 1], got 255 at [1, 2]",
+    ),
+    (
+        "target of a layer, sum",
+        lambda: LINEAR(X(3, 6, requires_grad=True), X(4, 6), None, PIXELS, reduction="sum", check_target=True),
+        "linear_sigmoid_cross_entropy: target must lie in [0, 1], got 255 at [1, 2]",
+    ),
+    (
+        "target of a model",
+        lambda: models.VAE(4, (3,), 2).loss(PIXELS),
+        "target must lie in [0, 1], got 255 at [1, 2]",
+    ),
+    (
+        "target of a model with another decoder",
+        lambda: with_decoder(models.VAE(4, (3,), 2)).nll(X(3, 2), PIXELS),
+        "target must lie in [0, 1], got 255 at [1, 2]",
+    ),
+    (
+        "target of a regressor",
+        lambda: models.Regressor(4, 2, (3,)).loss(PIXELS, X(3, 2)),
+        "target must lie in [0, 1], got 255 at [1, 2]",
     ),
     (
         "elbo batch",
@@ -248,8 +302,9 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     ("module samples", lambda: nn.Reparameterize(0), "num_samples must be at least 1, got 0"),
 ]
 
+VALUES = [e[0] for e in ERRORS if e[0] == "sigma tensor" or e[2].find("must lie in [0, 1]") >= 0]
 # Only values of tensors are unknown when traced.
-KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("sigma tensor", "device", "hidden device")]
+KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("device", "hidden device", *VALUES)]
 
 
 @pytest.mark.parametrize(("call", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
@@ -270,7 +325,7 @@ def test_error_of_something_that_is_no_generator() -> None:
 
 
 # Nothing but values of tensors is unknown under a transform, and modules and distributions check outside of it.
-CHECKED_UNDER_TRANSFORMS = [e for e in ERRORS if e[0] != "sigma tensor"]
+CHECKED_UNDER_TRANSFORMS = [e for e in ERRORS if e[0] not in VALUES]
 
 
 @pytest.mark.parametrize("call", [e[1] for e in CHECKED_UNDER_TRANSFORMS], ids=[e[0] for e in CHECKED_UNDER_TRANSFORMS])
@@ -281,3 +336,19 @@ def test_error_under_transforms(call: Callable[[], object]) -> None:
 
     with pytest.raises(ValueError, match=r"got "):
         torch.func.grad(transformed)(torch.zeros(()))
+
+
+def test_target_that_is_no_probability_is_found_in_compiled_code() -> None:
+    torch._dynamo.reset()
+    call = torch.compile(lambda l, x: fastvae.sigmoid_cross_entropy(l, x, check_target=True), fullgraph=True)
+    logits = X(3, 4, requires_grad=True)
+    assert call(logits, PIXELS.clamp(0, 1)).shape == (3,)
+    with pytest.raises(ValueError, match=r"target must lie in \[0, 1\], got 255 at \[1, 2\]"):
+        call(logits, PIXELS)
+
+
+def test_target_is_not_looked_at_unless_asked_for() -> None:
+    with torch.profiler.profile() as profile:
+        fastvae.sigmoid_cross_entropy(X(3, 4), PIXELS)
+        fastvae.sigmoid_cross_entropy(X(3, 4), PIXELS.byte(), check_target=True)  # bytes need no look
+    assert not any("aminmax" in event.key for event in profile.key_averages())

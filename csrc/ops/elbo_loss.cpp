@@ -12,7 +12,8 @@ namespace fastvae::ops {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     const Tensor& logits, const Tensor& target, const Tensor& mu, const Tensor& logvar,
-    const MaybeTensor& beta, double beta_value, c10::string_view reduction_name, bool with_grad) {
+    const MaybeTensor& beta, double beta_value, c10::string_view reduction_name, bool with_grad,
+    bool check_target) {
   const char* op = "fastvae.elbo_loss";
   const Reduction reduction = parse_reduction(op, reduction_name);
   const bool has_samples = check_samples(op, "logits", logits, target);
@@ -27,6 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
                       beta->sym_sizes());
     check_same_device(op, "logits", logits, "beta", *beta);
   }
+  if (check_target) check_probabilities(op, target);
   const double known_beta = host_value(beta, beta_value);
   TORCH_CHECK_VALUE(std::isfinite(known_beta), op, ": beta must be finite, got ", known_beta);
 
@@ -67,10 +69,11 @@ struct ElboLoss : Function<ElboLoss> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
                                const Tensor& mu, const Tensor& logvar, const MaybeTensor& beta,
-                               double beta_value, c10::string_view reduction_name, bool with_grad) {
+                               double beta_value, c10::string_view reduction_name, bool with_grad,
+                               bool check_target) {
     auto [loss, reconstruction, kl, grad_logits] =
         call<elbo_loss_forward>("fastvae::elbo_loss_forward", logits, target, mu, logvar, beta,
-                                beta_value, reduction_name, with_grad);
+                                beta_value, reduction_name, with_grad, check_target);
     // None of the results: who gets them may write to them, and a saved result would keep this
     // node, which keeps it.
     ctx->save_for_backward({logits, target, mu, logvar, beta.value_or(Tensor())});
@@ -148,6 +151,7 @@ struct ElboLoss : Function<ElboLoss> {
             grad_beta,
             Tensor(),
             Tensor(),
+            Tensor(),
             Tensor()};
   }
 
@@ -162,11 +166,11 @@ struct ElboLoss : Function<ElboLoss> {
 std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
-                                             c10::string_view reduction) {
+                                             c10::string_view reduction, bool check_target) {
   const bool with_grad =
       writes_grad(logits.requires_grad(), logits, parse_reduction("fastvae.elbo_loss", reduction));
-  const variable_list out =
-      ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction, with_grad);
+  const variable_list out = ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction,
+                                            with_grad, check_target);
   return {out[0], out[1], out[2]};
 }
 

@@ -28,7 +28,7 @@ bool is_reduced(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at
 
 // True if there is a K.
 bool check_linear(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-                  const Tensor& target) {
+                  const Tensor& target, bool check_target_values) {
   const char* op = "fastvae.linear_sigmoid_cross_entropy";
   check_floating(op, "hidden", hidden);
   check_target(op, target);
@@ -58,6 +58,7 @@ bool check_linear(const Tensor& hidden, const Tensor& weight, const MaybeTensor&
                       ": bias must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
                       bias->scalar_type());
   }
+  if (check_target_values) check_probabilities(op, target);
   return hidden.dim() == 3;
 }
 
@@ -241,8 +242,9 @@ Tensor empty_rows(const Tensor& hidden, const Tensor& target) {
 std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hidden,
                                                                 const Tensor& weight,
                                                                 const MaybeTensor& bias,
-                                                                const Tensor& target, bool keep) {
-  const bool has_samples = check_linear(hidden, weight, bias, target);
+                                                                const Tensor& target, bool keep,
+                                                                bool check_target) {
+  const bool has_samples = check_linear(hidden, weight, bias, target, check_target);
   Tensor out = empty_rows(hidden, target);
   c10::SymDimVector size{0};
   if (keep) {
@@ -264,8 +266,8 @@ std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hi
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
     const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool mean, std::array<bool, 3> mask) {
-  const bool has_samples = check_linear(hidden, weight, bias, target);
+    bool mean, std::array<bool, 3> mask, bool check_target) {
+  const bool has_samples = check_linear(hidden, weight, bias, target, check_target);
   Tensor out = empty_rows(hidden, target);
   if (out.is_meta())
     return {out, empty_like_if(hidden, mask[0]), empty_like_if(weight, mask[1]),

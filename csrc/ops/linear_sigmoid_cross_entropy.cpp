@@ -24,7 +24,7 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                                const MaybeTensor& bias, const Tensor& target, Reduction reduction,
-                               bool with_grad, bool keep) {
+                               bool with_grad, bool keep, bool check_target) {
     const std::array<bool, 3> wanted = {hidden.requires_grad(), weight.requires_grad(),
                                         bias.has_value() && bias->requires_grad()};
     Tensor rows, logits;
@@ -32,10 +32,11 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
     if (with_grad)
       std::tie(rows, grads[0], grads[1], grads[2]) = call<linear_sigmoid_cross_entropy_with_grad>(
           "fastvae::linear_sigmoid_cross_entropy_with_grad", hidden, weight, bias, target,
-          reduction == Reduction::mean, wanted);
+          reduction == Reduction::mean, wanted, check_target);
     else
       std::tie(rows, logits) = call<linear_sigmoid_cross_entropy_forward>(
-          "fastvae::linear_sigmoid_cross_entropy_forward", hidden, weight, bias, target, keep);
+          "fastvae::linear_sigmoid_cross_entropy_forward", hidden, weight, bias, target, keep,
+          check_target);
     ctx->save_for_backward(
         {hidden, weight, bias.value_or(Tensor()), target, if_wanted(keep, logits)});
     if (with_grad)
@@ -86,6 +87,7 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
             if_wanted(wanted[3], g[3]),
             Tensor(),
             Tensor(),
+            Tensor(),
             Tensor()};
   }
 };
@@ -94,14 +96,15 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
 
 Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
-                                    c10::string_view reduction) {
+                                    c10::string_view reduction, bool check_target) {
   const Reduction parsed = parse_reduction("fastvae.linear_sigmoid_cross_entropy", reduction);
   const bool any = hidden.requires_grad() || weight.requires_grad() ||
                    (bias.has_value() && bias->requires_grad());
   const bool with_grad = writes_grad(any && !target.requires_grad(), hidden, parsed);
   const bool keep = graph_wanted() && !with_grad && (any || target.requires_grad()) &&
                     keeps_logits(hidden, weight);
-  return LinearSigmoidCrossEntropy::apply(hidden, weight, bias, target, parsed, with_grad, keep)[0];
+  return LinearSigmoidCrossEntropy::apply(hidden, weight, bias, target, parsed, with_grad, keep,
+                                          check_target)[0];
 }
 
 }  // namespace fastvae::ops

@@ -26,14 +26,28 @@ Tensor sigmoid_cross_entropy_rows(const Tensor& logits, const Tensor& target, bo
   return out;
 }
 
-Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target) {
-  const bool has_samples = check_samples("fastvae.sigmoid_cross_entropy", "logits", logits, target);
+namespace {
+
+// True if there is a K.
+bool check(const Tensor& logits, const Tensor& target, bool check_target) {
+  const char* op = "fastvae.sigmoid_cross_entropy";
+  const bool has_samples = check_samples(op, "logits", logits, target);
+  if (check_target) check_probabilities(op, target);
+  return has_samples;
+}
+
+}  // namespace
+
+Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target,
+                                     bool check_target) {
+  const bool has_samples = check(logits, target, check_target);
   return sigmoid_cross_entropy_rows(logits, target, has_samples, 1, {});
 }
 
 std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
-                                                           const Tensor& target, bool mean) {
-  const bool has_samples = check_samples("fastvae.sigmoid_cross_entropy", "logits", logits, target);
+                                                           const Tensor& target, bool mean,
+                                                           bool check_target) {
+  const bool has_samples = check(logits, target, check_target);
   Tensor grad_logits = grad_like(logits, true);
   double scale = 1;
   if (mean && !logits.is_meta())
@@ -91,14 +105,15 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& target,
-                               Reduction reduction, bool with_grad) {
+                               Reduction reduction, bool with_grad, bool check_target) {
     Tensor rows, grad_logits;
     if (with_grad)
-      std::tie(rows, grad_logits) = call<sigmoid_cross_entropy_with_grad>(
-          "fastvae::sigmoid_cross_entropy_with_grad", logits, target, reduction == Reduction::mean);
+      std::tie(rows, grad_logits) =
+          call<sigmoid_cross_entropy_with_grad>("fastvae::sigmoid_cross_entropy_with_grad", logits,
+                                                target, reduction == Reduction::mean, check_target);
     else
       rows = call<sigmoid_cross_entropy_forward>("fastvae::sigmoid_cross_entropy_forward", logits,
-                                                 target);
+                                                 target, check_target);
     ctx->save_for_backward({logits, target});
     if (with_grad) keep_written(ctx, {grad_logits});
     ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
@@ -124,17 +139,17 @@ struct SigmoidCrossEntropy : Function<SigmoidCrossEntropy> {
           sigmoid_cross_entropy_kernel_grads(ctx, per_row, grads[0], logits, target, wanted);
     }
     return {if_wanted(wanted[0], grad_logits), if_wanted(wanted[1], grad_target), Tensor(),
-            Tensor()};
+            Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target,
-                             c10::string_view reduction) {
+Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target, c10::string_view reduction,
+                             bool check_target) {
   const Reduction parsed = parse_reduction("fastvae.sigmoid_cross_entropy", reduction);
-  return SigmoidCrossEntropy::apply(logits, target, parsed,
-                                    writes_grad(logits.requires_grad(), logits, parsed))[0];
+  return SigmoidCrossEntropy::apply(
+      logits, target, parsed, writes_grad(logits.requires_grad(), logits, parsed), check_target)[0];
 }
 
 }  // namespace fastvae::ops

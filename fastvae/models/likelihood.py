@@ -56,10 +56,13 @@ class Likelihood(nn.Module):
         """-log P(x): ``decoded [B, *E]`` or ``[K, B, *E]`` and ``x [B, *E]`` to ``[B]`` or ``[K, B]``, nats.
 
         ``sigma`` stands in for the model's own, as in a schedule.
+
+        Raises:
+            ValueError: a value of x outside [0, 1] (Bernoulli; on a GPU a device-side assertion).
         """
         if self.name == "bernoulli":
             self._refuse(sigma)
-            return sigmoid_cross_entropy(decoded, x, reduction=reduction)
+            return sigmoid_cross_entropy(decoded, x, reduction=reduction, check_target=True)
         return gaussian_nll(decoded, x, sigma=self.sigma if sigma is None else sigma, reduction=reduction)
 
     def nll_through(
@@ -72,7 +75,7 @@ class Likelihood(nn.Module):
             self._refuse(sigma)
             for layer in list(layers)[:-1]:
                 h = layer(h)
-            return linear_sigmoid_cross_entropy(h, last.weight, last.bias, x, reduction=reduction)
+            return linear_sigmoid_cross_entropy(h, last.weight, last.bias, x, reduction=reduction, check_target=True)
         return self.nll(layers(h).unflatten(-1, x.shape[1:]), x, sigma=sigma, reduction=reduction)
 
     def _refuse(self, sigma: float | Tensor | None) -> None:
