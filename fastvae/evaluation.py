@@ -267,7 +267,7 @@ def log_likelihood(
     _check_condition(model, images, condition)
     # Of each sample, two layers' activations are there at a time, but never the logits; of z itself, its copies in the
     # weights.
-    number = max(4, next(model.parameters()).element_size())
+    number = max([4, *(parameter.element_size() for parameter in model.parameters())])
     pixels = 0 if model.likelihood == "bernoulli" else model.pixels
     sample_bytes = number * (2 * max(*model.hidden, pixels, model.latent_dim) + 4 * model.latent_dim)
     batch_size = max(1, min(batch_size, memory // sample_bytes, len(images)))

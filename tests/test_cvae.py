@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_vae import replica
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 import fastvae
@@ -258,3 +259,22 @@ def test_models_given_labels_compile_without_a_graph_break(kind):
     for wrong, message in ((4, "smaller than num_classes"), (-1, "non-negative")):
         with pytest.raises(RuntimeError, match=message):
             loss(x, labels.clone().fill_(wrong))
+
+
+@pytest.mark.parametrize("kind", [CVAE, Regressor])
+@pytest.mark.parametrize("options", [{}, {"condition_classes": 4}], ids=["images", "labels"])
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantized tensor creation")
+def test_networks_are_fed_the_dtype_of_their_own_weights(kind, options, x, condition):
+    condition = torch.tensor([3, 0, 1, 1, 2, 0]) if options else condition
+    quantized = torch.ao.quantization.quantize_dynamic(small(kind, **options), {torch.nn.Linear})
+    copy = replica(small(kind, **options).double())
+    mixed = small(kind, likelihood="gaussian", learn_sigma=True, **options).bfloat16()
+    mixed.output.float()
+    for model, dtype in ((quantized, torch.float32), (copy, torch.float64), (mixed, torch.bfloat16)):
+        if kind is Regressor:
+            assert model(condition).dtype == model.predict(condition).dtype == dtype
+            assert model.loss(x, condition).isfinite()
+            continue
+        assert model.encode(x, condition)[0].dtype == model(x, condition).decoded.dtype == dtype
+        assert model.sample(condition, 2).dtype == model.reconstruct(x, condition).dtype == dtype
+        assert model.loss(x, condition).loss.isfinite()

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import fastvae
 from fastvae.models import VAE, VAEOutput
@@ -288,3 +289,112 @@ def test_loss_compiles_for_a_beta_that_changes():
         expected = model.loss(x, beta).loss
         torch.manual_seed(1)
         torch.testing.assert_close(compiled(x, beta), expected)
+
+
+def replica(module):
+    """What DataParallel makes of a module for each device: its parameters are plain attributes of tensors."""
+    copy = module._replicate_for_data_parallel()
+    copy._former_parameters = {}
+    for name, child in module._modules.items():
+        setattr(copy, name, None if child is None else replica(child))
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            copy._parameters[name] = None
+        else:
+            setattr(copy, name, parameter.clone())
+            copy._former_parameters[name] = getattr(copy, name)
+    return copy
+
+
+class WithoutParameters(nn.Module):
+    """An encoder that computes the moments of a code of two from the pixels as they are."""
+
+    def forward(self, x):
+        return torch.cat([x[:, :2], x[:, :2] - 1], 1)
+
+
+def learned_sigma_in_float32():
+    model = small_vae(likelihood="gaussian", learn_sigma=True).bfloat16()
+    model.output.float()
+    return model
+
+
+def first_layer_parametrised():
+    model = small_vae().double()
+    parametrizations.weight_norm(model.encoder[0])
+    parametrizations.weight_norm(model.decoder[-1])
+    return model
+
+
+def pruned():
+    model = small_vae().double()
+    prune.l1_unstructured(model.encoder[0], "weight", 0.5)
+    return model
+
+
+def without_encoder_parameters():
+    model = VAE((4, 5), (), 2).double()
+    model.encoder = WithoutParameters()
+    return model
+
+
+def frozen():
+    """Weights that are buffers."""
+    model = small_vae().double()
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantized tensor creation")
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda: torch.ao.quantization.quantize_dynamic(small_vae(), {nn.Linear}), torch.float32),
+        (lambda: replica(small_vae().double()), torch.float64),
+        (lambda: replica(small_vae(likelihood="gaussian", learn_sigma=True)), torch.float32),
+        (learned_sigma_in_float32, torch.bfloat16),
+        (first_layer_parametrised, torch.float64),
+        (pruned, torch.float64),
+        (without_encoder_parameters, torch.float64),
+        (frozen, torch.float64),
+    ],
+    ids=["quantized", "replica", "replica with sigma", "sigma", "parametrised", "pruned", "no encoder", "frozen"],
+)
+def test_networks_are_fed_the_dtype_of_their_own_weights(make, dtype):
+    """A DataParallel replica and a quantised model have no parameters, and the first of a model may be its sigma."""
+    model = make()
+    for x in (images(6, 4, 5), images(6, 4, 5) / 255, images(6, 4, 5) > 127):
+        mu, logvar = model.encode(x)
+        assert mu.dtype == logvar.dtype == dtype
+        assert model(x).decoded.dtype == dtype
+        assert model.reconstruct(x).dtype == dtype
+        assert model.loss(x).loss.isfinite()
+    assert model.sample(3).dtype == dtype
+    # As an nn.Sequential of the two networks does with the numbers that they read.
+    expected = model.encoder((images(6, 4, 5).to(dtype) / 255).flatten(1))
+    torch.testing.assert_close(torch.cat(model.encode(images(6, 4, 5)), -1), expected)
+
+
+def test_a_model_without_weights_takes_numbers_as_they_are():
+    model = VAE((4, 5), (), 2)
+    model.encoder, model.decoder = WithoutParameters(), nn.Upsample(20)
+    model.decoder.forward = lambda z: z.repeat_interleave(10, -1)
+    for x, dtype in ((images(6, 4, 5), torch.float32), (images(6, 4, 5).double(), torch.float64)):
+        assert model.encode(x)[0].dtype == model.reconstruct(x).dtype == dtype
+    assert model.sample(3).dtype == torch.float32
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model.encode(images(6, 4, 5))[0].dtype == model.sample(3).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_functional_call_feeds_the_dtype_of_the_weights_that_it_is_given():
+    model = small_vae()
+    weights = {name: p.double() for name, p in model.named_parameters()}
+    output = torch.func.functional_call(model, weights, (images(6, 4, 5),))
+    assert output.decoded.dtype == output.mu.dtype == torch.float64

@@ -28,6 +28,7 @@ from fastvae.models.networks import (
     check_shape,
     encoder,
     initialise_as_doersch,
+    input_dtype,
     mlp,
     sizes,
     split,
@@ -54,9 +55,9 @@ class _ConditionNetwork(nn.Module):
         return joins_encoder, self.to_decoder(joins_encoder)
 
     def _numbers(self, condition: Tensor) -> Tensor:
-        dtype = next(self.parameters()).dtype
+        networks = self.to_encoder, self.to_decoder
         if self.shape is not None:
-            return as_input("condition", condition, self.shape, dtype)
+            return as_input("condition", condition, self.shape, *networks)
         assert self.classes is not None
         if condition.dim() != 1 or condition.is_floating_point() or condition.dtype == torch.bool:
             raise ValueError(
@@ -68,7 +69,7 @@ class _ConditionNetwork(nn.Module):
             low, high = (int(bound) for bound in labels.aminmax())
             if low < 0 or high >= self.classes:
                 raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {low if low < 0 else high}")
-        return one_hot(labels, self.classes).to(dtype)
+        return one_hot(labels, self.classes).to(input_dtype(labels, *networks))
 
 
 def _joined_layer(hidden: Sequence[int]) -> int:
@@ -203,6 +204,9 @@ class CVAE(LatentVariableModel):
                 f"there must be a condition for each sample, got {len(condition)} for a batch {list(batch)}"
             )
         return joins
+
+    def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [self.encoder_below, self.encoder_above], [self.decoder_below, self.decoder_above]
 
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         assert joins is not None

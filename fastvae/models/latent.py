@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from fastvae import objectives
 from fastvae.models.likelihood import Likelihood, LikelihoodName
-from fastvae.models.networks import Activation, Preset, as_input, check_network, check_shape, sizes
+from fastvae.models.networks import Activation, Preset, as_input, check_network, check_shape, first_weight, sizes
 from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl
 
 
@@ -142,15 +142,22 @@ class LatentVariableModel(nn.Module):
         with torch.no_grad():
             return ELBO(loss, reconstruction.mean(), gaussian_kl(mu, logvar, reduction="mean"))
 
+    def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Those that x goes through, then those that z goes through, each in that order."""
+        raise NotImplementedError
+
     def _prior(self, shape: Sequence[int], generator: Generator | None) -> Tensor:
         # N(0, I) through the operator: its noise is the same on every device, torch.randn's is not.
-        # Not new_zeros: of a parameter that is sharded, it would be sharded.
-        like = next(self.parameters())
-        zeros = torch.zeros(*shape, self.latent_dim, dtype=like.dtype, device=like.device)
+        # Not new_zeros: of a weight that is sharded, it would be sharded.
+        encoder, decoder = self._networks()
+        like = first_weight(*decoder, *encoder)
+        dtype, device = (None, None) if like is None else (like.dtype, like.device)
+        zeros = torch.zeros(*shape, self.latent_dim, dtype=dtype, device=device)
         return reparameterize(zeros, zeros, generator=generator)
 
     def _as_input(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return as_input(name, x, shape, next(self.parameters()).dtype)
+        encoder, decoder = self._networks()
+        return as_input(name, x, shape, *encoder, *decoder)
 
     def _check_code(self, z: Tensor) -> None:
         if z.dim() == 0 or z.shape[-1] != self.latent_dim:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -15,6 +15,8 @@ Preset = Literal["doersch"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 # Doersch's code: the standard deviation of a weight, and how many of a unit's inputs each output keeps on average.
 _DOERSCH_DEVIATION, _DOERSCH_CONNECTIONS = 0.1, 15
+# What a layer may take: a quantised weight has another dtype than its layer's input.
+_NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class MomentHeads(nn.Module):
@@ -130,8 +132,38 @@ def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected [{expected}]")
 
 
-def as_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``x [B, *shape]`` as ``[B, D]`` of ``dtype``: uint8 as x/255, bool as 0 or 1.
+def first_weight(*networks: nn.Module) -> Tensor | None:
+    """The first tensor of numbers that the networks compute with, in that order: its dtype and device are theirs.
+
+    It is a parameter or, where a network has none, a buffer or a plain attribute, as the weights of a ``DataParallel``
+    replica are. Quantised layers have none at all.
+    """
+    for network in networks:
+        for tensors in (network.parameters(), network.buffers(), _attributes(network)):
+            for tensor in tensors:
+                if tensor.dtype in _NUMBERS:
+                    return tensor
+    return None
+
+
+def _attributes(network: nn.Module) -> Iterator[Tensor]:
+    return (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
+    """What the first of the networks takes ``x`` in: the dtype of its weights, or of those after it.
+
+    Without any weights, floating-point numbers stay as they are and others get torch's default dtype, as in an
+    ``nn.Sequential`` that is given ``x / 255``.
+    """
+    weight = first_weight(*networks)
+    if weight is not None:
+        return weight.dtype
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
+def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module) -> Tensor:
+    """``x [B, *shape]`` as ``[B, D]`` of the dtype for these networks (:func:`input_dtype`): uint8 as x/255, bool as 0 or 1.
 
     Raises:
         ValueError: another shape (the message names both), or a dtype that is none of those nor floating point.
@@ -139,4 +171,5 @@ def as_input(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -
     check_shape(name, x, shape)
     if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
         raise ValueError(f"{name} must be uint8, bool or floating point, not {x.dtype}")
+    dtype = input_dtype(x, *networks)
     return (x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)).flatten(1)

@@ -120,6 +120,9 @@ class VAE(LatentVariableModel):
         """
         return self._nll(z, None, x, "none")
 
+    def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [self.encoder], [self.decoder]
+
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         return self.encode(x)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastvae.data import join_column, split_column
 from fastvae.models import CVAE, VAE, Model
+from fastvae.models.networks import first_weight
 from fastvae.training.config import TrainConfig
 
 
@@ -52,7 +53,8 @@ def sample(
         return model.sample(num, generator)
     if condition is None:
         assert model.condition_classes is not None
-        condition = torch.arange(model.condition_classes, device=next(model.parameters()).device)
+        weight = first_weight(model)
+        condition = torch.arange(model.condition_classes, device=None if weight is None else weight.device)
     many = condition[torch.arange(num, device=condition.device) % len(condition)]
     made = model.sample(many, generator=generator) if isinstance(model, CVAE) else model.predict(many)
     return join_column(made, many) if config.completes else made
