@@ -278,3 +278,66 @@ def test_networks_are_fed_the_dtype_of_their_own_weights(kind, options, x, condi
         assert model.encode(x, condition)[0].dtype == model(x, condition).decoded.dtype == dtype
         assert model.sample(condition, 2).dtype == model.reconstruct(x, condition).dtype == dtype
         assert model.loss(x, condition).loss.isfinite()
+
+
+def test_vmap_over_labels_is_a_loop_over_them():
+    model, regressor = (small(kind, condition_classes=4) for kind in (CVAE, Regressor))
+    labels = torch.tensor([[3, 0], [1, 1], [2, 0]])
+    x, z = images(3, 2, 4, 5), torch.randn(3, 2, 3)
+    for function, inputs in (
+        (model.encode, (x, labels)),
+        (model.decode, (z, labels)),
+        (model.nll, (z, x, labels)),
+        (regressor, (labels,)),
+        (regressor.nll, (x, labels)),
+        (regressor.predict, (labels,)),
+    ):
+        expected = [function(*parts) for parts in zip(*inputs, strict=True)]
+        mapped = torch.func.vmap(function)(*inputs)
+        if isinstance(mapped, torch.Tensor):
+            mapped, expected = (mapped,), [(e,) for e in expected]
+        for a, b in zip(mapped, zip(*expected, strict=True), strict=True):
+            torch.testing.assert_close(a, torch.stack(b))
+    # Of no images' own: the same for all of them.
+    torch.testing.assert_close(
+        torch.func.vmap(lambda c: model.encode(x[0], c)[0])(labels),
+        torch.stack([model.encode(x[0], c)[0] for c in labels]),
+    )
+    losses = torch.func.vmap(lambda x, c: model.loss(x, c).kl, randomness="different")(x, labels)
+    torch.testing.assert_close(losses, torch.stack([model.loss(*one).kl for one in zip(x, labels, strict=True)]))
+    for wrong in (labels + 1, labels - 1):
+        with pytest.raises(RuntimeError, match=r"index (4|-1) is out of bounds"):
+            torch.func.vmap(regressor)(wrong)
+
+
+@pytest.mark.parametrize("kind", [CVAE, Regressor])
+def test_gradients_of_each_sample_given_its_label(kind):
+    model = small(kind, condition_classes=4)
+    labels, x = torch.tensor([3, 0, 1, 1, 2, 0]), images(BATCH, 4, 5)
+    weights = dict(model.named_parameters())
+
+    def loss(weights, x, label):
+        total = torch.func.functional_call(LossOf(model), {f"model.{n}": w for n, w in weights.items()}, (x, label))
+        return total.sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0), randomness="different")(
+        weights, x[:, None], labels[:, None]
+    )
+    name = "condition.to_encoder.0.weight"
+    for i in range(BATCH):
+        model.zero_grad()
+        LossOf(model)(x[i : i + 1], labels[i : i + 1]).sum().backward()
+        torch.testing.assert_close(each[name][i], weights[name].grad)
+
+
+class LossOf(torch.nn.Module):
+    """A loss without noise as a module."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, label):
+        if isinstance(self.model, Regressor):
+            return self.model.nll(x, label)
+        return self.model.nll(self.model.encode(x, label)[0], x, label)

@@ -64,12 +64,17 @@ class _ConditionNetwork(nn.Module):
                 f"condition must be labels, integers [B], got {condition.dtype} of shape {list(condition.shape)}"
             )
         labels = condition.long()
+        dtype = input_dtype(labels, *networks)
+        if torch._C._are_functorch_transforms_active():
+            # Nobody may look at them here, and one_hot would give zeros for a label that is none; scatter does not.
+            zeros = torch.zeros(*labels.shape, self.classes, dtype=dtype, device=labels.device)
+            return zeros.scatter(-1, labels.unsqueeze(-1), 1)
         # Elsewhere, and in compiled code, which may not look at them, one_hot itself sees to their range.
         if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in labels.aminmax())
             if low < 0 or high >= self.classes:
                 raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {low if low < 0 else high}")
-        return one_hot(labels, self.classes).to(input_dtype(labels, *networks))
+        return one_hot(labels, self.classes).to(dtype)
 
 
 def _joined_layer(hidden: Sequence[int]) -> int:

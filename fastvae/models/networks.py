@@ -163,7 +163,7 @@ def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
 
 
 def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module) -> Tensor:
-    """``x [B, *shape]`` as ``[B, D]`` of the dtype for these networks (:func:`input_dtype`): uint8 as x/255, bool as 0 or 1.
+    """``x [B, *shape]`` as ``[B, D]`` of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1.
 
     Raises:
         ValueError: another shape (the message names both), or a dtype that is none of those nor floating point.
