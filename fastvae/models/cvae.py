@@ -36,6 +36,8 @@ from fastvae.models.networks import (
 from fastvae.objectives import Gradient
 from fastvae.ops import ELBO
 
+_COLUMN = 28  # pixels of the column that the tutorial's networks are given
+
 
 class _ConditionNetwork(nn.Module):
     """``[B, *C]`` or labels ``[B]`` to what joins the encoder ``[B, h]`` and the decoder ``[B, hn]``, before ReLU."""
@@ -82,13 +84,11 @@ def _joined_layer(hidden: Sequence[int]) -> int:
 
 
 def _condition(shape: int | Sequence[int] | None, classes: int | None) -> tuple[tuple[int, ...] | None, int | None]:
-    if (shape is None) == (classes is None):
-        raise ValueError(
-            f"give exactly one of condition_shape and condition_classes, got {'neither' if shape is None else 'both'}"
-        )
-    if shape is None:
-        return None, sizes("condition_classes", classes or 0)[0]
-    shape = sizes("condition_shape", shape)
+    if classes is not None:
+        if shape is not None:
+            raise ValueError(f"give at most one of condition_shape and condition_classes, got {shape} and {classes}")
+        return None, sizes("condition_classes", classes)[0]
+    shape = sizes("condition_shape", _COLUMN if shape is None else shape)
     if not shape:
         raise ValueError("condition_shape must name at least one dimension, not ()")
     return shape, None
@@ -100,7 +100,7 @@ class CVAE(LatentVariableModel):
     Args:
         data_shape: the event E of x, as one size or a sequence of sizes.
         condition_shape: C, the shape of one condition, likewise: any numbers, e.g. pixels that are known, or an image
-            and its mask side by side.
+            and its mask side by side. It is 28 by default, unless ``condition_classes`` is given.
         condition_classes: instead of that, the number of classes: conditions are labels, integers ``[B]``.
         hidden: widths of the hidden layers, at least one.
         latent_dim: L.
@@ -109,11 +109,11 @@ class CVAE(LatentVariableModel):
 
     A condition is ``[B, *C]``: uint8 read as c/255, bool or floating point; or labels ``[B]``.
 
-    The defaults but for ``preset`` are the tutorial's network: 27 of the 28 columns of a digit given the one in the
-    middle, with 3,506,316 parameters.
+    The defaults are the sizes of the tutorial's network: 27 of the 28 columns of a digit given the one in the middle,
+    with 3,506,316 parameters.
 
     Raises:
-        ValueError: as ``VAE``; not exactly one of the two kinds of conditions; no hidden layer.
+        ValueError: as ``VAE``; both of the two kinds of conditions; no hidden layer.
 
     Source: Doersch 2016 (arXiv:1606.05908), sec. 3, eq. 12 to 15, and sec. 5.
     """
@@ -318,8 +318,7 @@ class Regressor(nn.Module):
     """The same without z: it predicts each pixel's mean given c, and so blurs what c leaves open.
 
     Args:
-        data_shape: and the rest as for :class:`CVAE`. The defaults have the tutorial's 2,100,756 parameters with
-            ``condition_shape=28``.
+        data_shape: and the rest as for :class:`CVAE`. By default it has the tutorial's 2,100,756 parameters.
 
     Raises:
         ValueError: as ``CVAE``.
