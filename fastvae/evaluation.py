@@ -23,11 +23,12 @@ from fastvae.data import Batches
 from fastvae.files import replacing
 from fastvae.models import CVAE, VAE, Model, Regressor
 from fastvae.models.networks import one_of
-from fastvae.ops import gaussian_kl, reparameterize
+from fastvae.ops import gaussian_kl, reparameterize, serializable
 
 Proposal = Literal["posterior", "prior"]
 
 
+@serializable
 class ELBOReport(NamedTuple):
     """Means over a data set, per image."""
 
@@ -44,6 +45,7 @@ class ELBOReport(NamedTuple):
     """Nats, of ``elbo``; None where only its mean is known, as of the steps of a training."""
 
 
+@serializable
 class LikelihoodReport(NamedTuple):
     """The importance-weighted bound of log P(x): means over a data set, per image."""
 
@@ -64,6 +66,7 @@ class LikelihoodReport(NamedTuple):
     """N."""
 
 
+@serializable
 class LatentReport(NamedTuple):
     """What each dimension of the code carries."""
 

@@ -18,10 +18,11 @@ images, but where noise is drawn: it is numbered in the order of the indices. Ot
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor
+from torch.utils import _pytree
 
 from . import _C as _C  # registers the operators
 from . import reference
@@ -43,6 +44,22 @@ for _draw in ("reparameterize_forward", "sample_kl_forward", "binarize_forward")
     torch.fx.node.has_side_effect(getattr(torch.ops.fastvae, _draw).default)
 
 
+_Named = TypeVar("_Named", bound=type[tuple[Any, ...]])
+
+
+def serializable(named_tuple: _Named) -> _Named:
+    """Names a class of named tuples for ``torch.export.save``, which refuses programs that give one without a name.
+
+    torch has a public function for data classes only; it takes every named tuple apart by itself, and asks for no more
+    than the name. A torch without this one would refuse to save, as it did before.
+    """
+    register = getattr(_pytree, "_register_namedtuple", None)
+    if register is not None:
+        register(named_tuple, serialized_type_name=f"{named_tuple.__module__}.{named_tuple.__qualname__}")
+    return named_tuple
+
+
+@serializable
 class ELBO(NamedTuple):
     """The negative evidence lower bound and its two terms, in nats; ``loss = reconstruction + beta * kl``."""
 

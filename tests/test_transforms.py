@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cases import CASES, Case, as_tuple
 
 import fastvae
-from fastvae import reference
+from fastvae import evaluation, reference
+from fastvae.models import CVAE, VAE, Model, VAEOutput
 
 DETERMINISTIC = [c for c in CASES if not c.name.startswith(("reparameterize", "sample_kl"))]
 each_case = pytest.mark.parametrize("case", DETERMINISTIC, ids=lambda c: c.name)
@@ -96,6 +101,62 @@ def test_export(case: Case) -> None:
     exported = program.module()(*inputs)
     for a, b in zip(exported, case.call(*inputs), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Loss(torch.nn.Module):
+    """A model's loss as its forward."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> fastvae.ELBO:
+        return self.model.loss(*inputs)
+
+
+LOADED = """
+import sys, torch, fastvae
+program, inputs, expected = sys.argv[1:]
+torch.manual_seed(5)
+result = torch.export.load(program).module()(*torch.load(inputs))
+assert type(result) is {kind}, type(result)
+for a, b in zip(result, torch.load(expected), strict=True):
+    torch.testing.assert_close(a, b)
+"""
+
+
+@pytest.mark.parametrize("kind", [VAEOutput, fastvae.ELBO])
+@pytest.mark.parametrize("conditional", [False, True], ids=["VAE", "CVAE"])
+def test_exported_model_is_saved_and_loaded_in_another_process(
+    kind: type[tuple[torch.Tensor, ...]], conditional: bool, tmp_path: Path
+) -> None:
+    model = CVAE(4, 2, (3,), 2) if conditional else VAE(4, (3,), 2)
+    module = model if kind is VAEOutput else Loss(model)
+    inputs = (torch.rand(5, 4), torch.rand(5, 2))[: 1 + conditional]
+    names = [str(tmp_path / name) for name in ("program.pt2", "inputs.pt", "expected.pt")]
+    torch.export.save(torch.export.export(module, inputs), names[0])
+    torch.manual_seed(5)
+    expected = module(*inputs)
+    torch.manual_seed(5)
+    here = torch.export.load(names[0]).module()(*inputs)
+    assert type(here) is type(expected) is kind
+    for a, b in zip(here, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.save(inputs, names[1])
+    torch.save([t.detach() for t in expected], names[2])
+    script = LOADED.format(kind=f"{'fastvae.models' if kind is VAEOutput else 'fastvae'}.{kind.__name__}")
+    result = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_named_tuple_of_results_can_be_written_down() -> None:
+    """What a model and an evaluation give are trees that torch.export and torch.distributed can serialise."""
+    from torch.utils import _pytree as pytree
+
+    reports = [evaluation.ELBOReport, evaluation.LikelihoodReport, evaluation.LatentReport]
+    for kind in (fastvae.ELBO, VAEOutput, *reports):
+        spec = pytree.tree_structure(kind(*[0.0] * len(kind._fields)))
+        assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
 
 
 def test_autocast_keeps_half_inputs_and_float32_sums() -> None:

@@ -12,9 +12,10 @@ from torch import Generator, Tensor, nn
 from fastvae import objectives
 from fastvae.models.likelihood import Likelihood, LikelihoodName
 from fastvae.models.networks import Activation, Preset, as_input, check_network, check_shape, first_weight, sizes
-from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl
+from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl, serializable
 
 
+@serializable
 class VAEOutput(NamedTuple):
     """What one pass through the model gives."""
 
