@@ -17,7 +17,13 @@ images, but where noise is drawn: it is numbered in the order of the indices. Ot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -43,6 +49,67 @@ _binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
 for _draw in ("reparameterize_forward", "sample_kl_forward", "binarize_forward"):
     torch.fx.node.has_side_effect(getattr(torch.ops.fastvae, _draw).default)
 
+
+def _register_flop_formulas() -> None:
+    """The products of :func:`linear_sigmoid_cross_entropy`, which FlopCounterMode does not see, for its count.
+
+    As torch counts: 2 for each multiplication and addition of a matrix product, nothing elementwise. Logits are counted
+    each time they are computed, in the backward pass again where they were not kept. One of two products each is the
+    gradient of the hidden units, and that of the weights.
+    """
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    # Shapes stand in for tensors.
+    def product(hidden: Sequence[int], weight: Sequence[int]) -> int:
+        return 2 * math.prod(hidden) * weight[0]
+
+    def forward(hidden: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+        return product(hidden, weight)
+
+    def with_grad(
+        hidden: Sequence[int], weight: Sequence[int], bias: object, target: object, mean: bool, mask: Sequence[bool],
+        **_: object
+    ) -> int:  # fmt: skip
+        return product(hidden, weight) * (1 + sum(mask[:2]))
+
+    def backward(
+        grad: object, hidden: Sequence[int], weight: Sequence[int], bias: object, target: object, logits: object,
+        mask: Sequence[bool], **_: object
+    ) -> int:  # fmt: skip
+        return product(hidden, weight) * ((logits is None) + sum(mask[:2]))
+
+    for formula in (forward, with_grad, backward):
+        part = getattr(torch.ops.fastvae, f"linear_sigmoid_cross_entropy_{formula.__name__}")
+        if part not in flop_registry:
+            register_flop_formula(part)(formula)
+
+
+class _FlopCounterImport(MetaPathFinder):
+    """Registers the formulas when their register is imported: it may import triton, which takes a while."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _FLOP_COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register_flop_formulas()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+_FLOP_COUNTER = "torch.utils.flop_counter"
+if _FLOP_COUNTER in sys.modules:
+    _register_flop_formulas()
+else:
+    sys.meta_path.insert(0, _FlopCounterImport())
 
 _Named = TypeVar("_Named", bound=type[tuple[Any, ...]])
 

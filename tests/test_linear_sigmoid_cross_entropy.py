@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,9 +12,11 @@ from cases import FLOATS
 from tolerances import UNIT, assert_within
 from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastvae
 from fastvae import reference
+from fastvae.models import CVAE, VAE, Regressor
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -259,3 +263,69 @@ def test_gradients_of_reduced_precision_are_added_up_in_float32() -> None:
     target = torch.zeros(1, outputs).expand(rows * blocks, outputs)
     LINEAR(hidden.flatten(0, 1), weight, None, target).sum().backward()
     torch.testing.assert_close(weight.grad, torch.full_like(weight, 256 + 31 / 2), rtol=2**-8, atol=0)
+
+
+def flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@each_size
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(
+    "wanted", [(True, True, True), (False, True, True), (True, False, False), (False, False, True)]
+)
+def test_flops_are_those_of_the_layer_and_its_loss(size: str, reduction: str, wanted: tuple[bool, ...]) -> None:
+    leaves, target = problem(size, torch.float32)
+    leaves = [t.requires_grad_(w) for t, w in zip([t.detach().to("meta") for t in leaves], wanted, strict=True)]
+    target = target.to("meta")
+
+    def fused() -> None:
+        LINEAR(*leaves, target, reduction=reduction).sum().backward()
+
+    def layer() -> None:
+        torch.nn.functional.linear(*leaves).sum().backward()
+
+    expected = flops(layer)
+    logits = leaves[0].shape[:-1].numel() * leaves[1].shape[0]
+    # Per sample, the backward pass computes logits of more than 16 MiB again.
+    again = 2 * logits * leaves[1].shape[1] if reduction == "none" and 4 * logits > 16 * 2**20 else 0
+    assert flops(fused) == expected + again > 0
+    with torch.no_grad():
+        forward = flops(lambda: torch.nn.functional.linear(*leaves))
+        assert flops(lambda: LINEAR(*leaves, target, reduction=reduction)) == forward
+
+
+@pytest.mark.parametrize("kind", [VAE, CVAE, Regressor])
+def test_flops_of_a_models_loss_are_those_of_its_layers(kind: type[VAE] | type[CVAE] | type[Regressor]) -> None:
+    model = kind()
+    inputs = [torch.rand(3, 784)] if kind is VAE else [torch.rand(3, 28, 27), torch.rand(3, 28)]
+
+    def step() -> None:
+        loss = model.loss(*inputs)  # type: ignore[arg-type]
+        (loss if isinstance(loss, Tensor) else loss.loss).backward()
+
+    fused = flops(step)
+    last = (model.decoder_above if isinstance(model, CVAE) else model.decoder)[-1]
+    last.register_forward_hook(lambda *_: None)  # its logits are made in a pass of their own then
+    assert fused == flops(step)
+
+
+@pytest.mark.parametrize("imports", ["fastvae, torch.utils.flop_counter", "torch.utils.flop_counter, fastvae"])
+def test_flop_formulas_are_there_whichever_is_imported_first(imports: str) -> None:
+    script = f"""
+import sys, torch
+first, second = {imports.split(", ")!r}
+__import__(first)
+assert first != "fastvae" or "torch.utils.flop_counter" not in sys.modules  # which imports triton, where that is
+__import__(second)
+import fastvae, importlib
+from torch.utils.flop_counter import FlopCounterMode
+importlib.reload(fastvae.ops)  # as notebooks do
+with FlopCounterMode(display=False) as counter:
+    fastvae.linear_sigmoid_cross_entropy(torch.rand(2, 3), torch.rand(5, 3), None, torch.rand(2, 5))
+assert counter.get_total_flops() == 2 * 2 * 3 * 5
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
