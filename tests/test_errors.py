@@ -282,7 +282,7 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
         "moments",
         lambda: fastvae.DiagonalGaussian(X(3, 5)),
-        "moments must be [B, 2L] or [B, 2C, H, W], with an even dimension 1, got [3, 5]",
+        "moments must be [B, 2L] or [B, 2C, *E], with an even dimension 1, got [3, 5]",
     ),
     (
         "nll shape",

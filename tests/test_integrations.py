@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import runpy
@@ -191,8 +192,10 @@ def test_diffusers_posterior_has_what_diffusers_own_has() -> None:
     require("diffusers")
     ours, theirs = diffusers_pair(diffusers_moments())
     public = {name for name in dir(theirs) if not name.startswith("_")}
-    # A switch of its constructor, that nothing in AutoencoderKL sets.
-    assert public - {"deterministic"} <= set(dir(ours))
+    assert public <= set(dir(ours))
+    for method in ("__init__", "sample", "kl", "nll", "mode"):
+        names = [inspect.signature(getattr(type(d), method)).parameters for d in (theirs, ours)]
+        assert set(names[0]) <= set(names[1]), method
     for name in ("parameters", "mean", "logvar"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert torch.equal(ours.mode(), theirs.mode())
@@ -242,6 +245,55 @@ def test_diffusers_posterior_samples_alike() -> None:
     (expected,) = torch.autograd.grad((theirs.mean + theirs.std * noise).square().sum(), row)
     # n terms with signs; the sums of their sizes are below 100 times the results.
     torch.testing.assert_close(gradient, expected, rtol=100 * n * U, atol=0)
+
+
+@pytest.mark.parametrize("dims", [[1, 2, 3], (2, 3), [1], [0, 1, 2, 3], [-1]], ids=str)
+def test_diffusers_posterior_sums_over_the_dims_of_diffusers_own(dims: Sequence[int]) -> None:
+    require("diffusers")
+    moments = diffusers_moments()
+    value = torch.randn(6, 4, 4, 4, dtype=torch.float64)
+    results = [posterior.nll(value, dims=dims) for posterior in diffusers_pair(moments)]
+    results[0].sum().backward()
+    gradient, moments.grad = moments.grad, None
+    results[1].sum().backward()
+    for a, b in ((results[0], results[1]), (gradient, moments.grad)):
+        # As above, of sums over the 6 images too. A quotient by e^-30 is all that counts of its sum.
+        torch.testing.assert_close(a, b, rtol=5 * 6 * PIXELS * U, atol=5 * 6 * PIXELS * U * 100)
+
+
+def test_deterministic_diffusers_posterior_is_diffusers_own() -> None:
+    require("diffusers")
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    moments = diffusers_moments().detach()
+    ours, theirs = (
+        kind(parameters=moments, deterministic=True, **options)
+        for kind, options in ((fastvae.DiagonalGaussian, {"clamp": (-30.0, 20.0)}), (DiagonalGaussianDistribution, {}))
+    )
+    for name in ("deterministic", "mean", "logvar", "std", "var"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=0)
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(ours.sample(generator), theirs.sample(generator))
+    assert torch.equal(ours.sample(), ours.mode())
+    # Diffusers' own are one zero, on the CPU; these are one for each image, where the moments are.
+    for a, b in ((ours.kl(), theirs.kl()), (ours.nll(ours.mean), theirs.nll(ours.mean))):
+        assert a.tolist() == [b.item()] * 6
+
+
+def test_diffusers_posterior_takes_a_list_of_generators() -> None:
+    """Both draw a row from its own generator, whatever the others are, and take the only one of a list for all."""
+    require("diffusers")
+    rows = [
+        posterior.sample([torch.Generator().manual_seed(s) for s in (3, 4, 3)])
+        for posterior in diffusers_pair(torch.ones(3, 8, 4, 4))
+    ]
+    for z in rows:
+        assert z.shape == (3, 4, 4, 4)
+        assert torch.equal(z[0], z[2])
+        assert not torch.equal(z[0], z[1])
+    for posterior in diffusers_pair(torch.ones(3, 8, 4, 4)):
+        z = posterior.sample([torch.Generator().manual_seed(3)])
+        assert torch.equal(z, posterior.sample(torch.Generator().manual_seed(3)))
 
 
 def test_diffusers_autoencoder_loads_and_decodes_as_diffusers_own(tmp_path: Path) -> None:
