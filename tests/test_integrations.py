@@ -440,3 +440,40 @@ def test_pyro_distribution_is_pyros_normal() -> None:
     # Sums of 3 elements of 4 terms, each off by a few units of its size.
     torch.testing.assert_close(ours.log_prob(z), normal.log_prob(z), rtol=100 * U, atol=100 * U)
     assert ours.rsample((2, 3)).shape == normal.rsample((2, 3)).shape
+    wide = ours.expand((4, 5))
+    assert isinstance(wide, module.PackedGaussian)
+    assert ours().shape == (5, 3)
+    assert wide().shape == wide.shape() == (4, 5, 3)
+    torch.testing.assert_close(wide.to_event(1).log_prob(z), normal.expand((4, 5)).log_prob(z).sum(-1))
+
+
+@pytest.mark.usefixtures("_double")
+def test_pyro_vectorised_particles_are_the_k_samples_of_the_operators() -> None:
+    module = example("pyro")
+    import pyro
+    from pyro.infer import TraceMeanField_ELBO
+
+    vae = module.DigitsVAE()
+    images = digits(20)
+
+    def by_hand() -> Tensor:
+        mu, logvar = vae.encoder(images / 255).chunk(2, -1)
+        logits = vae.decoder(fastvae.reparameterize(mu, logvar, num_samples=6))
+        return fastvae.elbo_loss(logits, images, mu, logvar, reduction="sum").loss
+
+    particles = TraceMeanField_ELBO(num_particles=6, vectorize_particles=True, max_plate_nesting=1)
+    results = []
+    for loss in (lambda: particles.differentiable_loss(vae.model, vae.guide, images), by_hand):
+        torch.manual_seed(3)
+        value = loss()
+        results.append((value, *torch.autograd.grad(value, list(vae.parameters()))))
+    pyro.clear_param_store()
+    n = 6 * 20 * PIXELS + 4 * 256  # as above, of 6 samples of 20 images
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=100 * n * U * b.abs().max().item())
+
+
+def test_pyro_learns_digits_with_vectorised_particles() -> None:
+    module = example("pyro")
+    low, high = bernoulli_limits()
+    assert low < module.train(epochs=4, particles=3) < high
