@@ -402,11 +402,18 @@ def _identity(model: VAE | CVAE, images: Tensor, condition: Tensor | None, *argu
     return digests | {name: json.dumps(value) for name, value in zip(names, arguments, strict=True)}
 
 
-def _digest(*tensors: Tensor) -> str:
+def _digest(*values: object) -> str:
+    """Of tensors; a quantised layer's state has pairs of them, and what is no tensor, beside."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for value in values:
+        if isinstance(value, tuple):
+            digest.update(_digest(*value).encode())
+        elif isinstance(value, Tensor):
+            digest.update(repr((value.dtype, tuple(value.shape))).encode())
+            plain = value.dequantize() if value.is_quantized else value.detach()
+            digest.update(plain.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
 
 

@@ -256,6 +256,28 @@ def test_partial_file_of_another_evaluation_is_refused(tmp_path, change, name):
     assert file.exists()
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantized tensor creation")
+def test_quantised_model_is_evaluated_and_known_again(tmp_path):
+    """It has no parameters, and a state that is no tensors."""
+    model, other = (
+        torch.ao.quantization.quantize_dynamic(m, {torch.nn.Linear}) for m in (small_vae(), VAE(6, (8,), 3))
+    )
+    x, file = images(), tmp_path / "partial"
+    assert evaluate(model, x, generator=generator()).elbo < 0
+    assert len(evaluate_code(model, x).nats) == model.latent_dim
+
+    def interrupt(done, mean):
+        raise KeyboardInterrupt
+
+    arguments = {"num_samples": 5, "batch_size": 7}
+    expected = log_likelihood(model, x, **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        log_likelihood(model, x, partial=file, progress=interrupt, **arguments)
+    with pytest.raises(ValueError, match="is of another evaluation: model"):
+        log_likelihood(other, x, partial=file, **arguments)
+    assert log_likelihood(model, x, partial=file, **arguments) == expected
+
+
 def test_damaged_partial_file_is_refused(tmp_path):
     file = tmp_path / "partial"
     file.write_bytes(b"no tensors")
