@@ -22,30 +22,28 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class DiagonalGaussian(Distribution):
     """N(mean, diag(exp(logvar))) of moments that an encoder packed into one tensor.
 
-    The two halves are views of ``parameters``, which the operators read in place. It serves where latent diffusion's
-    posteriors do, and where ``torch.distributions`` do; where those two differ:
+    The two halves are views of ``parameters``, which the operators read in place. The class has the interface of latent
+    diffusion's posteriors (diffusers' ``DiagonalGaussianDistribution``) and that of ``torch.distributions``. Where the
+    two differ:
 
-    - ``mode`` is a method, as in diffusers, whose users call it. Who wants a property has ``mean``, the same tensor.
-    - ``sample()`` and ``sample(generator)`` carry gradients, as in diffusers, where training code relies on it: an
-      encoder that got none would go on training in silence, on the KL divergence alone. ``sample(sample_shape)``, with
-      any shape, ``()`` too, carries none, as in ``torch.distributions``, whose code names a shape. ``rsample`` always
-      carries them.
-    - ``kl``, ``nll`` and ``parameters`` are of diffusers, ``log_prob``, ``entropy`` and the shapes of
-      ``torch.distributions``; ``torch.distributions.kl_divergence`` takes another one, or an ``Independent`` of a
-      ``Normal``.
+    - ``mode()`` is a method, as in diffusers. Code that wants a property has ``mean``, which is the same tensor.
+    - ``sample()`` and ``sample(generator)`` carry gradients, as in diffusers, whose training code relies on it: without
+      them an encoder would go on training in silence, on the KL divergence alone. ``sample(sample_shape)`` carries none
+      for any shape, ``()`` included, as in ``torch.distributions``. ``rsample`` always carries gradients.
 
-    A batch is expanded without a copy: ``expand((K, *batch_shape))`` draws K samples of the same moments.
+    ``torch.distributions.kl_divergence`` takes two of them, or one and an ``Independent`` of a ``Normal``.
+    ``expand((K, *batch_shape))`` copies nothing: its samples are K samples of the same moments.
 
     Args:
         parameters: ``[*batch, 2L]`` or ``[*batch, 2C, *E]``, floating point: means, then log variances, along the
             first dimension after the batch.
-        deterministic: whether to stand for the mean alone, as in diffusers: samples are the mean, ``std`` and ``var``
-            are 0, and so are ``kl`` and ``nll``, by convention. There is no density then.
+        deterministic: whether the distribution stands for its mean alone, as in diffusers: samples are the mean, and
+            ``std``, ``var``, ``kl`` and ``nll`` are 0 by convention. It then has no density.
         clamp: optional (low, high) limits of the log variance in nats, low <= high. Outside of them the gradient
             of the log variance is zero, as :func:`torch.clamp` has it.
         batch_dims: how many dimensions the batch has.
-        validate_args: whether to look for NaN in the moments and in the values of ``log_prob``. Not by default, unlike
-            elsewhere in ``torch.distributions``: it is a pass over them, for which the CPU would wait for a GPU.
+        validate_args: whether to refuse NaN in the moments and in the values of ``log_prob``. Unlike elsewhere in
+            ``torch.distributions`` it is off by default: it takes a pass over them and waits for a GPU.
 
     ``parameters`` is what was given, without the clamp.
 
@@ -198,10 +196,10 @@ class DiagonalGaussian(Distribution):
         """A sample (:func:`fastvae.reparameterize`), with its gradient unless a shape is given.
 
         Args:
-            sample_shape: how many samples, ``[*sample_shape, *batch, *E]``, without a gradient then; or, as in
-                diffusers, the generator.
-            generator: the source of the noise; or a list of them, one for each element of the batch, whose sample then
-                does not depend on the others. The only one of a list serves them all.
+            sample_shape: the shape of the samples to draw, ``[*sample_shape, *batch, *E]``; they have no gradient then.
+                It may be the generator instead, as in diffusers.
+            generator: the source of the noise, or a list of one for each element of the batch, whose sample then does
+                not depend on the other elements. A list of one generator is that generator.
 
         Raises:
             ValueError: neither a shape nor a generator, another number of generators than of elements.
@@ -262,21 +260,21 @@ class DiagonalGaussian(Distribution):
                 f"{list(sample.shape)} and {list(self.mean.shape)}"
             )
         every = range(sample.dim())
-        if dims is None:
-            summed = list(every[len(self.batch_shape) :])
-        else:
-            given = [dims] if isinstance(dims, int) else list(dims or every)
-            if any(not -len(every) <= d < len(every) for d in given) or len({d % len(every) for d in given}) < len(
-                given
-            ):
-                raise ValueError(f"{_NAME}.nll: dims must be dimensions of sample {list(sample.shape)}, got {dims}")
-            summed = sorted(d % len(every) for d in given)
+        try:
+            given = [every[d] for d in ([dims] if isinstance(dims, int) else dims or every)]
+        except IndexError:
+            given = [0, 0]
+        if len(set(given)) < len(given):
+            raise ValueError(f"{_NAME}.nll: dims must be dimensions of sample {list(sample.shape)}, got {dims}")
+        summed = list(every[len(self.batch_shape) :]) if dims is None else sorted(given)
         kept = [d for d in every if d not in summed]
-        shape = [sample.shape[d] for d in kept]
+        shape = Size([sample.shape[d] for d in kept])
         if self.deterministic:
             return self._zeros(shape)
+        if shape == self.batch_shape and kept == list(every[: len(kept)]):
+            return self._nll(sample)
         mean, x, logvar = (_flat(t.permute(*kept, *summed), len(kept)) for t in (self.mean, sample, self.logvar))
-        return _shaped(ops.gaussian_nll(mean, x, logvar=logvar), Size(shape))
+        return _shaped(ops.gaussian_nll(mean, x, logvar=logvar), shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of ``value`` ``[..., *batch, *E]``, in nats: ``[..., *batch]`` (:func:`fastvae.gaussian_nll`).
@@ -296,20 +294,21 @@ class DiagonalGaussian(Distribution):
             )
         if self._validate_args:
             self._validate_sample(value)
-        batch = _broadcast(value.shape[:leading], self.batch_shape)
-        if not value.is_floating_point():
-            value = value.to(self._mean.dtype)
-        value = value.expand(*batch, *self.event_shape)
+        return -self._nll(value if value.is_floating_point() else value.to(self._mean.dtype))
+
+    def _nll(self, value: Tensor) -> Tensor:
+        batch = _broadcast(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
+        whole = batch + self.event_shape
+        value = value if value.shape == whole else value.expand(whole)
         repeats = len(batch) - len(self.batch_shape) + len(self._repeats)
         # Where the value has more than what is in memory, that is expanded.
         own = self if batch[repeats:] == self.batch_shape[len(self._repeats) :] else self.expand(batch)
         mean, logvar = own._rows()
         if not repeats:
-            value = _flat(value, len(batch))
-            return -_shaped(ops.gaussian_nll(mean, value, logvar=logvar), batch)
+            return _shaped(ops.gaussian_nll(mean, _flat(value, len(batch)), logvar=logvar), batch)
         # The density is the same with mean and value changed over, and the operator takes K of the former.
         value = value.reshape(math.prod(batch[:repeats]), *mean.shape)
-        return -_shaped(ops.gaussian_nll(value, mean, logvar=logvar.expand(value.shape)), batch)
+        return _shaped(ops.gaussian_nll(value, mean, logvar=logvar.expand(value.shape)), batch)
 
     def entropy(self) -> Tensor:
         """Differential entropy: ``[*batch]``, in nats.

@@ -431,6 +431,16 @@ def test_diagonal_gaussian_looks_at_numbers_where_it_is_asked_to() -> None:
         fastvae.DiagonalGaussian(torch.ones(3, 4), validate_args=True).log_prob(moments[:, :2])
 
 
+def test_diagonal_gaussian_under_vmap() -> None:
+    moments = torch.randn(3, 4, dtype=torch.float64)
+    q = fastvae.DiagonalGaussian(moments)
+    for name, arguments in (("kl", ()), ("entropy", ()), ("log_prob", (q.mean + 1,))):
+        each = torch.func.vmap(lambda m, *a, n=name: getattr(fastvae.DiagonalGaussian(m, batch_dims=0), n)(*a))
+        assert_same([each(moments, *arguments)], [getattr(q, name)(*arguments)])
+    draw = torch.func.vmap(lambda m: fastvae.DiagonalGaussian(m, batch_dims=0).sample((2,)), randomness="different")
+    assert draw(moments).shape == (3, 2, 2)
+
+
 def test_kl_of_an_independent_that_is_not_normal_is_refused() -> None:
     q = fastvae.DiagonalGaussian(torch.randn(3, 4))
     laplace = Independent(torch.distributions.Laplace(torch.zeros(3, 2), 1.0), 1)
