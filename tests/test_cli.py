@@ -338,7 +338,7 @@ def test_unreadable_checkpoint_is_one_line(tmp_path, finished, capsys, monkeypat
 
 def test_checkpoint_that_does_not_fit_the_data_is_one_line(finished, capsys, monkeypatch):
     images, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.uint8)
-    monkeypatch.setattr("fastvae.cli.load", lambda name, root: Dataset(name, images, labels, images, labels))
+    monkeypatch.setattr("fastvae.cli.evaluate.load", lambda name, root: Dataset(name, images, labels, images, labels))
     assert main(["evaluate", str(finished[0]), "--dataset", "mnist"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -502,6 +502,6 @@ def test_interrupted_evaluate_says_so(finished, capsys, monkeypatch):
     def evaluate(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastvae.cli.evaluate", evaluate)
+    monkeypatch.setattr("fastvae.cli.evaluate.evaluate", evaluate)
     assert main(["evaluate", str(finished[0])]) == 130
     assert capsys.readouterr().err == "fastvae: interrupted\n"

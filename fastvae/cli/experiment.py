@@ -1,0 +1,48 @@
+"""``fastvae experiment``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastvae.cli.options import MAX_SEED, DataDir
+from fastvae.display import progress_bar
+
+
+def experiment_command(
+    name: Annotated[str, typer.Argument(help="Of the experiment, or `list`.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small networks on scikit-learn's digits, in less than a minute.")
+    ] = False,
+    data_dir: DataDir = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of each training.", show_default="the experiment's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the picture, its figures and its training runs.", show_default="runs/NAME"),
+    ] = None,
+) -> None:
+    """Draw a figure of the tutorial, or show what it says; run it again to go on where it stopped."""
+    from fastvae import experiments
+
+    if name == "list":
+        width = max(map(len, experiments.EXPERIMENTS))
+        for each, function in experiments.EXPERIMENTS.items():
+            print(f"{each:<{width}}  {(function.__doc__ or '').splitlines()[0]}")
+        return
+    out = out or Path("runs") / (f"{name}-quick" if quick else name)
+    with progress_bar(name) as show:
+        experiments.run(
+            name,
+            out,
+            quick=quick,
+            data_dir=None if data_dir is None else str(data_dir.absolute()),
+            epochs=epochs,
+            seed=seed,
+            report=lambda text: show(0, None, text),
+        )
+    print(f"{out / name}.png, {out / name}.json")
