@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import ROOT, table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from fastvae.plots import Axes
 
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
@@ -110,15 +110,13 @@ Written by `python -m benchmarks.report` from `ops.json` and `train.json`; [how 
 
 def plot(ops: table.Row, path: Path) -> None:
     """Dots on a logarithmic scale, a row for each case: how many times as fast as each baseline."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from fastvae.plots import Figure
 
     machine = ops["machine"]
     labels = ["  ".join(table.case_name(row, machine)) for row in ops["rows"]]
     names = list(dict.fromkeys(labels))
-    figure, panels = plt.subplots(1, 2, figsize=(12, 1.6 + 0.27 * len(names)), sharex=True, sharey=True)
+    figure = Figure(figsize=(12, 1.6 + 0.27 * len(names)))
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, mode in zip(panels, MODES, strict=True):
         chosen = [
             (row, names.index(name)) for row, name in zip(ops["rows"], labels, strict=True) if row["mode"] == mode
@@ -139,7 +137,6 @@ def plot(ops: table.Row, path: Path) -> None:
     )
     figure.tight_layout(rect=(0, 0.03, 1, 0.995))
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _panel(axes: Axes, rows: Sequence[table.Row], places: Sequence[int]) -> None:

@@ -85,7 +85,7 @@ def show(name: str, epoch: int, epochs: int, curve: Curve) -> None:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    from matplotlib.figure import Figure
+    from fastvae.plots import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

@@ -1,17 +1,40 @@
-"""Pictures of a run: grids of images and curves. The one module that loads matplotlib."""
+"""Pictures of a run: grids of images and curves. The one module that loads matplotlib, which draws to files alone."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import matplotlib.image
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+
+@contextmanager
+def _whatever_backend() -> Iterator[None]:
+    """Loads matplotlib without ``MPLBACKEND``, then hands it on.
+
+    A notebook sets the variable for all that it starts, where matplotlib may refuse its value. Files need no backend;
+    a program that goes on to open windows with pyplot finds the one that it asked for.
+    """
+    wanted = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+            if "matplotlib" in sys.modules:
+                with suppress(ValueError):
+                    sys.modules["matplotlib"].rcParams["backend"] = wanted
+
+
+with _whatever_backend():
+    import matplotlib.image
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+    from matplotlib.ticker import MaxNLocator
 
 # Blue and vermilion of Okabe & Ito's palette, which the colour-blind can tell apart; the dashes of the
 # second carry over to print in grey.

@@ -80,6 +80,5 @@ def start(command, **options):
 
 
 def run(command, **options):
-    return subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=300, env=environment(), check=False, **options
-    )
+    options = {"env": environment(), "timeout": 300} | options
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)

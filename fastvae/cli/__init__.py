@@ -6,8 +6,10 @@ libraries are loaded by what needs them, so that ``--help`` and errors come at o
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import fastvae
 
@@ -53,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 for what could not be done, 2 for wrong options, 130 after an interrupt, 143 after
-        SIGTERM.
+        SIGTERM. A training whose pictures could not be drawn is done: that is a warning and 0.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with _log_in_lines():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         # Not standalone: typer would draw a box of several lines around an error.
         status = app(list(arguments) or ["--help"], prog_name="fastvae", standalone_mode=False)
@@ -67,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         _complain(f"error: {error.name} is not installed: pip install fastvae[train]")
+    except ImportError as error:
+        _complain(f"error: {error}")
     except OSError as error:
         detail = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
         _complain(f"error: {detail}")
@@ -84,6 +92,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"interrupted{interrupt}")
         return _INTERRUPTED
     return 1
+
+
+class _Lines(logging.Handler):
+    """Shows what the package logs, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _complain(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def _log_in_lines() -> Iterator[None]:
+    logger, lines = logging.getLogger("fastvae"), _Lines(logging.WARNING)
+    logger.addHandler(lines)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
 
 
 def _complain(message: str) -> None:

@@ -192,9 +192,10 @@ def train_command(
     if not first:
         return
     test = result.history[-1]["test"]
+    pictures = ", ".join(name for name in training.PICTURES if (out / name).is_file())
     print(
-        f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) "
-        f"after epoch {len(result.history)}; pictures in {out}: {', '.join(training.PICTURES)}"
+        f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) after epoch {len(result.history)}"
+        + (f"; pictures in {out}: {pictures}" if pictures else f", in {out}")
     )
 
 

@@ -78,8 +78,8 @@ def run(
         "seconds": time.perf_counter() - started,
         **figures,
     }
-    with replacing(folder / f"{name}.png") as temporary:
-        picture.savefig(temporary, format="png", dpi=120)
     with replacing(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(folder / f"{name}.png") as temporary:
+        picture.savefig(temporary, format="png", dpi=120)
     return results

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastvae.data import Dataset, load
 from fastvae.models import Model
-from fastvae.plots import image_grid
+from fastvae.plots import Axes, Figure, image_grid
 from fastvae.training import Progress, TrainConfig, holds_run, train
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.

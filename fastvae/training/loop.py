@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import platform
@@ -46,6 +47,8 @@ _SECONDS_BETWEEN_REPORTS = 0.2
 _STEPS_BETWEEN_AGREEMENTS = 10
 _GRID_COLUMNS = 10
 _GRID_RECONSTRUCTIONS = 50
+
+logger = logging.getLogger("fastvae")
 
 
 class Progress(NamedTuple):
@@ -92,8 +95,9 @@ def train(
 
     The folder gets ``checkpoints/`` (one before the first step and after each epoch, written in the background, whole
     or not at all), ``metrics.json``, ``tensorboard/``, and at the end ``samples.png``, ``reconstructions.png`` and
-    ``curves.png``. A run that was stopped in any way and resumed ends with the weights and metrics (but for times) of
-    one that never stopped: bitwise in one process on the same machine with as many threads, else up to rounding.
+    ``curves.png``; a picture that cannot be drawn is a warning. A run that was stopped in any way and resumed ends with
+    the weights and metrics (but for times) of one that never stopped: bitwise in one process on the same machine with
+    as many threads, else up to rounding.
     Seeds torch's own random generator, and takes numbers below 2^-126 for 0 meanwhile, in ``progress`` too
     (:func:`fastvae.training.solver.flush_denormal`).
 
@@ -394,12 +398,20 @@ class _Run:
         samples, originals, reconstructions = self._pictures()
         if self.world.rank > 0:
             return
-        with replacing(self.out_dir / "samples.png") as temporary:
-            plots.save_samples(samples, _GRID_COLUMNS, temporary)
-        with replacing(self.out_dir / "reconstructions.png") as temporary:
-            plots.save_reconstructions(originals, reconstructions, _GRID_COLUMNS, temporary)
-        with replacing(self.out_dir / "curves.png") as temporary:
-            plots.save_curves(self.history, temporary)
+        drawings: dict[str, Callable[[Path], None]] = {
+            "samples.png": lambda path: plots.save_samples(samples, _GRID_COLUMNS, path),
+            "reconstructions.png": lambda path: plots.save_reconstructions(
+                originals, reconstructions, _GRID_COLUMNS, path
+            ),
+            "curves.png": lambda path: plots.save_curves(self.history, path),
+        }
+        for name, draw in drawings.items():
+            try:
+                with replacing(self.out_dir / name) as temporary:
+                    draw(temporary)
+            except Exception as error:  # whatever it is, hours of training are worth more than a picture of them
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                logger.warning("%s could not be drawn (%s); the run is whole", self.out_dir / name, reason)
 
     def _pictures(self) -> tuple[Tensor, Tensor, Tensor]:
         """Samples, and test images with their reconstructions, on the CPU: of the same codes every time.
