@@ -486,7 +486,7 @@ def test_json_follows_a_link_and_writes_to_a_pipe(finished, tmp_path):
     assert json.loads(target.read_text())["dataset"] == "digits"
     command = [sys.executable, "-m", "fastvae", "evaluate", str(finished[0]), "--json", "/dev/stdout"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert json.loads(output[output.index("{") :])["dataset"] == "digits"
+    assert json.JSONDecoder().raw_decode(output)[0]["dataset"] == "digits"
 
 
 def test_running_out_of_memory_is_one_line(finished, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import fastvae
+from fastvae.cli.streams import lasting_streams
 
 try:
     import typer
@@ -55,10 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 for what could not be done, 2 for wrong options, 130 after an interrupt, 143 after
-        SIGTERM. A training whose pictures could not be drawn is done: that is a warning and 0.
+        SIGTERM. A training whose pictures could not be drawn is done: that is a warning and 0. So is a command whose
+        output nobody reads (:func:`fastvae.cli.streams.lasting_streams`).
     """
-    with _log_in_lines():
-        return _run(sys.argv[1:] if arguments is None else arguments)
+    with lasting_streams() as lost, _log_in_lines():
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        if lost:
+            _complain(f"error: standard output: {lost[0].strerror}")
+            status = status or 1
+    return status
 
 
 def _run(arguments: Sequence[str]) -> int:

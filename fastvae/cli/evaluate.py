@@ -107,7 +107,7 @@ def evaluate_command(
     if isinstance(model, Regressor) and (samples or prior_samples):
         raise ValueError(f"{checkpoint} is a regressor: it has no z, and its log-likelihood needs no samples")
 
-    print(f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}")
+    lines = [f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}"]
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
     test_images, test_labels = data.test_images[:images], data.test_labels[:images]
     for part, part_images, part_labels in (
@@ -118,7 +118,7 @@ def evaluate_command(
         arguments = model_inputs(config, part_images, part_labels, generator)
         report = evaluate(model, *arguments, binarize=binary, generator=generator)
         figures[part] = report._asdict()
-        print(
+        lines.append(
             f"{part:<14} {report.elbo:>10.2f} ± {report.standard_error or 0:<5.2f} {report.reconstruction:>15.2f} "
             f"{report.kl:>8.2f} {report.bits_per_dim:>15.4f}"
         )
@@ -126,9 +126,9 @@ def evaluate_command(
     if not isinstance(model, Regressor):
         code = evaluate_code(model, *arguments, binarize=binary, generator=seeded(seed))
         figures["code"] = code._asdict()
-        print(
-            f"code           {code.active_units} of {model.latent_dim} dimensions in use; nats of each:",
-            *(f"{nats:.2f}" for nats in sorted(code.nats, reverse=True)),
+        nats = " ".join(f"{nats:.2f}" for nats in sorted(code.nats, reverse=True))
+        lines.append(
+            f"code           {code.active_units} of {model.latent_dim} dimensions in use; nats of each: {nats}"
         )
     for proposal, count in proposals:
         if not count or isinstance(model, Regressor):
@@ -147,7 +147,7 @@ def evaluate_command(
                 progress=lambda done, mean, show=show: show(done, len(test_images), f"{mean:.2f} nats"),  # type: ignore[misc]
             )
         figures[f"log_likelihood_{proposal}"] = likelihood._asdict()
-        print(
+        lines.append(
             f"test, {count} samples of the {proposal}: {likelihood.log_likelihood:.2f} ± "
             f"{likelihood.standard_error:.2f} nats (± {likelihood.sampling_error:.3f} of sampling), "
             f"{likelihood.bits_per_dim:.4f} bits/dim, effective sample size {likelihood.effective_sample_size:.1f}"
@@ -155,3 +155,4 @@ def evaluate_command(
     if json_file is not None:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(lines))
