@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 import torch
-from runs import contents, small, tensors
+from runs import assert_same_run, contents, small, tensors
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from fastvae.files import replacing
 from fastvae.training import load_checkpoint, train
@@ -108,10 +109,68 @@ def test_missing_shard_is_refused(copied):
     refused(copied, rf"damaged checkpoint \({name} is missing\)")
 
 
-@pytest.mark.parametrize("name", ["shard-00002-model-00001-of-00001.safetensors", ".metadata"])
-def test_file_too_many_is_refused(copied, name):
-    (copied / name).write_bytes(b"0")
-    refused(copied, rf"damaged checkpoint \({re.escape(name)} does not belong to it\)")
+# What file systems, editors and synchronisers leave in any folder, and what would be read if it were the checkpoint's.
+STRAYS = [".DS_Store", "._manifest.json", "Thumbs.db", ".nfs000000000001", ".metadata", ".ipynb_checkpoints/x.json"]
+
+
+def litter(folder, *more):
+    """Strays in a folder, among them the shard of another run under two names."""
+    for name in (*STRAYS, *more):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"0")
+
+
+def test_files_that_the_manifest_does_not_name_are_not_read(copied, run_folder):
+    other = shard_of(load_checkpoint(run_folder / "checkpoints" / "step-000000000").folder).read_bytes()
+    shard = shard_of(copied)
+    litter(copied, f"._{shard.name}", "shard-00003-model-00001-of-00001.safetensors")
+    (copied / "shard-00000-model-00001-of-00001.safetensors").write_bytes(other)
+    (copied / "shard-00002-model-00001-of-00001.safetensors").write_bytes(other)
+    expected, held = load_checkpoint(run_folder), load_checkpoint(copied)
+    assert held.shapes() == expected.shapes()
+    assert all(torch.equal(value, tensors(expected)[name]) for name, value in tensors(held).items())
+    model = held.build_model().state_dict()
+    assert all(torch.equal(value, model[name]) for name, value in expected.build_model().state_dict().items())
+
+
+def test_run_goes_on_among_strays(run_folder, tmp_path, caplog):
+    out = shutil.copytree(run_folder, tmp_path / "run")
+    for folder in (out, out / "checkpoints", *(out / "checkpoints").glob("step-*"), out / "tensorboard"):
+        litter(folder)
+    (out / "checkpoints" / "step-999999999").write_text("a file")
+    (out / "checkpoints" / "step-000000015 (copy)").mkdir()
+    train(small(epochs=2), out, resume=True)
+    assert [record.message for record in caplog.records if record.name == "fastvae"] == []
+    train(small(epochs=2), tmp_path / "alone")
+    assert_same_run(tmp_path / "alone", out)
+    assert (out / "checkpoints" / "step-999999999").read_text() == "a file"
+    with pytest.raises(FileExistsError, match=r"holds checkpoints of an earlier run"):
+        train(small(epochs=2), out)
+
+
+def test_strays_of_a_folder_keep_no_run_from_starting(tmp_path):
+    litter(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    litter(tmp_path / "checkpoints")
+    train(CONFIG, tmp_path)
+    assert load_checkpoint(tmp_path).epoch == 1
+
+
+def test_what_falls_into_a_checkpoint_while_it_is_written_is_no_part_of_it(tmp_path, run_folder, monkeypatch):
+    original, finish = load_checkpoint(run_folder), HuggingFaceStorageWriter.finish
+
+    def late(self, metadata, results):
+        finish(self, metadata, results)
+        litter(self.part, "._shard-00001-model-00001-of-00001.safetensors")
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "finish", late)
+    saved = Checkpoints(tmp_path)
+    saved.save(tensors(original), original.model_config, original.train_config, original.position)
+    saved.wait()
+    folder = load_checkpoint(tmp_path).folder
+    for name in STRAYS[:-1]:
+        (folder / name).unlink()
+    assert all(torch.equal(value, tensors(original)[name]) for name, value in tensors(load_checkpoint(folder)).items())
 
 
 def test_altered_manifest_is_refused(copied):

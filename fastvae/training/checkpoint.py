@@ -2,7 +2,8 @@
 
 ``checkpoints/step-000000600/`` holds safetensors files, one for each process that had something to write, by
 torch.distributed.checkpoint, and ``manifest.json``: the configuration, how far the run is, and the size and SHA-256 of
-every file. A folder gets its name when all of it is on the disk. No pickle: reading a checkpoint runs no code.
+every file; what else falls into the folder is neither read nor minded. A folder gets its name when all of it is on the
+disk. No pickle: reading a checkpoint runs no code.
 The tensors are called ``model.NAME`` (the state dictionary) and ``optimizer.PARAMETER.KEY`` (Adam's state); there are
 no states of random generators, because a run seeds them anew for each part of each step.
 """
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -69,6 +71,8 @@ class Checkpoint:
     """A checkpoint on the disk, of which the manifest is read."""
 
     folder: Path
+    files: tuple[str, ...]
+    """Those that the manifest names; what else lies in the folder is nobody's."""
     model_config: dict[str, Any]
     """The arguments of the model's class."""
     train_config: dict[str, Any]
@@ -87,7 +91,7 @@ class Checkpoint:
 
     def shapes(self) -> dict[str, torch.Size]:
         """The tensors' names and shapes."""
-        held = _Reader(self.folder).read_metadata().state_dict_metadata
+        held = _Reader(self.folder, self.files).read_metadata().state_dict_metadata
         return {name: about.size for name, about in held.items() if isinstance(about, TensorStorageMetadata)}
 
     def read(self, tensors: dict[str, Tensor]) -> None:
@@ -110,7 +114,7 @@ class Checkpoint:
 
     def _read(self, tensors: dict[str, Tensor], alone: bool) -> None:
         try:
-            load(tensors, storage_reader=_Reader(self.folder), no_dist=alone)
+            load(tensors, storage_reader=_Reader(self.folder, self.files), no_dist=alone)
         except CheckpointException as error:
             raise ValueError(f"{self.folder}: damaged checkpoint ({_reason(error)})") from error
 
@@ -121,8 +125,19 @@ class Checkpoint:
 
 
 class _Reader(HuggingFaceStorageReader):
-    def __init__(self, folder: Path) -> None:
+    """Reads the files of a manifest, and not every safetensors file that lies beside them."""
+
+    def __init__(self, folder: Path, files: tuple[str, ...]) -> None:
         super().__init__(str(folder))
+        self.fs = _Listed(files)
+
+
+class _Listed(FileSystem):
+    def __init__(self, files: tuple[str, ...]) -> None:
+        self.files = files
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        return [os.path.join(path, name) for name in self.files]
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -135,7 +150,9 @@ class _Writer(HuggingFaceStorageWriter):
 
     def finish(self, metadata: Any, results: Any) -> None:
         super().finish(metadata, results)
-        files = {path.name: _seal_of(path) for path in sorted(self.part.iterdir())}
+        # What was written, whatever else has fallen into the folder.
+        names = sorted({each.storage_data.relative_path for process in results for each in process})
+        files = {name: _seal_of(self.part / name) for name in names}
         content = self.manifest | {"files": files}
         with replacing(self.part / _MANIFEST) as temporary:
             temporary.write_text(
@@ -236,7 +253,7 @@ class Checkpoints:
         """Those that are there, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
     def newest(self) -> Checkpoint:
         """The newest that is whole. What is damaged is logged, as a warning, and passed by.
@@ -287,6 +304,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     _check_files(path, content["files"])
     checkpoint = Checkpoint(
         path,
+        tuple(content["files"]),
         content["model"],
         content["train"],
         Position(**{name: content[name] for name in Position.__dataclass_fields__}),
@@ -304,9 +322,6 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
             raise ValueError(f"{folder}: damaged checkpoint ({name} has {size} bytes, expected {seal['bytes']})")
         if _seal_of(folder / name) != seal:
             raise ValueError(f"{folder}: damaged checkpoint ({name} was altered: its SHA-256 is another)")
-    # A file too many would be read as well.
-    if strays := {path.name for path in folder.iterdir()} - files.keys() - {_MANIFEST}:
-        raise ValueError(f"{folder}: damaged checkpoint ({', '.join(sorted(strays))} does not belong to it)")
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
