@@ -12,7 +12,7 @@ from runs import assert_same_run, contents, small, tensors
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from fastvae.files import replacing
-from fastvae.training import load_checkpoint, train
+from fastvae.training import checkpoint, load_checkpoint, train
 from fastvae.training.checkpoint import Checkpoints, Position, _digest
 
 CONFIG = small(epochs=1)
@@ -231,6 +231,21 @@ def test_damaged_checkpoint_gives_way_to_the_one_before_it(run_folder, tmp_path,
         load_checkpoint(out)
 
 
+def test_newest_of_a_training_that_goes_on_is_found(run_folder, tmp_path, monkeypatch, caplog):
+    """Which has removed the one that was being read."""
+    out = shutil.copytree(run_folder, tmp_path / "run")
+    check, moved = checkpoint._check_files, []
+
+    def late(folder, files):
+        if not moved:
+            moved.append(folder.rename(folder.with_name("step-000000030")))
+        check(folder, files)
+
+    monkeypatch.setattr(checkpoint, "_check_files", late)
+    assert load_checkpoint(out).folder == moved[0]
+    assert [record for record in caplog.records if record.name == "fastvae"] == []
+
+
 def test_checkpoint_without_its_optimiser_is_refused_by_resume(tmp_path, run_folder):
     original = load_checkpoint(run_folder)
     saved = Checkpoints(tmp_path)
@@ -256,10 +271,10 @@ def test_damaged_checkpoints_do_not_crowd_out_whole_ones(run_folder, tmp_path):
 
 
 def test_checkpoint_that_is_gone_is_named(run_folder, tmp_path):
-    checkpoint = load_checkpoint(shutil.copytree(run_folder, tmp_path / "run"))
-    shard_of(checkpoint.folder).unlink()
+    loaded = load_checkpoint(shutil.copytree(run_folder, tmp_path / "run"))
+    shard_of(loaded.folder).unlink()
     with pytest.raises(ValueError, match="step-000000015: damaged checkpoint"):
-        checkpoint.build_model()
+        loaded.build_model()
 
 
 class Malice:
@@ -311,9 +326,9 @@ def test_replacing_keeps_suffix_and_old_file(tmp_path):
 
 
 def test_checkpoint_builds_its_model_without_drawing_noise(run_folder):
-    checkpoint = load_checkpoint(run_folder)
+    loaded = load_checkpoint(run_folder)
     before = torch.get_rng_state()
-    one, other = checkpoint.build_model(), checkpoint.build_model()
+    one, other = loaded.build_model(), loaded.build_model()
     assert torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
         next(one.parameters()).zero_()

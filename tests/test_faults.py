@@ -3,6 +3,7 @@
 ``FASTVAE_KILLS`` is how often a run is killed: 4 times here, 20 in the long form.
 """
 
+import errno
 import os
 import random
 import re
@@ -17,7 +18,8 @@ import pytest
 from runs import TRAIN, assert_same_run, small, start, without_times
 
 from fastvae.cli import main
-from fastvae.training import TrainConfig, load_checkpoint, train
+from fastvae.training import TrainConfig, TrainingError, load_checkpoint, train
+from fastvae.training.lock import locked
 
 KILLS = int(os.environ.get("FASTVAE_KILLS", "4"))
 
@@ -183,3 +185,96 @@ def test_configuration_of_a_run_survives_its_newest_checkpoint(tmp_path, capsys)
     alone = train(TrainConfig(hidden=(32,), latent_dim=4, epochs=2), tmp_path / "alone")
     assert_same_run(tmp_path / "alone", out)
     assert len(alone.history) == 2
+
+
+def test_second_run_in_a_folder_is_refused(tmp_path, capsys):
+    """Whoever starts it, in whatever way, until the first one is gone; a kill leaves no lock behind."""
+    out = tmp_path / "run"
+    command = [*TRAIN, "--epochs", "100000", "--out", str(out)]
+    # It keeps what evaluate reads.
+    process = start([sys.executable, "-m", "fastvae", *command, "--keep", 100_000])
+    try:
+        wait_for_epoch(process, lines_of(process))
+        message = f"{out} is in use by another run (process {process.pid} on "
+        for again in ([], ["--resume"]):
+            assert main([*command, *again]) == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.startswith(f"fastvae: error: {message}")
+            assert captured.err.count("\n") == 1
+        for resume in (False, True):
+            with pytest.raises(TrainingError, match=re.escape(message)):
+                train(small(epochs=100_000), out, resume=resume)
+        # Nor does any of them take the folder from the first one.
+        assert process.poll() is None
+        # What only reads may read.
+        assert main(["evaluate", str(out)]) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    epochs = load_checkpoint(out).epoch + 2
+    capsys.readouterr()
+    assert main(["train", "--resume", "--epochs", str(epochs), "--out", str(out)]) == 0
+    assert not (out / ".lock").exists()
+
+
+def test_runs_of_one_process_need_folders_of_their_own(tmp_path):
+    def again(progress):
+        with pytest.raises(TrainingError, match="is in use by another run"):
+            train(small(), tmp_path)
+        refused.append(progress)
+
+    refused = []
+    train(small(epochs=1), tmp_path, progress=again)
+    assert refused
+
+
+HELD = """
+import os, signal, sys, time
+from pathlib import Path
+from fastvae.training.lock import locked
+
+with locked(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        time.sleep(100)
+    print(child, flush=True)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_children_of_a_killed_run_do_not_hold_its_folder(tmp_path):
+    process = start([sys.executable, "-c", HELD, tmp_path])
+    child = int(process.stdout.readline())
+    try:
+        process.wait(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        assert (tmp_path / ".lock").exists()
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_was_made_for_nothing_is_removed(tmp_path):
+    for path, left in ((tmp_path / "a" / "b", []), (tmp_path, [tmp_path / "c"])):
+        (tmp_path / "c").touch() if left else None
+        with pytest.raises(ZeroDivisionError), locked(path):
+            raise ZeroDivisionError
+        assert list(tmp_path.iterdir()) == left
+
+
+def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    train(small(epochs=1), tmp_path)
+    assert load_checkpoint(tmp_path).epoch == 1
+    (record,) = [record for record in caplog.records if record.name == "fastvae"]
+    assert record.getMessage() == (
+        f"{tmp_path}: its file system has no locks (No locks available): nothing will stop a second run there"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from fastvae.models.networks import Activation, Preset
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training import StoppedError, TrainConfig
 from fastvae.training.config import Amp, Binarize, Condition, Decay, ModelName
+from fastvae.training.lock import locked
 from fastvae.training.solver import Scaling
 
 
@@ -153,6 +155,7 @@ def train_command(
     if find_batch_size:
         _print_batch_sizes(TrainConfig(**options), device)
         return
+    first = int(os.environ.get("RANK", "0")) == 0
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if out is None:
             # A name with the time in it would be another one in each process, and after a restart.
@@ -168,10 +171,11 @@ def train_command(
         if out is None:
             raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
         given = {name: value for name, value in options.items() if _is_given(context, name)}
-        config = dataclasses.replace(training.saved_config(out), **given)
+        # Not while another run changes it, which the first process finds out for all.
+        with locked(out) if first and training.holds_run(out) else nullcontext():
+            config = dataclasses.replace(training.saved_config(out), **given)
 
     how_to_go_on = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
-    first = int(os.environ.get("RANK", "0")) == 0
     try:
         with TrainingDisplay(quiet=not first) as display:
             result = training.train(

@@ -262,17 +262,19 @@ class Checkpoints:
             FileNotFoundError: there is none.
             ValueError: all of them are damaged; the message says how.
         """
-        names = self.names()
-        if not names:
-            raise FileNotFoundError(f"{self.folder}: no such checkpoint")
-        for name in reversed(names):
-            try:
-                return load_checkpoint(self.folder / name)
-            except ValueError as error:
-                if name == names[0]:
-                    raise
-                logger.warning("%s; taking the one before it", error)
-        raise AssertionError
+        while True:
+            names = self.names()
+            if not names:
+                raise FileNotFoundError(f"{self.folder}: no such checkpoint")
+            for name in reversed(names):
+                try:
+                    return load_checkpoint(self.folder / name)
+                except (ValueError, OSError) as error:
+                    if self.names() != names:
+                        break  # a training goes on there: it removes old ones, and has written newer ones
+                    if name == names[0] or isinstance(error, OSError):
+                        raise
+                    logger.warning("%s; taking the one before it", error)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +36,7 @@ from fastvae.training.distributed import (
 )
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_run
 from fastvae.training.inputs import model_inputs, reconstruct, sample
+from fastvae.training.lock import locked
 from fastvae.training.solver import flush_denormal, parameter_names
 from fastvae.training.step import Stepper, build_model, stream
 
@@ -108,7 +110,8 @@ def train(
     Args:
         config: on resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
             unless the learning rate decays over them.
-        out_dir: made where it is missing; must hold a run if ``resume``, and must not otherwise.
+        out_dir: made where it is missing; must hold a run if ``resume``, and must not otherwise. One run at a time has
+            it, which a lock sees to.
         resume: whether to go on from the newest checkpoint that is whole.
         progress: called with a ``Progress`` several times a second, in the first process.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
@@ -127,7 +130,8 @@ def train(
         FileExistsError: ``out_dir`` holds a run already.
         FileNotFoundError: nothing to resume, or no data set.
         OSError: a file cannot be read or written.
-        TrainingError: the loss is no longer finite, torch.compile failed, or another process was lost.
+        TrainingError: the loss is no longer finite, torch.compile failed, another process was lost, or another run is
+            in ``out_dir``.
         StoppedError: SIGTERM came; the run is saved where it was.
     """
     # Loaded here because a `TrainConfig` needs neither, and both before hours of training and not after.
@@ -139,11 +143,13 @@ def train(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     out_dir = Path(out_dir)
-    with world(device) as processes, until_terminated() as terminated, flush_denormal():
+    with world(device) as processes, until_terminated() as terminated, flush_denormal(), ExitStack() as held:
         if fsdp and (config.compile or config.learn_sigma or processes.size == 1):
             raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
         if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
             raise ValueError("cuda_graph captures the step of one process on a GPU, with batches in one part")
+        # Before anything is read: who waits for the data set holds the folder too.
+        processes.of_first(lambda: held.enter_context(locked(out_dir)))
         checkpoint = processes.of_first(
             lambda: checkpoint_to_resume(config, out_dir) if resume else refuse_run(out_dir)
         )
@@ -151,7 +157,6 @@ def train(
             # One process downloads; the data themselves are not sent.
             processes.of_first(lambda: load(config.dataset, config.data_dir).name)
         dataset = load(config.dataset, config.data_dir)
-        processes.of_first(lambda: out_dir.mkdir(parents=True, exist_ok=True))
 
         saved = Checkpoints(out_dir, keep, first=processes.rank == 0, group=processes.saving)
         run = _Run(
