@@ -54,6 +54,8 @@ class _Source:
     """Where the files of ``_STEMS`` are published, and their MD5 sums in that order."""
 
     url: str
+    torchvision: str
+    """The folder of torchvision, which calls it by its class."""
     gz_md5: tuple[str, ...]
     md5: tuple[str, ...]
     """Of the decompressed bytes: whoever compressed a file anew has the same ones."""
@@ -71,6 +73,7 @@ _TRAIN_COUNT, _TEST_COUNT, _IMAGE_SHAPE, _CLASSES = 60_000, 10_000, (28, 28), 10
 _SOURCES = {
     "mnist": _Source(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "MNIST",
         gz_md5=(
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
             "d53e105ee54ea40749a09fcbcd1e9432",
@@ -86,6 +89,7 @@ _SOURCES = {
     ),
     "fashion-mnist": _Source(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "FashionMNIST",
         gz_md5=(
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
             "25c81989df183df01b3e8a0aad5dffbe",
@@ -109,14 +113,16 @@ def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Datas
         name: ``"digits"``: scikit-learn's 1,797 digits of 8x8 pixels, which need no file. ``"mnist"`` and
             ``"fashion-mnist"``: 60,000 training and 10,000 test images of 28x28 pixels from the four IDX
             files as published, plain or gzip-compressed.
-        root: the folder of the IDX files, itself or under a subfolder called ``name``; by default that of
-            the environment variable ``FASTVAE_DATA``. Where neither is given the files are downloaded once,
-            checked against the published MD5 sums, into the user's cache folder.
+        root: the folder of the IDX files, themselves or in a subfolder called ``name``, or the ``root`` of
+            torchvision's class (``MNIST/raw/``); by default that of the environment variable ``FASTVAE_DATA``. The
+            files may be called ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``.
+            Where neither is given the files are downloaded once, checked against the published MD5 sums, into the
+            user's cache folder.
 
     Raises:
         ValueError: an unknown name, or a file that is truncated, corrupt, mislabelled or not the published
             one; the message names the file.
-        FileNotFoundError: a file is missing from the folder; the message says which were looked for.
+        FileNotFoundError: a file is missing; the message says which were looked for, and where.
         OSError: a file cannot be read or downloaded.
 
     Source: UCI Optical Recognition of Handwritten Digits (test part); LeCun, Cortes & Burges, MNIST; Xiao,
@@ -197,20 +203,29 @@ def _parse_idx(path: Path, content: bytes) -> Tensor:
 
 
 def _find_files(name: str, root: Path) -> list[Path]:
-    """The four files of data set ``name``, all from ``root/name`` or all from ``root``."""
+    """The four files of data set ``name``, all from one folder: ours, one of torchvision's, or ``root`` itself."""
+    subfolders = (name, f"{_SOURCES[name].torchvision}/raw", "raw")
     missing = list(_STEMS)
-    for folder in (root / name, root):
-        found = [
-            next((path for path in (folder / f"{stem}.gz", folder / stem) if path.is_file()), None) for stem in _STEMS
-        ]
+    for folder in (*(root / subfolder for subfolder in subfolders), root):
+        found = [_find_file(folder, stem) for stem in _STEMS]
         paths = [path for path in found if path is not None]
         if len(paths) == len(_STEMS):
             return paths
         missing = min(missing, [s for s, path in zip(_STEMS, found, strict=True) if path is None], key=len)
     raise FileNotFoundError(
-        f"{name} is not in {root}: found no {', '.join(missing)} (each plain or .gz, all four of a kind in one "
-        f"folder) in {root / name} and {root}"
+        f"{name} is not in {root}: found no {', '.join(missing)} (or {_dotted(missing[0])}; plain or .gz, all four in "
+        f"one folder) in its subfolders {', '.join(subfolders[:-1])} and {subfolders[-1]}, or in itself"
     )
+
+
+def _find_file(folder: Path, stem: str) -> Path | None:
+    names = (f"{stem}.gz", stem, f"{_dotted(stem)}.gz", _dotted(stem))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _dotted(stem: str) -> str:
+    """As some unpack them: ``train-images.idx3-ubyte``."""
+    return stem.replace("-idx", ".idx")
 
 
 def _download(name: str) -> list[Path]:

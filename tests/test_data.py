@@ -138,6 +138,36 @@ def test_load_takes_all_files_from_one_folder(tmp_path, content):
     assert len(load("mnist", tmp_path).train_images) == TRAIN
 
 
+@pytest.mark.parametrize("root", [".", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_load_reads_the_folders_of_torchvision(tmp_path, content, root, suffix):
+    """Whose root holds every data set, under the name of its class."""
+    write(tmp_path / "MNIST" / "raw", {f"{name}{suffix}": raw for name, raw in content.items()})
+    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
+    for stray in (".DS_Store", f"._{IMAGES}", f"{IMAGES}.part"):
+        (tmp_path / "MNIST" / "raw" / stray).write_bytes(b"0")
+    assert len(load("mnist", tmp_path / root).train_images) == TRAIN
+
+
+def test_load_tells_the_folders_of_torchvision_apart(tmp_path, monkeypatch, content):
+    source = dataclasses.replace(data._SOURCES["mnist"], torchvision="FashionMNIST")
+    write(tmp_path / "FashionMNIST" / "raw", content)
+    with pytest.raises(ValueError, match=r"FashionMNIST/raw/.*: this is a file of mnist, not of fashion-mnist"):
+        load("fashion-mnist", tmp_path)
+    with pytest.raises(FileNotFoundError, match="mnist is not in"):
+        load("mnist", tmp_path)
+    monkeypatch.setitem(data._SOURCES, "fashion-mnist", source)
+    assert load("fashion-mnist", tmp_path).name == "fashion-mnist"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_load_reads_files_with_a_dot_in_their_names(tmp_path, content, suffix):
+    """As they lie on some mirrors, which unpack each into a folder besides."""
+    write(tmp_path, {f"{name.replace('-idx', '.idx')}{suffix}": raw for name, raw in content.items()})
+    (tmp_path / IMAGES).mkdir()
+    assert len(load("mnist", tmp_path).train_images) == TRAIN
+
+
 def damaged(files, name, raw):
     return files | {name: raw}
 
@@ -183,9 +213,10 @@ def test_load_says_which_files_were_looked_for(tmp_path, content, missing):
     write(tmp_path, {name: raw for name, raw in content.items() if name != missing})
     with pytest.raises(FileNotFoundError) as error:
         load("mnist", tmp_path)
-    assert f"found no {missing} (" in str(error.value)  # that one, and no other
-    for part in (str(tmp_path), str(tmp_path / "mnist")):
-        assert part in str(error.value)
+    assert str(error.value) == (
+        f"mnist is not in {tmp_path}: found no {missing} (or {missing.replace('-idx', '.idx')}; plain or .gz, all four "
+        "in one folder) in its subfolders mnist, MNIST/raw and raw, or in itself"
+    )
 
 
 def test_load_rejects_an_unknown_name():
