@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Column
 
 from fastvae.training import Progress
+
+_logger = logging.getLogger("fastvae")
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
 
 
 class TrainingDisplay:
-    """A live line on a terminal, and one line that stays for each epoch anywhere.
+    """A live line on a terminal, and one line that stays for each epoch anywhere, and for what the run logs.
 
     It remembers an interrupt: Python drops a KeyboardInterrupt that strikes inside of a finaliser.
     """
@@ -54,6 +57,9 @@ class TrainingDisplay:
 
     def __enter__(self) -> TrainingDisplay:
         self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._previous_level = _logger.level
+        if not self._console.quiet:
+            _logger.setLevel(logging.INFO)
         return self
 
     def __exit__(
@@ -63,6 +69,7 @@ class TrainingDisplay:
         trace: TracebackType | None,
     ) -> None:
         signal.signal(signal.SIGINT, self._previous_handler)
+        _logger.setLevel(self._previous_level)
         self._bar.stop()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

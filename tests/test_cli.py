@@ -374,9 +374,24 @@ def test_existing_run_is_refused_and_left_alone(finished, capsys):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_nothing_to_resume_is_one_line(tmp_path, capsys):
-    fails(capsys, ["train", "--resume", "--out", tmp_path], "nothing to resume", str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+def test_resume_starts_a_run_or_goes_on_and_says_which(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = [*TRAIN, "--epochs", "1", "--resume", "--out", str(out)]
+    assert main(command) == 0
+    first, epoch, _ = capsys.readouterr().out.splitlines()
+    assert first == f"no run in {out} yet: starting one"
+    assert epoch.startswith("epoch 1/1 ")
+    assert main(["train", "--epochs", "2", "--resume", "--out", str(out)]) == 0
+    first, epoch, _ = capsys.readouterr().out.splitlines()
+    assert first == f"going on with the run in {out} after epoch 1"
+    assert epoch.startswith("epoch 2/2 ")
+    assert load_checkpoint(out).train_config["latent_dim"] == 4
+
+
+def test_resume_without_checkpoints_leaves_alone_what_is_there(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("precious")
+    fails(capsys, ["train", "--resume", "--out", tmp_path], "holds metrics.json of an earlier run: name another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_diverging_run_is_one_line_and_keeps_its_checkpoint(tmp_path, capsys):
@@ -411,7 +426,8 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path):
     # The other options are the run's own.
     assert load_checkpoint(out).train_config["latent_dim"] == 4
     assert load_checkpoint(out).epoch == done + 1
-    assert resumed.stdout.splitlines()[0].startswith(f"epoch {done + 1}/{done + 1} ")
+    assert resumed.stdout.splitlines()[0].startswith(f"going on with the run in {out} after epoch {done}")
+    assert resumed.stdout.splitlines()[1].startswith(f"epoch {done + 1}/{done + 1} ")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -194,11 +194,15 @@ def test_sigterm_between_epochs_stops_all_processes(tmp_path):
 
 
 def test_resume_under_torchrun_starts_a_run_too(tmp_path):
-    """So that torchrun can start the same command again when machines come and go."""
+    """So that torchrun can start the same command again when machines come and go. One process says which it is."""
     out = tmp_path / "run"
-    for epochs in (1, 2):
+    for epochs, said in (
+        (1, f"no run in {out} yet: starting one"),
+        (2, f"going on with the run in {out} after epoch 1"),
+    ):
         process = run([*TORCHRUN, *TRAIN, "--resume", "--epochs", epochs, "--out", out])
         assert process.returncode == 0, process.stderr
+        assert [line for line in process.stdout.splitlines() if "run in" in line] == [said]
         assert load_checkpoint(out).epoch == epochs
 
 

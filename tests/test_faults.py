@@ -181,7 +181,8 @@ def test_configuration_of_a_run_survives_its_newest_checkpoint(tmp_path, capsys)
     capsys.readouterr()
     assert main(["train", "--resume", "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("epoch 2/2 ")
+    assert captured.out.startswith(f"going on with the run in {out} after epoch 1\nepoch 2/2 ")
+    assert re.fullmatch(r"fastvae: warning: .*step-000000030: damaged checkpoint .*\n", captured.err)
     alone = train(TrainConfig(hidden=(32,), latent_dim=4, epochs=2), tmp_path / "alone")
     assert_same_run(tmp_path / "alone", out)
     assert len(alone.history) == 2

@@ -270,12 +270,23 @@ def test_resume_refuses_options_that_contradict_the_run(finished, changes, messa
     assert contents(finished[0]) == before
 
 
-def test_resume_without_a_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .* holds no checkpoints"):
+def test_resume_without_a_run_starts_one(tmp_path, finished, caplog):
+    caplog.set_level("INFO", "fastvae")
+    train(SMALL, tmp_path / "run", resume=True)
+    assert_same_run(finished[0], tmp_path / "run")
+    train(SMALL, tmp_path / "run", resume=True)
+    assert [record.getMessage() for record in caplog.records if record.name == "fastvae"] == [
+        f"no run in {tmp_path / 'run'} yet: starting one",
+        f"going on with the run in {tmp_path / 'run'} after epoch 2",
+    ]
+    (tmp_path / "curves.png").touch()
+    with pytest.raises(FileExistsError, match=r"holds curves.png of an earlier run: name another folder"):
         train(SMALL, tmp_path, resume=True)
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+
+
+def test_configuration_of_no_run_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such checkpoint"):
         saved_config(tmp_path / "nowhere")
-    assert contents(tmp_path) == {}
 
 
 def test_missing_data_set_leaves_no_folder_behind(tmp_path):

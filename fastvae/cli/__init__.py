@@ -105,12 +105,15 @@ class _Lines(logging.Handler):
     """Shows what the package logs, a line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _complain(f"{record.levelname.lower()}: {record.getMessage()}")
+        if record.levelno < logging.WARNING:
+            print(record.getMessage(), flush=True)
+        else:
+            _complain(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 @contextmanager
 def _log_in_lines() -> Iterator[None]:
-    logger, lines = logging.getLogger("fastvae"), _Lines(logging.WARNING)
+    logger, lines = logging.getLogger("fastvae"), _Lines()
     logger.addHandler(lines)
     try:
         yield

@@ -96,8 +96,8 @@ def train_command(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out; options default to the run's own. "
-            "Under torchrun, start it where there is none.",
+            help="Go on with the run in --out, whose options are kept where none are given, or start it if there is "
+            "none yet.",
         ),
     ] = False,
     device: Annotated[
@@ -152,28 +152,26 @@ def train_command(
         "compile": compile,
         "seed": seed,
     }
-    if find_batch_size:
-        _print_batch_sizes(TrainConfig(**options), device)
-        return
     first = int(os.environ.get("RANK", "0")) == 0
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ and not find_batch_size:
         if out is None:
             # A name with the time in it would be another one in each process, and after a restart.
             raise typer.BadParameter("is needed under torchrun", param_hint="--out")
-        # What torchrun starts again has the same options. It does not count how often machines come and go, so that
-        # --resume stands for the first start too.
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        resume = (resume or restarted) and training.holds_run(out)
-    if not resume:
-        config = TrainConfig(**options)
-        out = out or Path("runs") / f"{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    else:
-        if out is None:
-            raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
-        given = {name: value for name, value in options.items() if _is_given(context, name)}
+        # What torchrun starts again has the same options.
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if resume and out is None:
+        raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
+    base = TrainConfig()
+    if resume and out is not None and training.holds_run(out):
         # Not while another run changes it, which the first process finds out for all.
-        with locked(out) if first and training.holds_run(out) else nullcontext():
-            config = dataclasses.replace(training.saved_config(out), **given)
+        with locked(out) if first else nullcontext():
+            base = training.saved_config(out)
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    config = dataclasses.replace(base, **given)
+    if find_batch_size:
+        _print_batch_sizes(config, device)
+        return
+    out = out or Path("runs") / f"{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
 
     how_to_go_on = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastvae.data import Dataset, load
 from fastvae.models import Model
 from fastvae.plots import Axes, Figure, image_grid
-from fastvae.training import Progress, TrainConfig, holds_run, train
+from fastvae.training import Progress, TrainConfig, train
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
@@ -67,8 +67,7 @@ class Setting:
             epoch = f"epoch {progress.epoch}/{progress.epochs}"
             self.report(f"{name}: {epoch}, {progress.images}/{progress.images_per_epoch}, loss {progress.loss:.2f}")
 
-        out = self.folder / "runs" / name
-        result = train(config, out, resume=holds_run(out), progress=show)
+        result = train(config, self.folder / "runs" / name, resume=True, progress=show)
         return result.model, result.history
 
 

@@ -24,9 +24,8 @@ def refuse_run(out_dir: Path) -> None:
     unfinished = checkpoints.is_dir() and not holds_run(out_dir)  # its first checkpoint was never whole
     for name in (*(() if unfinished else (CHECKPOINTS,)), METRICS, TENSORBOARD, *PICTURES):
         if (out_dir / name).exists():
-            raise FileExistsError(
-                f"{out_dir} holds {name} of an earlier run: --resume it or name another folder with --out"
-            )
+            resumed = "--resume it or " if holds_run(out_dir) else ""
+            raise FileExistsError(f"{out_dir} holds {name} of an earlier run: {resumed}name another folder with --out")
 
 
 def _stopped_before_its_first_step(out_dir: Path) -> bool:
@@ -42,30 +41,30 @@ def holds_run(out_dir: str | os.PathLike[str]) -> bool:
     return bool(Checkpoints(Path(out_dir)).names())
 
 
-def saved_config(out_dir: str | os.PathLike[str]) -> TrainConfig:
-    """The configuration of the run in a folder.
+def saved_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """The configuration of a run.
+
+    Args:
+        path: its folder, or that of one of its checkpoints.
 
     Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: all of its checkpoints are damaged, or of another version.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: all of the checkpoints are damaged, or of another version.
     """
-    return TrainConfig.from_checkpoint(_load_run(Path(out_dir)))
+    return TrainConfig.from_checkpoint(load_checkpoint(path))
 
 
-def _load_run(out_dir: Path) -> Checkpoint:
-    if not holds_run(out_dir):
-        raise FileNotFoundError(f"nothing to resume: {out_dir} holds no {CHECKPOINTS}")
-    return load_checkpoint(out_dir)
-
-
-def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint:
-    """The newest whole checkpoint of the run in a folder.
+def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of the run in a folder; none where there is no run yet.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileExistsError: there is something of a run, but no checkpoint.
         ValueError: all are damaged, or the run is not one of ``config``.
     """
-    checkpoint = _load_run(out_dir)
+    if not holds_run(out_dir):
+        refuse_run(out_dir)
+        return None
+    checkpoint = load_checkpoint(out_dir)
     saved = TrainConfig.from_checkpoint(checkpoint)
     for field in dataclasses.fields(TrainConfig):
         ours, theirs = getattr(config, field.name), getattr(saved, field.name)

@@ -110,9 +110,9 @@ def train(
     Args:
         config: on resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
             unless the learning rate decays over them.
-        out_dir: made where it is missing; must hold a run if ``resume``, and must not otherwise. One run at a time has
-            it, which a lock sees to.
-        resume: whether to go on from the newest checkpoint that is whole.
+        out_dir: made where it is missing. One run at a time has it, which a lock sees to.
+        resume: goes on from the newest whole checkpoint where ``out_dir`` holds a run, and starts one where it holds
+            none: which of the two is logged. Without it ``out_dir`` must hold no run.
         progress: called with a ``Progress`` several times a second, in the first process.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
             there is one and this build has kernels for it.
@@ -127,8 +127,8 @@ def train(
         ValueError: ``config`` contradicts the run's own; a file of the data set or all checkpoints are bad; a device
             that is not there; ``fsdp`` with ``config.compile`` or ``config.learn_sigma``, or without several processes;
             ``cuda_graph`` without a GPU, with several processes or with parts of batches.
-        FileExistsError: ``out_dir`` holds a run already.
-        FileNotFoundError: nothing to resume, or no data set.
+        FileExistsError: ``out_dir`` holds a run already, or with ``resume`` only remains of one.
+        FileNotFoundError: there is no data set.
         OSError: a file cannot be read or written.
         TrainingError: the loss is no longer finite, torch.compile failed, another process was lost, or another run is
             in ``out_dir``.
@@ -171,6 +171,8 @@ def train(
             cuda_graph=cuda_graph,
             save_steps=save_steps,
         )
+        if resume and processes.rank == 0:
+            logger.info("%s", f"no run in {out_dir} yet: starting one" if checkpoint is None else run.how_far())
         if checkpoint is None:
             # So that there is something to resume from before the first epoch is over, and before anything else is
             # there that would be taken for a run.
@@ -250,6 +252,11 @@ class _Run:
             raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser's state is not the model's)")
         checkpoint.read(tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def how_far(self) -> str:
+        """What a run that goes on has done."""
+        part = f" and {self.images_done} images of the next" if self.images_done else ""
+        return f"going on with the run in {self.out_dir} after epoch {self.epoch}{part}"
 
     def train_epoch(self, writer: SummaryWriter | None, progress: Callable[[Progress], None] | None) -> None:
         """What is left of a pass through the training set, the test, and everything that is written after an epoch."""
