@@ -100,6 +100,14 @@ def train_command(
             "none yet.",
         ),
     ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start a new run from the weights of this run, or of one of its checkpoints; options that are not "
+            "given are those of that run.",
+            show_default="weights drawn from --seed",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU where there is one")
     ] = None,
@@ -161,12 +169,16 @@ def train_command(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if resume and out is None:
         raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
     base = TrainConfig()
     if resume and out is not None and training.holds_run(out):
         # Not while another run changes it, which the first process finds out for all.
         with locked(out) if first else nullcontext():
             base = training.saved_config(out)
-    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    elif init_from is not None:
+        base = training.saved_config(init_from)
+        if given.get("dataset", base.dataset) != base.dataset:
+            base = dataclasses.replace(base, data_dir=None)  # which is of that data set
     config = dataclasses.replace(base, **given)
     if find_batch_size:
         _print_batch_sizes(config, device)
@@ -180,6 +192,7 @@ def train_command(
                 config,
                 out,
                 resume=resume,
+                init_from=init_from,
                 progress=display.show,
                 device=device,
                 fsdp=fsdp,

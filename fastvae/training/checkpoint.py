@@ -78,6 +78,10 @@ class Checkpoint:
     train_config: dict[str, Any]
     """The fields of ``TrainConfig``."""
     position: Position
+    sha256: str
+    """Of what the manifest says, and so of the files: what tells two checkpoints apart."""
+    init_from: dict[str, Any] | None = None
+    """The checkpoint that the run's first weights are of (:meth:`origin`); none for those of its seed."""
 
     @property
     def epoch(self) -> int:
@@ -88,6 +92,16 @@ class Checkpoint:
     def history(self) -> list[dict[str, Any]]:
         """The list ``epochs`` of ``metrics.json``."""
         return self.position.history
+
+    def origin(self) -> dict[str, Any]:
+        """What a run that starts from these weights keeps to say so; plain enough for JSON."""
+        position = self.position
+        return {
+            "checkpoint": str(self.folder.absolute()),
+            "sha256": self.sha256,
+            "epoch": position.epoch,
+            "step": position.step,
+        }
 
     def shapes(self) -> dict[str, torch.Size]:
         """The tensors' names and shapes."""
@@ -191,6 +205,7 @@ class Checkpoints:
         model_config: dict[str, Any],
         train_config: dict[str, Any],
         position: Position,
+        init_from: dict[str, Any] | None = None,
     ) -> None:
         """Take a copy of the tensors and write it in the background; every process of the run must call it.
 
@@ -198,7 +213,8 @@ class Checkpoints:
             OSError: the checkpoint before this one could not be written.
         """
         self.wait()
-        manifest = {"format": FORMAT, "model": model_config, "train": train_config, **asdict(position)}
+        manifest = {"format": FORMAT, "model": model_config, "train": train_config, "init_from": init_from}
+        manifest |= asdict(position)
         writer = _Writer(self.folder / f"step-{position.step:09}", manifest)
         self._last = writer.final.name
         if self._first:
@@ -310,6 +326,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         content["model"],
         content["train"],
         Position(**{name: content[name] for name in Position.__dataclass_fields__}),
+        digest,
+        content.get("init_from"),
     )
     _check_tensors(checkpoint)
     return checkpoint

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
+from fastvae.models import Model
 from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, Checkpoints, load_checkpoint
 from fastvae.training.config import TrainConfig
 
@@ -76,3 +78,15 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint | Non
     if config.epochs < begun:
         raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has begun {begun}")
     return checkpoint
+
+
+def refuse_other_model(config: TrainConfig, model: Model, source: Checkpoint) -> None:
+    """Raises ValueError where the weights of a checkpoint are not those of the model of ``config``."""
+    saved = TrainConfig.from_checkpoint(source)
+    theirs = {"model": saved.model, "condition": saved.condition} | source.model_config
+    ours = {"model": config.model, "condition": config.condition} | json.loads(json.dumps(model.config))
+    if not config.learn_sigma:
+        ours.pop("sigma")  # no weight
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ValueError(f"cannot start from {source.folder}: its {name} is {theirs[name]}, not {value}")

@@ -23,7 +23,7 @@ from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sum
 from fastvae.files import replacing
 from fastvae.models import Model
 from fastvae.ops import binarize
-from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position
+from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position, load_checkpoint
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import (
     StoppedError,
@@ -34,7 +34,7 @@ from fastvae.training.distributed import (
     until_terminated,
     world,
 )
-from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_run
+from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_other_model, refuse_run
 from fastvae.training.inputs import model_inputs, reconstruct, sample
 from fastvae.training.lock import locked
 from fastvae.training.solver import flush_denormal, parameter_names
@@ -86,6 +86,7 @@ def train(
     out_dir: str | os.PathLike[str],
     *,
     resume: bool = False,
+    init_from: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str | torch.device | None = None,
     fsdp: bool = False,
@@ -113,6 +114,10 @@ def train(
         out_dir: made where it is missing. One run at a time has it, which a lock sees to.
         resume: goes on from the newest whole checkpoint where ``out_dir`` holds a run, and starts one where it holds
             none: which of the two is logged. Without it ``out_dir`` must hold no run.
+        init_from: a run, or one of its checkpoints, from whose weights a new run starts. ``config`` may differ from
+            that run's in anything but the model: ``replace(saved_config(run), learning_rate=1e-4)``. The optimiser
+            starts anew and epochs count from 0; ``metrics.json`` and the checkpoints say where the weights came from.
+            A run that goes on does not read it.
         progress: called with a ``Progress`` several times a second, in the first process.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
             there is one and this build has kernels for it.
@@ -124,11 +129,12 @@ def train(
         save_steps: steps between further checkpoints within an epoch.
 
     Raises:
-        ValueError: ``config`` contradicts the run's own; a file of the data set or all checkpoints are bad; a device
-            that is not there; ``fsdp`` with ``config.compile`` or ``config.learn_sigma``, or without several processes;
-            ``cuda_graph`` without a GPU, with several processes or with parts of batches.
+        ValueError: ``config`` contradicts the run's own, or has another model than ``init_from``; a file of the data
+            set or all checkpoints are bad; a device that is not there; ``fsdp`` with ``config.compile`` or
+            ``config.learn_sigma``, or without several processes; ``cuda_graph`` without a GPU, with several processes
+            or with parts of batches.
         FileExistsError: ``out_dir`` holds a run already, or with ``resume`` only remains of one.
-        FileNotFoundError: there is no data set.
+        FileNotFoundError: there is no data set, or nothing in ``init_from``.
         OSError: a file cannot be read or written.
         TrainingError: the loss is no longer finite, torch.compile failed, another process was lost, or another run is
             in ``out_dir``.
@@ -153,6 +159,9 @@ def train(
         checkpoint = processes.of_first(
             lambda: checkpoint_to_resume(config, out_dir) if resume else refuse_run(out_dir)
         )
+        source = None
+        if checkpoint is None and init_from is not None:
+            source = processes.of_first(lambda: load_checkpoint(init_from))
         if processes.size > 1:
             # One process downloads; the data themselves are not sent.
             processes.of_first(lambda: load(config.dataset, config.data_dir).name)
@@ -167,6 +176,7 @@ def train(
             processes,
             saved,
             terminated,
+            source=source,
             fsdp=fsdp,
             cuda_graph=cuda_graph,
             save_steps=save_steps,
@@ -210,6 +220,7 @@ class _Run:
         saved: Checkpoints,
         terminated: Callable[[], bool] = lambda: False,
         *,
+        source: Checkpoint | None = None,
         fsdp: bool = False,
         cuda_graph: bool = False,
         save_steps: int | None = None,
@@ -226,6 +237,10 @@ class _Run:
             self.model = build_model(config, dataset).to(self.device)
         else:
             self.model = checkpoint.empty_model().to_empty(device=self.device)
+        self.init_from = None if checkpoint is None else checkpoint.init_from
+        if source is not None:
+            refuse_other_model(config, self.model, source)
+            self.init_from = source.origin()
         self.stepper = Stepper(config, dataset, self.model, processes, fsdp=fsdp, cuda_graph=cuda_graph)
         self.objective, self.optimizer = self.stepper.objective, self.stepper.optimizer
         position = Position() if checkpoint is None else checkpoint.position
@@ -235,11 +250,17 @@ class _Run:
         self.sums = torch.tensor(position.sums, dtype=torch.float64, device=self.device) * first
         self.images_done, self.images_here = position.images, position.images * first
         self.seconds = position.seconds
+        if source is not None:
+            source.read(self._weights())
         if checkpoint is not None:
             self._restore(checkpoint)
 
+    def _weights(self) -> dict[str, Tensor]:
+        """By their names in a checkpoint."""
+        return {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+
     def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = self._weights()
         shapes = checkpoint.shapes()
         state: dict[int, dict[str, Tensor]] = {}
         parameters = dict(self.model.named_parameters())
@@ -376,7 +397,7 @@ class _Run:
 
     def save_checkpoint(self) -> None:
         names = parameter_names(self.model, self.optimizer)
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = self._weights()
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{names[index]}.{key}": tensor for key, tensor in state.items()}
         position = Position(
@@ -387,7 +408,7 @@ class _Run:
             images=self.images_done,
             seconds=self.seconds,
         )
-        self.saved.save(tensors, self.model.config, dataclasses.asdict(self.config), position)
+        self.saved.save(tensors, self.model.config, dataclasses.asdict(self.config), position, self.init_from)
 
     def save_metrics(self) -> None:
         if self.world.rank > 0:
@@ -399,6 +420,7 @@ class _Run:
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
+            "init_from": self.init_from,
             "epochs": self.history,
         }
         with replacing(self.out_dir / METRICS) as temporary:
