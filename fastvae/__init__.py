@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os as _os
+import sys as _sys
+from typing import NoReturn as _NoReturn
+
 import torch as _torch
+
+
+def _refuse(reason: str) -> _NoReturn:
+    """Raises ImportError. Of the command, which can import nothing before this, it is one line and no traceback."""
+    program = _sys.argv[0] if _sys.argv else ""
+    # While the module of `python -m` is looked for, its name stands before the arguments of the command line.
+    as_module = program == "-m" and _sys.orig_argv[-len(_sys.argv)] in ("fastvae", "-mfastvae")
+    if as_module or _os.path.basename(program) == "fastvae":
+        _sys.exit(f"fastvae: error: {reason}")
+    raise ImportError(reason)
+
 
 try:
     from ._build import torch_version as _built_for
-except ModuleNotFoundError as _error:
-    raise ImportError(
+except ModuleNotFoundError:
+    _refuse(
         "fastvae is not built: this is its source folder. Run `pip install -e .` here, or start Python "
         "in another folder to use the installed package."
-    ) from _error
+    )
 
 
 def _release(version: str) -> tuple[str, str]:
@@ -21,7 +36,7 @@ def _release(version: str) -> tuple[str, str]:
 
 # Before the extension is loaded: with another torch it may fail to, or worse, not fail.
 if _release(_built_for) != _release(_torch.__version__):
-    raise ImportError(
+    _refuse(
         f"fastvae was compiled for torch {_built_for} but torch {_torch.__version__} is installed; "
         "reinstall it: pip install --force-reinstall --no-deps --no-cache-dir fastvae "
         "(with a path to its source instead of the name, if that is where it came from)"

@@ -454,7 +454,7 @@ def test_missing_extra_is_one_line_at_the_start(missing):
     script = f"import sys; sys.modules[{missing!r}] = None; from fastvae.cli import main; sys.exit(main())"
     process = subprocess.run([sys.executable, "-c", script, "info"], capture_output=True, text=True)
     assert process.returncode == 1
-    assert_one_line_of_error(process.stderr, missing, "pip install fastvae[train]")
+    assert_one_line_of_error(process.stderr, missing, 'is not installed: pip install "fastvae-torch[train]"')
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "tensorboard", "sklearn", "safetensors"])
@@ -463,7 +463,7 @@ def test_missing_extra_is_one_line_before_training(tmp_path, missing):
     command = [sys.executable, "-c", script, "train", "--out", str(tmp_path / "out")]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 1
-    assert_one_line_of_error(process.stderr, missing, "pip install fastvae[train]")
+    assert_one_line_of_error(process.stderr, missing, 'is not installed: pip install "fastvae-torch[train]"')
     assert not (tmp_path / "out").exists()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import fastvae
@@ -67,6 +69,38 @@ def test_another_torch_is_refused_before_the_extension_is_loaded(tmp_path: Path)
             f"ImportError: fastvae was compiled for torch {other} but torch {torch.__version__} is installed; "
             "reinstall it: pip install --force-reinstall --no-deps --no-cache-dir fastvae"
         ), last
+
+
+# As pip writes it.
+SCRIPT = "import sys\nfrom fastvae.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+
+
+@pytest.mark.parametrize("build", ['torch_version = "2.10.1+cpu"\n', None], ids=["another torch", "not built"])
+def test_command_that_cannot_be_imported_is_one_line(tmp_path: Path, build: str | None) -> None:
+    """And an import, of whatever program, still an ImportError."""
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C*", "_build.py", "__pycache__"))
+    if build is not None:
+        (tmp_path / "fastvae" / "_build.py").write_text(build)
+    scripts = {"bin/fastvae": SCRIPT, "bin/other": SCRIPT, "other/__init__.py": "import fastvae"}
+    for name, text in (scripts | {"torch/__init__.py": "__version__ = '2.13.0'"}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "other" / "__main__.py").touch()
+
+    def lines(*arguments: str) -> list[str]:
+        command = [sys.executable, "-S", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert (process.returncode, process.stdout) == (1, "")
+        return process.stderr.splitlines()
+
+    for command in (["bin/fastvae"], ["bin/fastvae", "info"], ["-m", "fastvae", "train", "-m"], ["-mfastvae"]):
+        (line,) = lines(*command)
+        assert re.match("fastvae: error: fastvae (was compiled for torch 2.10.1|is not built)", line)
+    for program in (["bin/other"], ["-m", "other", "fastvae"], ["-c", "import fastvae", "fastvae"]):
+        *traceback, line = lines(*program)
+        assert re.match("ImportError: fastvae (was compiled for torch 2.10.1|is not built)", line)
+        assert traceback
 
 
 def test_the_readme_example_runs_as_it_stands() -> None:

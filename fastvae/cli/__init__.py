@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import fastvae
 from fastvae.cli.streams import lasting_streams
 
+_INSTALL = 'pip install "fastvae-torch[train]"'  # quoted, as some shells want it
+
 try:
     import typer
 
@@ -22,7 +24,7 @@ try:
     from fastvae.cli.train import InterruptedRunError, train_command
     from fastvae.training import StoppedError, TrainingError
 except ModuleNotFoundError as missing:
-    sys.exit(f"fastvae: error: {missing.name} is not installed: pip install fastvae[train]")
+    sys.exit(f"fastvae: error: {missing.name} is not installed: {_INSTALL}")
 
 _INTERRUPTED = 130
 _TERMINATED = 143  # what a shell, and so a scheduler, takes for SIGTERM
@@ -79,7 +81,7 @@ def _run(arguments: Sequence[str]) -> int:
         _complain(f"error: {error.format_message()}")
         return error.exit_code
     except ModuleNotFoundError as error:
-        _complain(f"error: {error.name} is not installed: pip install fastvae[train]")
+        _complain(f"error: {error.name} is not installed: {_INSTALL}")
     except ImportError as error:
         _complain(f"error: {error}")
     except OSError as error:
