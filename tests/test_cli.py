@@ -12,9 +12,10 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+import typer
 
 import fastvae
-from fastvae.cli import main
+from fastvae.cli import app, main
 from fastvae.data import Dataset, load
 from fastvae.plots import image_grid
 from fastvae.training import load_checkpoint, saved_config
@@ -273,6 +274,36 @@ def test_info_prints_the_build(capsys):
 def test_help_is_printed(arguments, capsys):
     assert main(arguments) == 0
     assert "Usage: fastvae" in capsys.readouterr().out
+
+
+PANELS = ["Data", "Model", "Objective", "Optimisation", "Run", "Hardware"]
+
+
+def test_help_of_every_option_stands_by_itself():
+    """It names what the option is, and does not begin where a neighbour's has ended."""
+    for name, command in typer.main.get_command(app).commands.items():
+        assert command.help.rstrip().endswith("."), name
+        for parameter in command.params:
+            assert re.match(r"(?!(Of|In|How|It) )[A-Z]", parameter.help), f"{name} {parameter.name}"
+            assert parameter.help.endswith("."), f"{name} {parameter.name}"
+
+
+def test_options_of_train_lie_in_panels():
+    """In their order, which is the one in which they are drawn."""
+    command = typer.main.get_command(app).commands["train"]
+    assert list(dict.fromkeys(parameter.rich_help_panel for parameter in command.params)) == PANELS
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_of_train_fits_the_terminal(width, capsys, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
+    assert main(["train", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == width
+    for panel in PANELS:
+        assert any(re.match(rf"╭─ {panel} ─+╮$", line) for line in lines)
+    # Nothing is cut off.
+    assert "…" not in "".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,11 @@ def info_command() -> None:
         print(f"{key:<{width}}  {shown}")
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Variational auto-encoders, fast.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and draw from variational auto-encoders.",
+)
 for name, command in (
     ("train", train_command),
     ("sample", sample_command),

@@ -24,16 +24,23 @@ from fastvae.training.inputs import model_inputs, sample
 
 def sample_command(
     checkpoint: CheckpointPath,
-    num: Annotated[int, typer.Option(min=1, help="How many images.")] = 100,
+    num: Annotated[int, typer.Option(min=1, help="Number of images to draw.")] = 100,
     label: Annotated[
         int | None,
-        typer.Option(min=0, help="Of all images, where the condition is labels.", show_default="each in turn"),
+        typer.Option(
+            min=0,
+            help="Class label of every image, for a model trained with --condition labels.",
+            show_default="each label in turn",
+        ),
     ] = None,
     data_dir: TrainedDataDir = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the codes z.")] = 0,
-    out: Annotated[Path, typer.Option(help="The picture; overwritten if it is there.")] = Path("samples.png"),
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the codes z.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to write; an existing one is replaced.")] = Path("samples.png"),
 ) -> None:
-    """Draw images from a trained model: of each label, or completions of test images, where it has a condition."""
+    """Draw images from a trained model.
+
+    A model that is given labels draws each of them in turn; one that is given columns completes test images.
+    """
     from fastvae import plots
 
     if out.suffix.lower() != ".png":
@@ -65,26 +72,35 @@ def evaluate_command(
     checkpoint: CheckpointPath,
     dataset: Annotated[
         DatasetName | None,
-        typer.Option(help="What to evaluate on.", show_default="what it was trained on"),
+        typer.Option(help="Data set to evaluate on.", show_default="the one of the training"),
     ] = None,
     data_dir: TrainedDataDir = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=MAX_SEED, help="Of the noise.", show_default="that of the training"),
+        typer.Option(min=0, max=MAX_SEED, help="Seed of the noise.", show_default="that of the training"),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Of z for each test image: the importance-weighted bound.")] = 0,
-    prior_samples: Annotated[
-        int, typer.Option(min=0, help="The same with z from the prior, as in eq. 1 of the tutorial.")
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Samples of z per test image, for an estimate of the log-likelihood by the encoder's posterior."
+        ),
     ] = 0,
-    images: Annotated[int | None, typer.Option(min=1, help="How many of the test images.", show_default="all")] = None,
-    memory: Annotated[int, typer.Option(min=1, help="MiB for the decoder's activations.")] = 16,
-    amp: Annotated[Amp | None, typer.Option(help="Decode the samples in bfloat16.")] = None,
-    partial: Annotated[
-        Path | None, typer.Option(help="Keeps what is done of the samples in this file, and goes on from it.")
+    prior_samples: Annotated[
+        int,
+        typer.Option(min=0, help="Samples of z per test image, for an estimate by the prior (eq. 1 of the tutorial)."),
+    ] = 0,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Number of test images to evaluate, the first ones.", show_default="all")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    memory: Annotated[int, typer.Option(min=1, help="MiB that the decoder's activations may take.")] = 16,
+    amp: Annotated[Amp | None, typer.Option(help="Number format that the samples are decoded in.")] = None,
+    partial: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps the samples taken so far: an interrupted evaluation goes on from it."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
 ) -> None:
-    """Print the ELBO of a trained model and its parts, what its code carries, and its likelihood by sampling."""
+    """Print the ELBO of a trained model, what its code carries, and estimates of its log-likelihood."""
     if samples and prior_samples and partial is not None:
         raise typer.BadParameter("keeps one of --samples and --prior-samples, not both", param_hint="--partial")
     loaded = training.load_checkpoint(checkpoint)

@@ -12,21 +12,21 @@ from fastvae.display import progress_bar
 
 
 def experiment_command(
-    name: Annotated[str, typer.Argument(help="Of the experiment, or `list`.")],
+    name: Annotated[str, typer.Argument(help="Name of the experiment, or list to see all of them.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small networks on scikit-learn's digits, in less than a minute.")
+        bool, typer.Option("--quick", help="Train small networks on scikit-learn's digits, in less than a minute.")
     ] = False,
     data_dir: DataDir = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of each training.", show_default="the experiment's own")
+        int | None, typer.Option(min=1, help="Epochs of each training.", show_default="the experiment's own")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the weights, the noise and the samples.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the picture, its figures and its training runs.", show_default="runs/NAME"),
+        typer.Option(help="Folder that gets the picture, its figures and its training runs.", show_default="runs/NAME"),
     ] = None,
 ) -> None:
-    """Draw a figure of the tutorial, or show what it says; run it again to go on where it stopped."""
+    """Draw a figure of the tutorial, or show a claim of it. An experiment that stopped goes on when it is run again."""
     from fastvae import experiments
 
     if name == "list":

@@ -8,19 +8,12 @@ from typing import Annotated
 import torch
 import typer
 
-CheckpointPath = Annotated[Path, typer.Argument(help="The folder of a run, or of one of its checkpoints.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the IDX files; digits need none.", show_default="$FASTVAE_DATA, or else they are downloaded"
-    ),
-]
+CheckpointPath = Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")]
+DATA_DIR_HELP = "Folder of the data set's IDX files, or torchvision's root. The digits need no files."
+DATA_DIR_DEFAULT = "$FASTVAE_DATA, or else they are downloaded"
+DataDir = Annotated[Path | None, typer.Option(help=DATA_DIR_HELP, show_default=DATA_DIR_DEFAULT)]
 TrainedDataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the IDX files, where images of theirs are needed.",
-        show_default="that of the training, or as for train",
-    ),
+    Path | None, typer.Option(help=DATA_DIR_HELP, show_default="that of the training, or as for train")
 ]
 MAX_SEED = 2**63 - 1
 

@@ -7,13 +7,14 @@ import os
 import shlex
 from contextlib import nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fastvae import training
-from fastvae.cli.options import MAX_SEED, DataDir
+from fastvae.cli.options import DATA_DIR_DEFAULT, DATA_DIR_HELP, MAX_SEED
 from fastvae.data import DatasetName
 from fastvae.display import TrainingDisplay
 from fastvae.models.likelihood import LikelihoodName
@@ -29,105 +30,166 @@ class InterruptedRunError(Exception):
     """An interrupt, with what to say beside."""
 
 
+# A panel of the help each.
+_data = partial(typer.Option, rich_help_panel="Data")
+_model = partial(typer.Option, rich_help_panel="Model")
+_objective = partial(typer.Option, rich_help_panel="Objective")
+_optimisation = partial(typer.Option, rich_help_panel="Optimisation")
+_run = partial(typer.Option, rich_help_panel="Run")
+_hardware = partial(typer.Option, rich_help_panel="Hardware")
+
+
 def train_command(
     context: typer.Context,
+    dataset: Annotated[DatasetName, _data(help="Data set to train on.")] = TrainConfig.dataset,
+    data_dir: Annotated[Path | None, _data(help=DATA_DIR_HELP, show_default=DATA_DIR_DEFAULT)] = None,
+    binarize: Annotated[
+        Binarize,
+        _data(help="Whether targets are grey pixels (none) or binary ones drawn anew in every epoch (dynamic)."),
+    ] = TrainConfig.binarize,
     model: Annotated[
-        ModelName, typer.Option(help="A VAE, a VAE with a condition, or what predicts an image from that alone.")
+        ModelName,
+        _model(help="Model to train: a VAE, a conditional VAE, or a regressor, which predicts without a code."),
     ] = TrainConfig.model,
     condition: Annotated[
-        Condition, typer.Option(help="Of those two: an image's middle column, which they complete, or its label.")
+        Condition,
+        _model(
+            help="What a cvae or regressor is given: the image's middle column (it completes the rest) or its class "
+            "label."
+        ),
     ] = TrainConfig.condition,
-    dataset: Annotated[DatasetName, typer.Option(help="What to train on.")] = TrainConfig.dataset,
-    data_dir: DataDir = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per step, in all processes together.")
-    ] = TrainConfig.batch_size,
-    accumulate: Annotated[
-        int, typer.Option(min=1, help="Parts of a batch, shared out or one after the other, to save memory.")
-    ] = TrainConfig.accumulate,
-    latent_dim: Annotated[int, typer.Option(min=1, help="Size of the code z.")] = TrainConfig.latent_dim,
+    latent_dim: Annotated[int, _model(min=1, help="Number of dimensions of the code z.")] = TrainConfig.latent_dim,
     hidden: Annotated[
-        str, typer.Option(help="Widths of the encoder's hidden layers; the decoder mirrors them.")
+        str, _model(help="Widths of the encoder's hidden layers; the decoder has the same in reverse.")
     ] = ",".join(map(str, TrainConfig.hidden)),
-    activation: Annotated[Activation, typer.Option(help="Of the hidden layers.")] = TrainConfig.activation,
+    activation: Annotated[
+        Activation, _model(help="Activation function of the hidden layers.")
+    ] = TrainConfig.activation,
     preset: Annotated[
-        Preset | None, typer.Option(help="The tutorial's own wiring, initial weights and solver.")
+        Preset | None, _model(help="Use the wiring, initial weights and solver of the tutorial's code.")
     ] = TrainConfig.preset,
     likelihood: Annotated[
-        LikelihoodName, typer.Option(help="Distribution of a pixel given z.")
+        LikelihoodName, _model(help="Distribution of a pixel given the code z.")
     ] = TrainConfig.likelihood,
     sigma: Annotated[
-        float, typer.Option(help="Standard deviation of the Gaussian likelihood, pixels in [0, 1].")
+        float, _model(help="Standard deviation of the Gaussian likelihood, for pixels in [0, 1].")
     ] = TrainConfig.sigma,
-    learn_sigma: Annotated[bool, typer.Option("--learn-sigma", help="Make it a parameter.")] = False,
-    beta: Annotated[float, typer.Option(help="Weight of the KL term; 1 is the ELBO.")] = TrainConfig.beta,
+    learn_sigma: Annotated[
+        bool, _model("--learn-sigma", help="Train the Gaussian likelihood's sigma, starting from --sigma.")
+    ] = False,
+    beta: Annotated[float, _objective(help="Weight of the KL term in the loss; 1 gives the ELBO.")] = TrainConfig.beta,
     anneal: Annotated[
-        ScheduleKind | None, typer.Option(help="How that weight comes from 0 at first.")
+        ScheduleKind | None, _objective(help="Schedule by which the weight of the KL term rises from 0 to --beta.")
     ] = TrainConfig.anneal,
-    anneal_epochs: Annotated[int, typer.Option(min=1, help="How long it takes.")] = TrainConfig.anneal_epochs,
+    anneal_epochs: Annotated[
+        int, _objective(min=1, help="Epochs over which --anneal raises the weight of the KL term.")
+    ] = TrainConfig.anneal_epochs,
     free_bits: Annotated[
-        float, typer.Option(help="Nats of each dimension of z that cost nothing.")
+        float, _objective(help="Nats of KL that each dimension of the code may carry at no cost.")
     ] = TrainConfig.free_bits,
     importance_samples: Annotated[
-        int, typer.Option(min=1, help="Of z for each image; from 2 on, the importance-weighted bound.")
+        int,
+        _objective(
+            min=1,
+            help="Samples of z per image. With 2 or more, the importance-weighted bound (IWAE) is trained instead of "
+            "the ELBO.",
+        ),
     ] = TrainConfig.importance_samples,
-    gradient: Annotated[Gradient, typer.Option(help="Estimator of that bound's gradient.")] = TrainConfig.gradient,
-    binarize: Annotated[
-        Binarize, typer.Option(help="Grey targets, or binary ones drawn anew at every pass.")
-    ] = TrainConfig.binarize,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = TrainConfig.learning_rate,
+    gradient: Annotated[
+        Gradient, _objective(help="Estimator of the gradient of the importance-weighted bound.")
+    ] = TrainConfig.gradient,
+    epochs: Annotated[int, _optimisation(min=1, help="Passes through the training set.")] = TrainConfig.epochs,
+    batch_size: Annotated[
+        int, _optimisation(min=1, help="Images per step, counted over all processes.")
+    ] = TrainConfig.batch_size,
+    accumulate: Annotated[
+        int,
+        _optimisation(
+            min=1,
+            help="Parts into which each batch is split. Processes share them out, and a process takes its parts one "
+            "after the other, which saves memory.",
+        ),
+    ] = TrainConfig.accumulate,
+    learning_rate: Annotated[
+        float, _optimisation(help="Learning rate of the Adam optimiser.")
+    ] = TrainConfig.learning_rate,
     scale_learning_rate: Annotated[
-        Scaling | None, typer.Option(help="How it grows with the batch: it is then that of 100 images.")
+        Scaling | None,
+        _optimisation(
+            help="Rule by which the learning rate grows with the batch size; --learning-rate is then the one of 100 "
+            "images."
+        ),
     ] = TrainConfig.scale_learning_rate,
     warmup_epochs: Annotated[
-        int, typer.Option(min=0, help="In which it rises from 0 at first.")
+        int, _optimisation(min=0, help="Epochs over which the learning rate rises linearly from 0.")
     ] = TrainConfig.warmup_epochs,
-    decay: Annotated[Decay | None, typer.Option(help="How it falls to 0 until the last epoch.")] = TrainConfig.decay,
-    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = TrainConfig.clip_norm,
-    amp: Annotated[Amp | None, typer.Option(help="Autocast to bfloat16.")] = TrainConfig.amp,
-    compile: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of weights, noise and order.")] = TrainConfig.seed,
+    decay: Annotated[
+        Decay | None, _optimisation(help="Schedule by which the learning rate falls to 0 until the last epoch.")
+    ] = TrainConfig.decay,
+    clip_norm: Annotated[
+        float | None, _optimisation(help="Largest norm of the gradient; a longer gradient is shortened to it.")
+    ] = TrainConfig.clip_norm,
+    seed: Annotated[
+        int,
+        _optimisation(
+            min=0,
+            max=MAX_SEED,
+            help="Seed of the initial weights, the noise and the order of the images.",
+        ),
+    ] = TrainConfig.seed,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run.", show_default="runs/DATASET-DATE-TIME"),
+        _run(
+            help="Folder of the run: it gets checkpoints, metrics, TensorBoard logs and pictures.",
+            show_default="runs/DATASET-DATE-TIME",
+        ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        _run(
             "--resume",
-            help="Go on with the run in --out, whose options are kept where none are given, or start it if there is "
-            "none yet.",
+            help="Go on with the run in --out, or start one if there is none yet. Options that are not given keep the "
+            "run's values.",
         ),
     ] = False,
     init_from: Annotated[
         Path | None,
-        typer.Option(
-            help="Start a new run from the weights of this run, or of one of its checkpoints; options that are not "
-            "given are those of that run.",
+        _run(
+            help="Run, or one of its checkpoints, from whose weights a new run starts (fine-tuning). Options that are "
+            "not given take that run's values.",
             show_default="weights drawn from --seed",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU where there is one")
-    ] = None,
-    fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Share out the weights too, among the processes of torchrun.")
-    ] = False,
-    cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph", help="Let a GPU repeat the step by itself, for small networks and batches.")
-    ] = False,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints that are kept, the newest.")] = 2,
+    keep: Annotated[int, _run(min=1, help="Number of newest checkpoints that are kept.")] = 2,
     save_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="one after each epoch")
+        int | None,
+        _run(min=1, help="Steps between further checkpoints within an epoch.", show_default="one after each epoch"),
     ] = None,
     find_batch_size: Annotated[
-        bool, typer.Option("--find-batch-size", help="Print what growing batches would bring, and train nothing.")
+        bool,
+        _run(
+            "--find-batch-size",
+            help="Measure the speed and memory of growing batches, print them, and train nothing.",
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        _hardware(help="Device to train on: cpu, cuda or cuda:N.", show_default="a GPU where there is one"),
+    ] = None,
+    amp: Annotated[Amp | None, _hardware(help="Number format that training steps autocast to.")] = TrainConfig.amp,
+    compile: Annotated[bool, _hardware("--compile", help="Compile the training step with torch.compile.")] = False,
+    cuda_graph: Annotated[
+        bool,
+        _hardware("--cuda-graph", help="Replay the step as a CUDA graph, which speeds up small networks and batches."),
+    ] = False,
+    fsdp: Annotated[
+        bool,
+        _hardware("--fsdp", help="Shard the weights and the optimiser's state over torchrun's processes (FSDP2)."),
     ] = False,
 ) -> None:
     """Train a VAE and draw samples, reconstructions and learning curves.
 
-    Under torchrun, in as many processes as it starts: torchrun --nproc-per-node 2 -m fastvae train --out DIR.
+    To train in several processes, start it with torchrun: torchrun --nproc-per-node 2 -m fastvae train --out DIR.
     """
     options: dict[str, Any] = {
         "model": model,

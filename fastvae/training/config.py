@@ -29,15 +29,16 @@ class TrainConfig:
     """
 
     model: ModelName = "vae"
-    """``"cvae"`` and ``"regressor"`` are given a condition."""
+    """Which model is trained; ``"cvae"`` and ``"regressor"`` are given a condition."""
     condition: Condition = "column"
-    """Of those two: one column of an image, which they complete (:func:`fastvae.data.split_column`), or its label."""
+    """What a cvae or regressor is given: one column of an image, of which it completes the rest
+    (:func:`fastvae.data.split_column`), or the image's label."""
     dataset: DatasetName = "digits"
     data_dir: str | None = None
-    """As ``root`` of ``fastvae.data.load``."""
+    """Folder of the data set's files, the ``root`` of :func:`fastvae.data.load`."""
     epochs: int = 100
     batch_size: int = 100
-    """Images of a step, in all processes together."""
+    """Images per step, counted over all processes."""
     accumulate: int = 1
     """Parts of a batch, each with noise of its own. A process takes its parts one after the other and adds up their
     gradients: for a batch that does not fit the memory, or so that several processes do as one would."""
@@ -49,36 +50,37 @@ class TrainConfig:
     (:func:`fastvae.training.solver.make_optimizer`)."""
     likelihood: LikelihoodName = "bernoulli"
     sigma: float = 0.25
-    """Of the Gaussian likelihood, with pixels in [0, 1]. With 0.1 the digits took 46 nats of KL in 40 epochs and
-    samples of the prior fell apart, with 0.2 and 0.3 they are digits."""
+    """Standard deviation of the Gaussian likelihood, for pixels in [0, 1]. With 0.1 the digits took 46 nats of KL in
+    40 epochs and samples of the prior fell apart, with 0.2 and 0.3 they are digits."""
     learn_sigma: bool = False
-    """Whether it is a parameter, with ``sigma`` its first value."""
+    """Whether the likelihood's sigma is a parameter, with ``sigma`` its first value."""
     beta: float = 1.0
-    """Weight of the KL term; reports are of the ELBO, with weight 1, nevertheless."""
+    """Weight of the KL term in the loss. Reports are of the ELBO, with weight 1, whatever it is."""
     anneal: ScheduleKind | None = None
-    """How that weight comes from 0 in the first ``anneal_epochs`` (:class:`fastvae.objectives.Schedule`)."""
+    """Schedule by which the weight of the KL term rises from 0 to ``beta`` in the first ``anneal_epochs``
+    (:class:`fastvae.objectives.Schedule`)."""
     anneal_epochs: int = 10
     free_bits: float = 0.0
     """Nats that each dimension of z may carry without a gradient that drives it to fewer."""
     importance_samples: int = 1
-    """Of z for each image: from 2 on the importance-weighted bound is trained instead of the ELBO. Reports are of
-    the ELBO nevertheless."""
+    """Samples of z per image. With 2 or more, the importance-weighted bound (IWAE) is trained instead of the ELBO;
+    reports are of the ELBO whatever it is."""
     gradient: Gradient = "iwae"
-    """Its estimator, of :func:`fastvae.objectives.importance_weighted_loss`."""
+    """Estimator of the bound's gradient (:func:`fastvae.objectives.importance_weighted_loss`)."""
     binarize: Binarize = "none"
     """Targets: grey pixels, or ``"dynamic"``, drawn anew at every pass with probability x/255."""
     learning_rate: float = 1e-3
-    """Of Adam; the highest of the run where it changes."""
+    """Learning rate of the Adam optimiser; its largest value where it changes during the run."""
     scale_learning_rate: Scaling | None = None
-    """How it grows where the batch is larger than 100 images, for which it then is
+    """Rule by which the learning rate grows with the batch size; ``learning_rate`` is then the one of 100 images
     (:func:`fastvae.training.solver.scaled_learning_rate`)."""
     warmup_epochs: int = 0
-    """In which it rises from 0 in equal steps."""
+    """Epochs over which the learning rate rises linearly from 0."""
     decay: Decay | None = None
-    """``"cosine"``: from there to the last of ``epochs`` it falls to 0 along half a cosine
+    """``"cosine"``: after the warm-up the learning rate falls to 0 along half a cosine until the last of ``epochs``
     (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
     clip_norm: float | None = None
-    """The largest norm of the gradient of all parameters; a longer one is shortened to it (Pascanu et al. 2013,
+    """Largest norm of the gradient of all parameters; a longer gradient is shortened to it (Pascanu et al. 2013,
     arXiv:1211.5063, sec. 3.2)."""
     amp: Amp | None = None
     """``"bf16"``: autocast of the training steps to bfloat16. The test after each epoch runs without it."""
