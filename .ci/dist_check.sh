@@ -10,8 +10,8 @@ source=$PWD
 # The backend asks for torch, which the build's environment has not.
 FASTVAE_TORCH_PYTHON=$PYTHON "$PYTHON" -m build --sdist --outdir "$work/dist" "$source" >"$work/log" 2>&1 ||
   { cat "$work/log"; exit 1; }
-tar -xzf "$work"/dist/fastvae-*.tar.gz -C "$work"
-cd "$work"/fastvae-*/
+tar -xzf "$work"/dist/fastvae_torch-*.tar.gz -C "$work"
+cd "$work"/fastvae_torch-*/
 
 echo "sdist:"
 git -C "$source" ls-files | grep -v '^\.' | sort >"$work/expected"
@@ -21,7 +21,7 @@ echo "  as tracked: $(wc -l <"$work/actual") files"
 
 "$PYTHON" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" .
 echo "wheel:"
-"$PYTHON" -m zipfile -l "$work"/wheel/fastvae-*.whl | awk 'NR > 1 {print $1}' | grep -v '\.dist-info/' | sort >"$work/actual"
+"$PYTHON" -m zipfile -l "$work"/wheel/fastvae_torch-*.whl | awk 'NR > 1 {print $1}' | grep -v '\.dist-info/' | sort >"$work/actual"
 { git -C "$source" ls-files -- fastvae; echo fastvae/_build.py; } | sort >"$work/expected"
 diff "$work/expected" <(grep -v '\.so$' "$work/actual") || { echo "the wheel does not hold what it should"; exit 1; }
 [ "$(grep -c '^fastvae/_C\..*\.so$' "$work/actual")" = 1 ] || { echo "the wheel holds no extension"; exit 1; }
@@ -40,7 +40,7 @@ fi
 # The environment's torch and the extras come from the one that built the wheel; fastvae itself does not.
 "$PYTHON" -c 'import torch, os; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
   >"$("$work/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/torch.pth"
-"$work/venv/bin/python" -m pip install --quiet --no-deps "$work"/wheel/fastvae-*.whl
+"$work/venv/bin/python" -m pip install --quiet --no-deps "$work"/wheel/fastvae_torch-*.whl
 cd "$work"
 "$work/venv/bin/python" - <<'EOF'
 import pathlib, sys

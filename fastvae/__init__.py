@@ -19,6 +19,16 @@ def _refuse(reason: str) -> _NoReturn:
     raise ImportError(reason)
 
 
+# Another project that is called fastvae on PyPI has the same import name. Its packages would stand before our modules.
+_strangers = [
+    name for name in ("ops", "runtime", "integrations") if _os.path.isdir(f"{_os.path.dirname(__file__)}/{name}")
+]
+if _strangers:
+    _refuse(
+        f"{_os.path.dirname(__file__)} holds files of another project, which PyPI calls fastvae "
+        f"({', '.join(_strangers)}): pip uninstall fastvae fastvae-torch, then install this one (fastvae-torch) again"
+    )
+
 try:
     from ._build import torch_version as _built_for
 except ModuleNotFoundError:
@@ -38,8 +48,7 @@ def _release(version: str) -> tuple[str, str]:
 if _release(_built_for) != _release(_torch.__version__):
     _refuse(
         f"fastvae was compiled for torch {_built_for} but torch {_torch.__version__} is installed; "
-        "reinstall it: pip install --force-reinstall --no-deps --no-cache-dir fastvae "
-        "(with a path to its source instead of the name, if that is where it came from)"
+        "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
     )
 
 from importlib.metadata import version as _version  # noqa: E402
@@ -60,7 +69,7 @@ from .ops import (  # noqa: E402
     sigmoid_cross_entropy,
 )
 
-__version__ = _version("fastvae")
+__version__ = _version("fastvae-torch")
 
 __all__ = [
     "ELBO",

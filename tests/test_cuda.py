@@ -306,7 +306,7 @@ def test_two_draws_with_one_cuda_generator_differ() -> None:
 def test_training_by_a_cuda_graph_is_training(tmp_path: Path) -> None:
     """The same kernels in the same order, with the noise, the learning rate and the weight of the KL of each step."""
     for library in ("matplotlib", "safetensors", "sklearn", "tensorboard"):
-        pytest.importorskip(library, reason=f"{library} is not installed, the extra fastvae[train] has it")
+        pytest.importorskip(library, reason=f"{library} is not installed, the extra fastvae-torch[train] has it")
     from fastvae.training import TrainConfig, train
 
     config = TrainConfig(

@@ -209,7 +209,9 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     ),
     (
         "target below 0, mean",
-        lambda: fastvae.sigmoid_cross_entropy(X(3, 4, requires_grad=True), -PIXELS, reduction="mean", check_target=True),
+        lambda: fastvae.sigmoid_cross_entropy(
+            X(3, 4, requires_grad=True), -PIXELS, reduction="mean", check_target=True
+        ),
         "target must lie in [0, 1], got -1 at [0, 1]; images of bytes",
     ),
     (

@@ -31,7 +31,7 @@ U = 2.0**-53  # unit roundoff of float64
 def require(library: str) -> None:
     """Skips, visibly, where the library is missing; with FAIL_WITHOUT_INTEGRATIONS=1 fails."""
     if importlib.util.find_spec(library) is None:
-        missing = f"{library} is not installed, the extra fastvae[integrations] has it"
+        missing = f"{library} is not installed, the extra fastvae-torch[integrations] has it"
         if os.environ.get("FAIL_WITHOUT_INTEGRATIONS"):
             pytest.fail(f"FAIL_WITHOUT_INTEGRATIONS is set: {missing}")
         pytest.skip(missing)

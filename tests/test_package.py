@@ -67,8 +67,28 @@ def test_another_torch_is_refused_before_the_extension_is_loaded(tmp_path: Path)
         last = python("import fastvae", tmp_path).stderr.strip().splitlines()[-1]
         assert last.startswith(
             f"ImportError: fastvae was compiled for torch {other} but torch {torch.__version__} is installed; "
-            "reinstall it: pip install --force-reinstall --no-deps --no-cache-dir fastvae"
+            "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
         ), last
+
+
+@pytest.mark.parametrize("package", ["ops", "runtime"])
+def test_files_of_another_project_in_our_folder_are_named(tmp_path: Path, package: str) -> None:
+    """PyPI's fastvae is another one with the same import name; its ops/ would stand before our ops.py."""
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fastvae" / package).mkdir()
+    last = python("import fastvae", tmp_path).stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'fastvae'} holds files of another project")
+    assert f"({package}): pip uninstall fastvae fastvae-torch, then install this one (fastvae-torch) again" in last
+
+
+def test_no_text_tells_to_install_the_other_project() -> None:
+    root = SOURCE.parent
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=False, cwd=root).stdout.split()
+    texts = [
+        root / name for name in tracked if Path(name).suffix in (".md", ".py", ".cpp", ".h", ".toml", ".sh", ".txt")
+    ]
+    told = re.compile("pip install" + r"[^\n`]* [\"']?fastvae(?![\w-])")
+    assert not [path for path in texts if told.search(path.read_text(encoding="utf-8"))]
 
 
 # As pip writes it.
