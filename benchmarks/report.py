@@ -1,12 +1,14 @@
-"""The tables and the plot of the results, from ``results/*.json``: ``python -m benchmarks.report`` writes them.
+"""What documents say of the results, from ``results/*.json``: ``python -m benchmarks.report`` writes it.
 
-The README gets a short table between its markers, ``results/README.md`` all rows, ``results/ops.png`` the plot.
+The README gets its picture, ``results/overview.png``, and three figures in words; ``benchmarks/README.md`` the tables
+of the sizes that matter; ``results/README.md`` all rows, with the plot ``results/ops.png``.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+TABLES = ROOT / "benchmarks" / "README.md"
+FIGURE_7 = ROOT / "docs" / "tutorial" / "mnist-vae.png"
+DIGITS = slice(34, 258), slice(26, 478)  # its pixels that show the first eight samples of four rows, without the frame
 MODES = ("forward", "forward+backward")
 SHORT_COLUMNS = {
     MODES[0]: [name for name in table.OPS_COLUMNS if " ms" in name or name in ("x eager", "x compile", "of copy")],
@@ -26,6 +30,9 @@ SHORT_COLUMNS = {
 }
 # Told apart by colour-blind readers and in grey (Okabe and Ito), and by shape.
 BASELINES = {"eager": ("#0072B2", "o", "eager PyTorch"), "compile": ("#D55E00", "D", "torch.compile")}
+
+
+COLOURS = {**{name: style[0] for name, style in BASELINES.items()}, "fastvae": "#009E73"}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -38,7 +45,7 @@ def loses(row: table.Row) -> bool:
 
 
 def short_rows(ops: table.Row, mode: str) -> list[table.Row]:
-    """Rows of the README: each operator's pass at the sizes that matter, and every one of those that we lose."""
+    """Rows of the short tables: each operator's pass at the sizes that matter, and every one of those that we lose."""
     return [row for row in ops["rows"] if row["mode"] == mode and (row["readme"] or loses(row))]
 
 
@@ -54,27 +61,88 @@ def train_table(train: table.Row) -> str:
     return table.markdown(table.TRAIN_COLUMNS, map(table.train_cells, train["rows"]))
 
 
-def readme_block(ops: table.Row, train: table.Row) -> str:
-    """What stands between the README's markers, with them."""
-    return f"""{BEGIN}
-{table.describe(ops["machine"])}.
+def find(ops: table.Row, operator: str, shape: Sequence[int], mode: str = MODES[1]) -> table.Row:
+    """The row of a pass in float32, contiguous and on all threads."""
+    found: list[table.Row] = [
+        row
+        for row in ops["rows"]
+        if (row["operator"], row["variant"], row["shape"], row["mode"]) == (operator, "", list(shape), mode)
+        and set(row["dtypes"]) == {"float32"}
+        and not row["packed"]
+        and row["threads"] == ops["machine"]["threads"]
+    ]
+    assert len(found) == 1, f"{len(found)} rows of {operator} {list(shape)}, {mode}; expected one"
+    return found[0]
 
-Operators, forward with backward, float32 unless said: medians, and what memory a call needs beyond its inputs.
-[All rows](benchmarks/results/README.md), [how they are measured](benchmarks/README.md).
 
-![Times as fast as eager PyTorch and torch.compile, a row for each operator and size](benchmarks/results/ops.png)
+def typical(ops: table.Row) -> table.Row:
+    """The row that the README's picture shows."""
+    return find(ops, "elbo_loss", (4096, 784))
+
+
+def readme_picture(ops: table.Row) -> str:
+    """The README's picture, with its figures in words for those who cannot see it."""
+    took = {name: table.milliseconds(typical(ops)["contenders"][name]) for name in COLOURS}
+    return (
+        "![Handwritten digits drawn by a VAE that fastvae trained, beside three bars: the ELBO of "
+        f"{_size(typical(ops))} pixels, with its gradients, takes eager PyTorch {took['eager']} ms, torch.compile "
+        f"{took['compile']} ms and fastvae {took['fastvae']} ms](benchmarks/results/overview.png)"
+    )
+
+
+def readme_figures(ops: table.Row, train: table.Row) -> str:
+    """Three figures for the README: of the loss, of the memory, and of the whole step, which gains little."""
+
+    def times(row: table.Row) -> str:
+        eager, compiled = (table.ratio(table.faster(row, name)) for name in BASELINES)
+        return f"{eager} times as fast as eager PyTorch and {compiled} times as fast as `torch.compile`"
+
+    loss, layer = typical(ops), find(ops, "linear_sigmoid_cross_entropy", (512, 100, 784))
+    memory = {name: table.megabytes(layer, [name]) for name in COLOURS}
+    steps = {name: [table.faster(row, name) for row in train["rows"]] for name in BASELINES}
+    eager, compiled = (f"{table.ratio(min(r))} to {table.ratio(max(r))}" for r in steps.values())
+    figures = (
+        f"**The loss.** `elbo_loss` with its gradients, {_size(loss)} in float32, takes "
+        f"{table.milliseconds(loss['contenders']['fastvae'])} ms: {times(loss)}.",
+        f"**The memory.** `linear_sigmoid_cross_entropy`, a decoder's last layer with its loss, needs "
+        f"{memory['fastvae']} MB for 512 samples of each of 100 images, where eager PyTorch needs {memory['eager']} MB "
+        f"and `torch.compile` {memory['compile']} MB. It is {times(layer)}.",
+        f"**The whole training step.** A step of the tutorial's network is {eager} times as fast as in eager PyTorch "
+        f"and {compiled} times as fast as under `torch.compile`, depending on batch and dtype, because most of a step "
+        "is matrix products, which are PyTorch's own.",
+    )
+    lines = [_wrapped(f"- {figure}", "  ") for figure in figures]
+    return "\n".join([*lines, "", _wrapped(f"Measured on: {table.describe(ops['machine'])}.")])
+
+
+def _wrapped(paragraph: str, indent: str = "") -> str:
+    return textwrap.fill(paragraph, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
+def _size(row: table.Row) -> str:
+    return " x ".join(map(str, row["shape"]))
+
+
+def short_tables(ops: table.Row, train: table.Row) -> str:
+    """The tables of ``benchmarks/README.md``."""
+    return f"""{table.describe(ops["machine"])}.
+
+Operators, forward with backward, in float32 unless the case says otherwise. Times are medians; "extra MB" is the memory
+that a call needs beyond its inputs. [`results/README.md`](results/README.md) has all rows.
+
+![Times as fast as eager PyTorch and torch.compile, a row for each operator and size](results/ops.png)
 
 {short_table(ops, MODES[1])}
 
-Forward alone; "of copy": bytes that must be read or written a second, beside those of a plain copy in memory.
+Forward alone. "of copy" compares the bytes that must be read or written in a second with those of a plain copy in
+memory.
 
 {short_table(ops, MODES[0])}
 
-A whole training step of the tutorial's network, whose matrix products are PyTorch's own for all ("both": fastvae under
-torch.compile):
+A whole training step of the tutorial's network, whose matrix products are PyTorch's own for all contenders ("both" is
+fastvae under torch.compile):
 
-{train_table(train)}
-{END}"""
+{train_table(train)}"""
 
 
 def full_report(ops: table.Row, train: table.Row) -> str:
@@ -156,18 +224,63 @@ def _panel(axes: Axes, rows: Sequence[table.Row], places: Sequence[int]) -> None
     axes.set_axisbelow(True)
 
 
-def with_block(readme: str, block: str) -> str:
-    """The README with the block between its markers."""
-    pattern = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
-    assert len(pattern.findall(readme)) == 1, f"the README must hold {BEGIN} and {END} once"
-    return pattern.sub(lambda _: block, readme)
+def overview(ops: table.Row, path: Path) -> None:
+    """The README's picture: digits that a trained model drew, and how long a typical loss takes."""
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    row, machine = typical(ops), ops["machine"]
+    names = {**{name: style[2] for name, style in BASELINES.items()}, "fastvae": "fastvae"}
+    # Letters that can still be read where the picture is half as wide as on a page of 900 pixels.
+    settings = {"fontsize": 14}
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(9, 2.75), layout=layout, facecolor="white")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 0.9))
+    left.imshow(imread(FIGURE_7)[DIGITS], interpolation="lanczos")
+    left.set_title("drawn by a VAE that fastvae trained", **settings)
+    left.set_xlabel("MNIST, the tutorial's network", **settings)
+    left.set_xticks([])
+    left.set_yticks([])
+    left.spines[:].set_visible(False)
+    milliseconds = [row["contenders"][name]["median"] * 1e3 for name in names]
+    bars = right.barh(range(len(names)), milliseconds, color=[COLOURS[name] for name in names], height=0.7)
+    right.bar_label(bars, [table.number(ms) + " ms" for ms in milliseconds], padding=4, **settings)
+    right.set_yticks(range(len(names)), list(names.values()), **settings)
+    right.tick_params(left=False)
+    right.invert_yaxis()
+    right.set_xlim(0, max(milliseconds) * 1.3)
+    right.set_xticks([])
+    right.spines[:].set_visible(False)
+    right.set_title("ELBO and its gradients", **settings)
+    right.set_xlabel(f"{_size(row)}, float32, {machine['cores']} CPU cores", **settings)
+    figure.savefig(path, dpi=200)
+
+
+def with_block(document: str, name: str, block: str) -> str:
+    """The document with the block between the markers of its name."""
+    begin, end = f"<!-- {name}:begin -->\n", f"\n<!-- {name}:end -->"
+    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
+    assert len(pattern.findall(document)) == 1, f"the document must hold {begin.strip()} and {end.strip()} once"
+    return pattern.sub(lambda _: begin + block + end, document)
+
+
+def documents(ops: table.Row, train: table.Row) -> dict[Path, str]:
+    """The files with what the results say, as they should be."""
+    readme = with_block(README.read_text(), "picture", readme_picture(ops))
+    return {
+        README: with_block(readme, "figures", readme_figures(ops, train)),
+        TABLES: with_block(TABLES.read_text(), "benchmarks", short_tables(ops, train)),
+        RESULTS / "README.md": full_report(ops, train),
+    }
 
 
 def main() -> None:
     ops, train = load("ops.json"), load("train.json")
     plot(ops, RESULTS / "ops.png")
-    (RESULTS / "README.md").write_text(full_report(ops, train))
-    README.write_text(with_block(README.read_text(), readme_block(ops, train)))
+    overview(ops, RESULTS / "overview.png")
+    for path, text in documents(ops, train).items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":
