@@ -226,9 +226,10 @@ def _panel(axes: Axes, rows: Sequence[table.Row], places: Sequence[int]) -> None
 
 def overview(ops: table.Row, path: Path) -> None:
     """The README's picture: digits that a trained model drew, and how long a typical loss takes."""
-    from matplotlib.figure import Figure
     from matplotlib.image import imread
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from fastvae.plots import Figure
 
     row, machine = typical(ops), ops["machine"]
     names = {**{name: style[2] for name, style in BASELINES.items()}, "fastvae": "fastvae"}

@@ -342,7 +342,7 @@ def test_error_under_transforms(call: Callable[[], object]) -> None:
 
 def test_target_that_is_no_probability_is_found_in_compiled_code() -> None:
     torch._dynamo.reset()
-    call = torch.compile(lambda l, x: fastvae.sigmoid_cross_entropy(l, x, check_target=True), fullgraph=True)
+    call = torch.compile(lambda *t: fastvae.sigmoid_cross_entropy(*t, check_target=True), fullgraph=True)
     logits = X(3, 4, requires_grad=True)
     assert call(logits, PIXELS.clamp(0, 1)).shape == (3,)
     with pytest.raises(ValueError, match=r"target must lie in \[0, 1\], got 255 at \[1, 2\]"):

@@ -43,7 +43,7 @@ def layer(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
 
 # Every operator that has the gradient: by a backward kernel, written in the forward pass, behind a layer.
 LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
-    "sigmoid_cross_entropy": lambda l, x, r: fastvae.sigmoid_cross_entropy(l, x, reduction=r),
+    "sigmoid_cross_entropy": lambda logits, x, r: fastvae.sigmoid_cross_entropy(logits, x, reduction=r),
     "elbo_loss": elbo,
     "linear": layer,
 }
