@@ -108,13 +108,14 @@ def sigmoid_cross_entropy(t: Arithmetic, g: Array, logits: Array, target: Array)
     d/dtarget: K u Σ|g l|, over K samples
 
     A = Σ miss |l|, with miss = 1 - x for l >= 0 and x below; S = Σ log(1 + y), y = e^-|l|; s = sigmoid(l) and q =
-    sigmoid(-|l|); m is the length of a lane of products, n / 32 and at most 32; T the number of tiles. All terms are positive. Those of A take
-    two roundings. An error e u of y moves log(1 + y) by no more than e u of it. A step P <- P (1 + y) + y of a lane's
-    product less one takes three roundings (two with multiply-add), each of them of P at most, so log(1 + P) moves by
-    3 u P / (1 + P) <= 3 u min(1, log(1 + P)); the 32 lanes together by 3 u min(S, 32) a step. Then come a logarithm, ℓ,
-    four additions among lanes and one more. q = y / (1 + y) is e of its numerator, less than that of its denominator
-    with the opposite sign, one addition, one division. s - x = miss - q for l >= 0 and q - miss below: 1 - x is exact
-    for x of 0 and 1, where the result is q itself, and a rounding else; then a subtraction and the factor g.
+    sigmoid(-|l|); m is the length of a lane of products, n / 32 and at most 32; T the number of tiles. All terms
+    are positive. Those of A take two roundings. An error e u of y moves log(1 + y) by no more than e u of it. A
+    step P <- P (1 + y) + y of a lane's product less one takes three roundings (two with multiply-add), each of them
+    of P at most, so log(1 + P) moves by 3 u P / (1 + P) <= 3 u min(1, log(1 + P)); the 32 lanes together by 3 u
+    min(S, 32) a step. Then come a logarithm, ℓ, four additions among lanes and one more. q = y / (1 + y) is e of
+    its numerator, less than that of its denominator with the opposite sign, one addition, one division. s - x =
+    miss - q for l >= 0 and q - miss below: 1 - x is exact for x of 0 and 1, where the result is q itself, and a
+    rounding else; then a subtraction and the factor g.
     """
     n = logits.shape[-1]
     odds = np.exp(-abs(logits))
