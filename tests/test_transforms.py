@@ -188,6 +188,12 @@ def test_transformed_functions_have_their_limits_too() -> None:
     assert torch.func.vmap(fastvae.sigmoid_cross_entropy)(logits[None], target[None]).tolist() == [[0.0]]
     large = torch.full((1, 1, 1), 100.0)
     assert torch.func.vmap(fastvae.gaussian_kl)(large, large, large, large).tolist() == [[0.0]]
+    sure = torch.tensor([20.0, -20.0])
+    curve = torch.func.hessian(lambda x: fastvae.sigmoid_cross_entropy(x[None], (sure > 0)[None]).sum())(sure)
+    torch.testing.assert_close(curve.diag(), torch.sigmoid(-sure.abs()), rtol=1e-6, atol=0)
+    near = torch.tensor([[1e-6, -1e-6]])
+    kl = torch.func.vmap(lambda v: fastvae.gaussian_kl(0 * v, v))(near[None])
+    torch.testing.assert_close(kl, torch.tensor([[5e-13]]), rtol=1e-6, atol=0)
     low = torch.full((1, 1), -160.0)
     nll = torch.func.vmap(lambda v: fastvae.gaussian_nll(low * 0, low * 0, logvar=v))(low[None])
     assert nll.isfinite().all()

@@ -205,9 +205,9 @@ def reparameterize(
     d/dmu: K u Σ|g|, over K samples
     d/dlogvar: Σ|g| σ ((e + K + 1) u |ε| + E) / 2
 
-    E = (x / 2 + 2) u |ε| + c u r is the error of a normal number ε = r cos φ or r sin φ. The square root halves the
+    E = (x / 2 + 2) u |ε| + s u r is the error of a normal number ε = r cos φ or r sin φ. The square root halves the
     error x of the exponential variate and adds a rounding, the product with the sine another; the sine itself has an
-    absolute error of c u. σ is within e u: the halving of logvar is exact. One rounding for the product, one for the
+    absolute error of s u. σ is within e u: the halving of logvar is exact. One rounding for the product, one for the
     sum.
     """
     sigma = np.exp(logvar / 2)
