@@ -108,13 +108,21 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 class _Lines(logging.Handler):
-    """Shows what the package logs, a line each."""
+    """Shows what the package logs, a line each, and each once: a damaged checkpoint is met at every look for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message in self._said:
+            return
+        self._said.add(message)
         if record.levelno < logging.WARNING:
-            print(record.getMessage(), flush=True)
+            print(message, flush=True)
         else:
-            _complain(f"{record.levelname.lower()}: {record.getMessage()}")
+            _complain(f"{record.levelname.lower()}: {message}")
 
 
 @contextmanager
