@@ -22,7 +22,6 @@ from fastvae.data import Dataset, load
 from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
 from fastvae.models import Model
-from fastvae.ops import binarize
 from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position, load_checkpoint
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import (
@@ -35,8 +34,9 @@ from fastvae.training.distributed import (
     world,
 )
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_other_model, refuse_run
-from fastvae.training.inputs import model_inputs, reconstruct, sample
+from fastvae.training.inputs import model_inputs
 from fastvae.training.lock import locked
+from fastvae.training.pictures import Pictures, drawn, log_epoch, save_pictures
 from fastvae.training.solver import flush_denormal, parameter_names
 from fastvae.training.step import Stepper, build_model, stream
 
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_REPORTS = 0.2
 # Processes agree on whether to stop once in so many steps: to ask at each would make each wait for the slowest.
 _STEPS_BETWEEN_AGREEMENTS = 10
-_GRID_COLUMNS = 10
-_GRID_RECONSTRUCTIONS = 50
 
 logger = logging.getLogger("fastvae")
 
@@ -203,7 +201,9 @@ def train(
             if writer is not None:
                 writer.close()
             saved.abandon()
-        run.save_pictures()
+        pictures = run.pictures()
+        if processes.rank == 0:
+            save_pictures(out_dir, pictures, run.history)
         return TrainResult(run.model, run.history)
 
 
@@ -321,7 +321,9 @@ class _Run:
         self.sums.zero_()
         self.images_done = self.images_here = 0
         self.seconds = 0.0
-        self._log(writer, train, test, last.samples_per_second)
+        pictures = self.pictures()
+        if writer is not None:
+            log_epoch(writer, self.epoch, train, test, last.samples_per_second, pictures)
         self.save_checkpoint()
         self.save_metrics()
         if progress is not None:
@@ -426,61 +428,10 @@ class _Run:
         with replacing(self.out_dir / METRICS) as temporary:
             temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    def save_pictures(self) -> None:
-        from fastvae import plots
-
-        samples, originals, reconstructions = self._pictures()
-        if self.world.rank > 0:
-            return
-        drawings: dict[str, Callable[[Path], None]] = {
-            "samples.png": lambda path: plots.save_samples(samples, _GRID_COLUMNS, path),
-            "reconstructions.png": lambda path: plots.save_reconstructions(
-                originals, reconstructions, _GRID_COLUMNS, path
-            ),
-            "curves.png": lambda path: plots.save_curves(self.history, path),
-        }
-        for name, draw in drawings.items():
-            try:
-                with replacing(self.out_dir / name) as temporary:
-                    draw(temporary)
-            except Exception as error:  # whatever it is, hours of training are worth more than a picture of them
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                logger.warning("%s could not be drawn (%s); the run is whole", self.out_dir / name, reason)
-
-    def _pictures(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, and test images with their reconstructions, on the CPU: of the same codes every time.
-
-        Every process must ask for them.
-        """
+    def pictures(self) -> Pictures:
+        """Every process must ask for them."""
         with gathered(self.objective):
-            samples, originals, reconstructions = self._drawn()
-        return samples.cpu(), originals.cpu(), reconstructions.cpu()
-
-    def _drawn(self) -> tuple[Tensor, Tensor, Tensor]:
-        generator = self._test_generator()
-        originals = self.test_images[:_GRID_RECONSTRUCTIONS]
-        if self.config.binarize == "dynamic":
-            originals = binarize(originals, generator=generator)
-        inputs = model_inputs(self.config, originals, self.test_labels[:_GRID_RECONSTRUCTIONS], generator)
-        known = inputs[1] if self.config.completes else None
-        samples = sample(self.model, self.config, _GRID_COLUMNS**2, known, generator)
-        return samples, originals, reconstruct(self.model, self.config, *inputs)
-
-    def _log(self, writer: SummaryWriter | None, train: ELBOReport, test: ELBOReport, rate: float) -> None:
-        from fastvae import plots
-
-        samples, originals, reconstructions = self._pictures()
-        if writer is None:
-            return
-        add_scalar, add_image = writer.add_scalar, writer.add_image
-        for part, report in (("train", train), ("test", test)):
-            for key in ("elbo", "reconstruction", "kl", "bits_per_dim"):
-                add_scalar(f"{key}/{part}", getattr(report, key), self.epoch)
-        add_scalar("samples_per_second", rate, self.epoch)
-        rows = plots.interleave_rows(originals, reconstructions, _GRID_COLUMNS)
-        for name, images in (("samples", samples), ("reconstructions", rows)):
-            add_image(name, plots.image_grid(images, _GRID_COLUMNS), self.epoch, dataformats="HW")
-        writer.flush()
+            return drawn(self.model, self.config, self.test_images, self.test_labels, self._test_generator())
 
     def _test_generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.config.seed)
