@@ -121,25 +121,32 @@ FASTVAE_FN float exp_curvature(float r) {
   return p * r + 0.5f;
 }
 
-// Max errors: of the value as of exp, e^x - 1 2.9 ulp, e^x - 1 - x 3.9 ulp.
+// Max errors: of the value 1.1 ulp, of e^x - 1 1.6 ulp, of e^x - 1 - x 2.3 ulp; the value is 0
+// below 2^-125.
 FASTVAE_FN Exponential<float> exponential_of(float x) {
+  // In halves, because 2^128 is no float while results reach it but for a little.
   const Reduced t = reduce(x, 126.0f);
-  const float half = bit_cast<float>(t.bits << 23);  // 2^(n-1)
+  const float half = bit_cast<float>(t.bits << 23), step = half - 0.5f;  // 2^(n-1)
   const float curve = exp_curvature(t.r) * (t.r * t.r);
   const float rise = t.r + curve;  // e^r - 1
-  const float near_one = 1.0f + rise;
-  float value = (near_one + near_one) * half;
-  value = x < -86.6433976f ? 0.0f : value;  // as in exp
-  value = x > 88.7228394f ? std::numeric_limits<float>::infinity() : value;
-  // e^x - 1 = 2^n rise + (2^n - 1), and less n ln 2 + r. No term cancels another by more than a
-  // few bits. Far from 0 there is nothing to lose, but 2^n may overflow.
-  const float scale = half + half, step = scale - 1.0f;
-  const bool far = abs(x) > 64.0f;
-  const float less_one = far ? value - 1.0f : scale * rise + step;
+  // e^x - 1 is 2^n rise + (2^n - 1), and e^x - 1 - x that less n ln 2 + r. No term cancels another
+  // by more than a few bits.
+  const float value = half + half * rise;
+  const float less_one = half * rise + step;
   const float less_line =
-      far ? value - 1.0f - below_infinity(x)
-          : scale * curve + (step * t.r + ((step - t.n * 0.693145752f) - t.n * 1.42860677e-6f));
-  return {value, less_one, less_line};
+      half * curve +
+      (step * t.r + ((step - t.n * (0.5f * 0.693145752f)) - t.n * (0.5f * 1.42860677e-6f)));
+  const bool vanishes = x < -86.6433976f, overflows = x > 88.7228394f;  // -125 ln 2, 128 ln 2
+  const float infinity = std::numeric_limits<float>::infinity();
+  return {overflows  ? infinity
+          : vanishes ? 0.0f
+                     : value + value,
+          overflows  ? infinity
+          : vanishes ? -1.0f
+                     : less_one + less_one,
+          overflows  ? infinity
+          : vanishes ? -1.0f - x
+                     : less_line + less_line};
 }
 
 FASTVAE_FN Exponential<double> exponential_of(double x) {

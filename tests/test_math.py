@@ -52,6 +52,21 @@ def test_exponentials_have_their_limits(name: str, sign: int, vanishing: float) 
     assert _C.evaluate("exp", np.array([88.72284, 1e30, np.inf], dtype=np.float32)).tolist() == [np.inf] * 3
 
 
+def test_what_is_left_of_an_exponential_has_its_limits() -> None:
+    x = np.array([np.inf, 1e30, 88.72284, -87, -1e30, -np.inf, 0, 1e-30], dtype=np.float32)
+    inf = np.inf
+    for name, limits in {
+        "exponential_of": [inf, inf, inf, 0, 0, 0, 1, 1],
+        "exp_less_one": [inf, inf, inf, -1, -1, -1, 0, x[-1]],
+        "exp_less_line": [inf, inf, inf, 86, -x[4], inf, 0, 0],
+    }.items():
+        assert _C.evaluate(name, x).tolist() == limits
+        assert np.isnan(_C.evaluate(name, np.array([np.nan], dtype=np.float32))).all()
+        # Up to where it overflows, though 2^n there does.
+        largest = np.float32(88.72283)
+        assert np.isclose(_C.evaluate(name, np.array([largest])), np.exp(float(largest)), rtol=1e-6)
+
+
 def test_log1p_keeps_nan_and_exponential_variates_are_positive() -> None:
     assert np.isnan(_C.evaluate("log1p", np.array([np.nan], dtype=np.float32))).all()
     words = np.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], dtype=np.uint32)
