@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,9 +83,9 @@ def depth(t: Arithmetic, n: int) -> int:
     return within + 1  # the last brings the sum together with its logarithms, or to the type stored
 
 
-def exp_less_line(x: Array) -> Array:
-    """e^x - 1 - x, near 0 by its series, whose next term is below 2^-70 of it."""
-    near = np.where(abs(x) < 0.5, x, Wide(0))
+def exp_less_line(x: NDArray[Any]) -> NDArray[Any]:
+    """e^x - 1 - x, near 0 by its series, whose next term is below 2^-70 of it; computed in the type of x."""
+    near = np.where(abs(x) < 0.5, x, 0)
     p = np.zeros_like(near)
     for k in range(21, 2, -1):
         p = (p + 1) * near / k
