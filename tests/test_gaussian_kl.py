@@ -119,6 +119,21 @@ def test_gaussian_kl_reads_an_expanded_prior_in_place_and_sums_its_gradient() ->
     torch.testing.assert_close(prior.grad.double(), wide.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("second", [(), (7,), (5, 1), (5, 7)], ids=str)
+@pytest.mark.parametrize("first", [(), (1,), (7,), (5, 1), (5, 7)], ids=str)
+def test_gaussian_kl_from_a_prior_of_any_broadcast_shape(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    tensors = [torch.randn(shape).requires_grad_() for shape in ((5, 7), (5, 7), first, second)]
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    kl, expected = fastvae.gaussian_kl(*tensors), reference.gaussian_kl(*(t.expand(5, 7) for t in wide))
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-5, atol=1e-5)
+    weight = torch.rand(5)
+    (kl * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for actual, right in zip(tensors, wide, strict=True):
+        assert actual.grad.shape == right.shape
+        torch.testing.assert_close(actual.grad.double(), right.grad, rtol=1e-5, atol=1e-4)
+
+
 def test_reparameterize_gives_mu_the_upstream_tensor_itself() -> None:
     mu, logvar = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     z = fastvae.reparameterize(mu, logvar)
