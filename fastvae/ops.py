@@ -68,13 +68,13 @@ def _register_flop_formulas() -> None:
 
     def with_grad(
         hidden: Sequence[int], weight: Sequence[int], bias: object, target: object, mean: bool, mask: Sequence[bool],
-        **_: object
+        *_: object, **__: object
     ) -> int:  # fmt: skip
         return product(hidden, weight) * (1 + sum(mask[:2]))
 
     def backward(
         grad: object, hidden: Sequence[int], weight: Sequence[int], bias: object, target: object, logits: object,
-        mask: Sequence[bool], **_: object
+        mask: Sequence[bool], *_: object, **__: object
     ) -> int:  # fmt: skip
         return product(hidden, weight) * ((logits is None) + sum(mask[:2]))
 
