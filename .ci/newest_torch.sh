@@ -15,8 +15,7 @@ if [ ! -e "$venv/.installed" ]; then
 fi
 python=$venv/bin/python
 # Not editable: the environment for development keeps its own extension.
-FASTVAE_CUDA=0 "$python" -m pip install --quiet --force-reinstall --no-deps "$source"
-"$python" -m pip install --quiet "torch==$torch" "$source[test]"
+FASTVAE_CUDA=0 "$python" -m pip install --quiet "torch==$torch" "$source[test]"
 cd "$source/tests"
 "$python" -c 'import fastvae, torch; print(fastvae.__file__, torch.__version__)'
 "$python" -m pytest -q -n 2 --dist loadfile --durations 8 -p no:cacheprovider -o pythonpath= \

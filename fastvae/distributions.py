@@ -308,7 +308,7 @@ class DiagonalGaussian(Distribution):
             return _shaped(ops.gaussian_nll(mean, _flat(value, len(batch)), logvar=logvar), batch)
         # The density is the same with mean and value changed over, and the operator takes K of the former.
         value = value.reshape(math.prod(batch[:repeats]), *mean.shape)
-        return _shaped(ops.gaussian_nll(value, mean, logvar=logvar.expand(value.shape)), batch)
+        return _shaped(ops.gaussian_nll(value, mean, logvar=logvar), batch)
 
     def entropy(self) -> Tensor:
         """Differential entropy: ``[*batch]``, in nats.

@@ -33,7 +33,7 @@ from torch.utils import _pytree
 from . import _C as _C  # registers the operators
 from . import reference
 
-_transformed = torch._C._are_functorch_transforms_active
+transformed = torch._C._are_functorch_transforms_active
 
 _reparameterize: Callable[..., Tensor] = torch.ops.fastvae.reparameterize.default
 _gaussian_kl: Callable[..., Tensor] = torch.ops.fastvae.gaussian_kl.default
@@ -158,7 +158,7 @@ def reparameterize(
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), eq. 10; Doersch 2016 (arXiv:1606.05908), eq. 10.
     """
-    if _transformed():
+    if transformed():
         return reference.reparameterize(mu, logvar, num_samples=num_samples, generator=generator)
     return _reparameterize(mu, logvar, num_samples, generator)
 
@@ -191,7 +191,7 @@ def gaussian_kl(
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 7 without a prior, eq. 6 with one.
     """
-    if _transformed():
+    if transformed():
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction=reduction)
     return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
@@ -212,7 +212,7 @@ def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None)
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 7 and 10.
     """
-    if _transformed():
+    if transformed():
         return reference.sample_kl(mu, logvar, generator=generator)
     return _sample_kl(mu, logvar, generator)
 
@@ -234,7 +234,7 @@ def sample_kl_packed(moments: Tensor, *, generator: Generator | None = None) -> 
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 7 and 10.
     """
-    if _transformed():
+    if transformed():
         return reference.sample_kl(*moments.chunk(2, 1), generator=generator)
     return _sample_kl_packed(moments, generator)
 
@@ -263,7 +263,7 @@ def sigmoid_cross_entropy(
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.1, Bernoulli decoder, in logit form.
     """
-    if _transformed():
+    if transformed():
         return reference.sigmoid_cross_entropy(logits, target, reduction=reduction)
     return _sigmoid_cross_entropy(logits, target, reduction, check_target)
 
@@ -305,7 +305,7 @@ def linear_sigmoid_cross_entropy(
 
     Source: as :func:`sigmoid_cross_entropy`.
     """
-    if _transformed():
+    if transformed():
         return reference.linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction=reduction)
     return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction, check_target)
 
@@ -342,7 +342,7 @@ def gaussian_nll(
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.2; Doersch 2016 (arXiv:1606.05908), section 2.4.3.
     """
-    if _transformed():
+    if transformed():
         return reference.gaussian_nll(mean, target, sigma=sigma, logvar=logvar, reduction=reduction)
     if (sigma is None) == (logvar is None):
         raise ValueError(
@@ -391,7 +391,7 @@ def elbo_loss(
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and 7; beta: Higgins et al. 2017 (beta-VAE), eq. 4.
     """
-    if _transformed():
+    if transformed():
         return ELBO(*reference.elbo_loss(logits, target, mu, logvar, beta=beta, reduction=reduction))
     if isinstance(beta, Tensor):
         return ELBO(*_elbo_loss(logits, target, mu, logvar, beta, 1.0, reduction, check_target))
@@ -426,6 +426,6 @@ def binarize(
 
     Source: Burda et al. 2015 (arXiv:1509.00519), section 5.1; Salakhutdinov & Murray 2008.
     """
-    if _transformed():
+    if transformed():
         return reference.binarize(images, index=index, dtype=dtype, generator=generator)
     return _binarize(images, generator, index=index, dtype=dtype)

@@ -88,6 +88,10 @@ def sample(mu: Tensor, logvar: Tensor, samples: tuple[int, ...] = ()) -> Tensor:
 
 
 KL = fastvae.gaussian_kl, reference.gaussian_kl
+NLL = (
+    lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
+    lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+)
 
 CASES = [
     Case(
@@ -161,29 +165,21 @@ CASES = [
     Case(
         "gaussian_nll_logvar",
         ("real", "unit", "real"),
-        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
-        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+        *NLL,
     ),
     Case(
         "gaussian_nll_samples",
         ("K real", "unit", "K real"),
-        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
-        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+        *NLL,
     ),
     *(
-        Case(
-            f"gaussian_nll_{kind}_logvar",
-            ("real", "unit", f"{kind} real"),
-            lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
-            lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
+        Case(f"gaussian_nll_{name}_logvar", (mean, "unit", f"{kind} real"), *NLL)
+        for name, mean, kind in (
+            ("column", "real", "column"),
+            ("channel", "real", "channel"),
+            ("row", "real", "row"),
+            ("samples_column", "K real", "column"),
         )
-        for kind in ("column", "channel", "row")
-    ),
-    Case(
-        "gaussian_nll_samples_column_logvar",
-        ("K real", "unit", "column real"),
-        lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
-        lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
     ),
     Case("gaussian_kl_column_prior", ("real", "real", "column real", "column real"), *KL),
     Case(

@@ -34,7 +34,7 @@ from fastvae.models.networks import (
     split,
 )
 from fastvae.objectives import Gradient
-from fastvae.ops import ELBO
+from fastvae.ops import ELBO, transformed
 
 _COLUMN = 28  # pixels of the column that the tutorial's networks are given
 
@@ -67,7 +67,7 @@ class _ConditionNetwork(nn.Module):
             )
         labels = condition.long()
         dtype = input_dtype(labels, *networks)
-        if torch._C._are_functorch_transforms_active():
+        if transformed():
             # Nobody may look at them here, and one_hot would give zeros for a label that is none; scatter does not.
             zeros = torch.zeros(*labels.shape, self.classes, dtype=dtype, device=labels.device)
             return zeros.scatter(-1, labels.unsqueeze(-1), 1)
