@@ -1,7 +1,7 @@
 """Every operator against eager PyTorch and torch.compile of the same formula.
 
     python -m benchmarks.bench_ops [--only NAME ...] [--dtype NAME] [--threads N] [--rounds N] [--json FILE]
-    python -m benchmarks.bench_ops --device cuda --scale 32
+    python -m benchmarks.bench_ops --device cuda --elements 134217728
 
 Prints a table and, with --json, writes the figures. Each contender is held against the float64 reference, gradients
 too, before it is timed.
@@ -10,6 +10,7 @@ too, before it is timed.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ CONTENDERS = ("eager", "compile", ONE_GRAPH, "fastvae")
 MODES = ("forward", "forward+backward")
 # Inductor's own generator draws on the CPU one number at a time: sampling takes 9 times as long as with torch's.
 COMPILE_OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"cpu": {"fallback_random": True}}
-LARGE = 1024  # rows, from which on --scale multiplies them
+LARGE = 1 << 17  # elements, from which on a case is one that --elements makes larger
 
 Step = Callable[..., Outputs]
 
@@ -144,7 +145,10 @@ def moved(*tensors: Tensor) -> int:
 def rows(
     operator: Operator, case: Case, rounds: int, names: Sequence[str] = CONTENDERS, modes: Sequence[str] = MODES
 ) -> Iterator[dict[str, Any]]:
-    """Checks and measures one case: a row of results for each of its modes."""
+    """Checks and measures one case: a row of results for each of its modes.
+
+    In 0 rounds nothing is measured, and only compiled code is run: it is in the compiler's cache from then on.
+    """
     with threads(case.threads):
         for mode in modes:
             if mode == "forward" or operator.differentiable:
@@ -160,17 +164,21 @@ def _row(operator: Operator, case: Case, mode: str, rounds: int, names: Sequence
     with torch.no_grad():
         outputs = forward(operator, operator.ours)(*leaves)
     upstream = torch.randn_like(outputs[0]) if wanted and operator.noise else None
-    every_step = steps(operator, mode, wanted, upstream)
     plain = list(leaves)
     for i in wanted:
         leaves[i] = leaves[i].clone().requires_grad_()
 
     contenders = {}
+    for name, step in steps(operator, mode, wanted, upstream).items():
+        if name in names:
+            contenders[name] = partial(step, *(plain if name == ONE_GRAPH else leaves))  # which asks for gradients
+    if rounds == 0:
+        for name in {"compile", ONE_GRAPH} & set(contenders):
+            contenders[name]()
+        return {}
     exact = None
-    for name in (n for n in names if n in every_step):
-        tensors = plain if name == ONE_GRAPH else leaves  # it asks for gradients by itself
-        contenders[name] = partial(every_step[name], *tensors)
-        result = contenders[name]()
+    for name, contender in contenders.items():
+        result = contender()
         if exact is None or operator.noise:
             exact = expected(operator, mode, leaves, upstream, result[0])
         all_close(f"{operator.name} {mode} {name}", result, exact, TOLERANCE[case.dtype])
@@ -191,6 +199,15 @@ def _row(operator: Operator, case: Case, mode: str, rounds: int, names: Sequence
     }
 
 
+def resized(operator: Operator, case: Case, elements: int | None) -> Case:
+    """The case with about so many elements, where it is a large one."""
+    batch, *event = case.shape
+    each = math.prod(event) * (case.samples or operator.samples)
+    if elements is None or batch * each < LARGE:
+        return case
+    return replace(case, shape=(max(1, round(elements / each)), *event), readme=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_ops", description=__doc__.splitlines()[0])
     names = list(dict.fromkeys(o.name for o in OPERATORS))
@@ -198,8 +215,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the logits and moments")
     parser.add_argument("--threads", type=int, help="instead of each case's own")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--scale", type=int, default=1, help=f"how many times the rows of cases with {LARGE} or more")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--elements", type=int, help=f"of cases that have {LARGE} or more: their rows become as many")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--rounds", type=int, default=15, help="0: compile, and measure nothing")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th row, from I")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
 
@@ -209,22 +228,38 @@ def main() -> None:
     copies = result["copy_bytes_per_second"]
     print(table.describe(result["machine"]))
     print(table.text(table.OPS_COLUMNS, table.OPS_COLUMNS))
-    for operator in OPERATORS:
-        for case in operator.cases if operator.name in (arguments.only or names) else ():
-            if arguments.dtype not in (None, str(case.dtype).removeprefix("torch.")):
-                continue
-            if timing.device.type == "cuda" and case.threads:  # of the CPU
-                continue
-            batch, *event = case.shape
-            shape = (batch * arguments.scale if batch >= LARGE else batch, *event)
-            scaled = replace(case, shape=shape, threads=arguments.threads or case.threads)
-            for row in rows(operator, scaled, arguments.rounds):
+    every = (
+        (
+            operator,
+            resized(operator, replace(case, threads=arguments.threads or case.threads), arguments.elements),
+            mode,
+        )
+        for operator in OPERATORS
+        if operator.name in (arguments.only or names)
+        for case in operator.cases
+        if arguments.dtype in (None, str(case.dtype).removeprefix("torch."))
+        and not (timing.device.type == "cuda" and case.threads)  # of the CPU
+        for mode in MODES
+    )
+    chosen = list(dict.fromkeys(every))  # cases that differ in their rows alone are one with --elements
+    failed = 0
+    first, step = arguments.part
+    for operator, case, mode in chosen[first::step]:
+        try:
+            for row in rows(operator, case, arguments.rounds, arguments.contenders, (mode,)):
+                if not arguments.rounds:
+                    continue
                 if str(row["threads"]) not in copies:
                     with threads(row["threads"]):
                         copies[str(row["threads"])] = copy_bandwidth()
                 result["rows"].append(row)
                 print(table.text(table.ops_cells(row, copies), table.OPS_COLUMNS), flush=True)
                 save(arguments.json, result)
+        except Exception as error:  # the next row is measured whatever became of this one
+            failed += 1
+            print(f"{operator.name} {operator.variant} {list(case.shape)} {mode} failed: {error}", flush=True)
+        if timing.device.type == "cuda":
+            torch.cuda.empty_cache()
     if timing.device.type == "cpu" and "isa" in (arguments.only or ["isa"]):
         result["isa"] = isa.compare_instruction_sets(arguments.rounds)
         columns = table.isa_columns(result["isa"])
@@ -232,6 +267,8 @@ def main() -> None:
         for row in result["isa"]:
             print(table.text(table.isa_cells(row), columns))
         save(arguments.json, result)
+    if failed:
+        raise SystemExit(f"{failed} rows failed")
 
 
 if __name__ == "__main__":

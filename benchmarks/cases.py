@@ -59,7 +59,8 @@ class Operator:
     ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
     operator has ``noise``, which takes its result and its arguments back to noise of mean 0 and variance 1; its
     ``exact`` takes that noise as one more argument, and its first output is a sample, that a decoder would go on with.
-    All else are losses. ``fused`` is how to write it for torch.compile, where that is another way than in eager.
+    All else are losses. ``fused`` is how to write it for torch.compile, where that is another way than in eager;
+    ``samples``: how many it draws for each element.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Operator:
     variant: str = ""
     noise: Function | None = None
     fused: Function | None = None
+    samples: int = 1
 
     @property
     def differentiable(self) -> bool:
@@ -291,6 +293,7 @@ OPERATORS = [
         (Case((1024, 50), readme=True),),
         variant=f"K={K}",
         noise=sample_noise,
+        samples=K,
     ),
     Operator(
         "gaussian_kl",

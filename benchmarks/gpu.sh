@@ -1,39 +1,95 @@
 #!/usr/bin/env bash
-# On a machine with a GPU, in under ten minutes: builds the extension for it, runs the operators' tests, the sanitizers
-# and the benchmarks. Needs PyTorch with CUDA, nvcc, CMake, ninja, pybind11, scikit-build-core, pytest and hypothesis; no
-# network. Leaves gpu_ops.json, gpu_train.json, gpu_large.json and the logs in $OUT, and ends with a short table.
+# On a machine with a GPU:
+#   benchmarks/gpu.sh check     builds; tests and sanitizers; each kernel beside a copy; a training step. Five minutes.
+#   benchmarks/gpu.sh measure   builds; operators and training steps against eager PyTorch and torch.compile. Six.
+# Needs PyTorch with CUDA, nvcc, CMake, ninja, pybind11, scikit-build-core, pytest with xdist and hypothesis; no network.
+# Whatever fails, the rest runs. $OUT (or benchmarks/results) gets gpu_*.json and all logs in logs.tar.gz, packed anew
+# after every step; what matters is printed last. GPU_STAND_IN=COMMAND rehearses: it is run in place of every step.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${OUT:-benchmarks/results}
-failed=()
+out=${OUT:-$PWD/benchmarks/results}
+logs=$(mktemp -d) packed=$(mktemp -u)
+export PATH=$PATH:/usr/local/cuda/bin PYTHONUNBUFFERED=1 FAIL_WITHOUT_CUDA=1
 
 step() { # name, seconds, command...
   local name=$1 seconds=$2 start=$SECONDS
   shift 2
-  timeout "$seconds" "$@" >"$out/$name.log" 2>&1 || failed+=("$name: $?")
-  echo "$name: $((SECONDS - start)) s; $(tail -n 1 "$out/$name.log" | cut -c 1-160)"
+  timeout -s INT -k 5 "$seconds" ${GPU_STAND_IN:-} "$@" >"$logs/$name.log" 2>&1
+  local status=$?
+  echo "$name: $((SECONDS - start)) s, status $status; $(tail -n 1 "$logs/$name.log" | cut -c 1-150)" |
+    tee -a "$logs/steps"
+  tar -czf "$packed.$BASHPID" -C "$logs" . 2>/dev/null
+  mv "$packed.$BASHPID" "$out/logs.tar.gz"  # whole, also where several steps end at once
+  return $status
 }
-pytest=(python -m pytest -q -p no:cacheprovider -o pythonpath= -m "not slow" -k cuda)
 
-FASTVAE_CUDA=1 step build 150 python -m pip install --no-build-isolation --no-deps \
-  -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native -e .
-[ ${#failed[@]} -eq 0 ] || { tail -n 40 "$out/build.log"; exit 1; }
-export FAIL_WITHOUT_CUDA=1
-step gpu_tests 40 "${pytest[@]}" tests/test_cuda.py
-step tests 100 "${pytest[@]}" tests/test_operators.py tests/test_sigmoid_cross_entropy.py tests/test_gaussian_kl.py \
-  tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_linear_sigmoid_cross_entropy.py tests/test_binarize.py \
-  tests/test_distributions.py
-# torch's allocator would hide what lies beside a tensor.
-for tool in memcheck racecheck initcheck; do
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 35 \
-    compute-sanitizer --tool "$tool" --error-exitcode 9 python tests/cuda/exercise.py
-done
-step ops 100 python -m benchmarks.bench_ops --device cuda --scale 32 --rounds 5 --json "$out/gpu_ops.json"
-step train 45 python -m benchmarks.bench_train --device cuda --batch 100 8192 --rounds 5 --json "$out/gpu_train.json"
-step large 40 python -m benchmarks.bench_train --device cuda --batch 65536 --dtype bfloat16 --rounds 5 \
-  --json "$out/gpu_large.json"
+build() {
+  local capability
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+  FASTVAE_CUDA=1 step build 170 python3 -m pip install --no-build-isolation --no-deps \
+    -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="${capability:-90}-real" -e . || { tail -n 40 "$logs/build.log"; exit 1; }
+}
 
-for name in gpu_tests tests; do grep -E "^(FAILED|ERROR)" "$out/$name.log" | head -n 20; done
-cut -c 1-230 "$out/ops.log"
-cat "$out/train.log" "$out/large.log"
-[ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}"; exit 1; }
+check() {
+  step smoke 90 python3 tests/cuda/smoke.py
+  # torch's allocator would hide what lies beside a tensor; our names hold "fastvae".
+  for tool in memcheck racecheck synccheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 150 compute-sanitizer --tool $tool --kernel-name kns=fastvae \
+      --error-exitcode 9 python3 tests/cuda/exercise.py &
+  done
+  step nvcc 100 nvcc -O3 -std=c++20 -arch=native -DFASTVAE_DEVICE=cuda --expt-relaxed-constexpr -o "$packed.kernels" \
+    benchmarks/bench_kernels.cu csrc/cuda/table.cpp $(find build -path '*kernels_CUDA*' -name '*.o') &
+  step tests 150 python3 -m pytest -q -n 12 --dist worksteal --max-worker-restart 12 --timeout 60 -p no:cacheprovider \
+    --durations 15 -m "not slow" -k cuda tests/test_cuda.py tests/test_operators.py tests/test_sigmoid_cross_entropy.py \
+    tests/test_gaussian_kl.py tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_binarize.py \
+    tests/test_linear_sigmoid_cross_entropy.py tests/test_distributions.py
+  wait
+  # From here on nothing else uses the GPU.
+  step kernels 60 "$packed.kernels"
+  step ncu 60 ncu --clock-control none --csv --kernel-name regex:walk --launch-count 60 --metrics \
+    gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,smsp__inst_executed.sum,smsp__issue_active.avg.pct,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread \
+    "$packed.kernels" --once
+  step train 60 python3 -m benchmarks.bench_train --device cuda --batch 100 65536 --rounds 5 --contenders eager fastvae \
+    --json "$out/gpu_train_check.json"
+}
+
+# The compiler's cache first, by several processes; nothing is measured meanwhile.
+warm() {
+  for i in 0 1 2 3 4 5 6 7; do
+    TORCHINDUCTOR_COMPILE_THREADS=1 step "warm$i" 150 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 \
+      --rounds 0 --part $i 8 &
+  done
+  for dtype in float32 bfloat16; do
+    TORCHINDUCTOR_COMPILE_THREADS=2 step "warm-train-$dtype" 150 python3 -m benchmarks.bench_train --device cuda \
+      --rounds 0 --dtype $dtype --batch 100 8192 65536 &
+  done
+  wait
+}
+
+measure() {
+  warm
+  nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv -l 2 >"$logs/clocks.csv" &
+  step ops 170 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 --rounds 5 --json "$out/gpu_ops.json"
+  step train 90 python3 -m benchmarks.bench_train --device cuda --batch 100 8192 65536 --rounds 5 \
+    --json "$out/gpu_train.json"
+  kill %?clocks
+}
+
+summary() {
+  cat "$logs/steps"
+  for log in "$logs"/*.log; do
+    case $(basename "$log" .log) in
+      smoke) head -n 25 "$log" ;;
+      tests) grep -E "^(FAILED|ERROR)|passed|failed" "$log" | cut -c 1-200 | head -n 30 ;;
+      *check) grep -E "ERROR SUMMARY|RACECHECK SUMMARY|Invalid|hazard" "$log" | sort | uniq -c | head -n 8 ;;
+      kernels | ops | train) cut -c 1-160 "$log" ;;
+    esac
+  done
+}
+
+mkdir -p "$out"
+case ${1:-} in
+  check | measure) build && "$1"; summary ;;
+  *) sed -n 2,4p "$0"; exit 2 ;;
+esac
+! grep -qv "status 0" "$logs/steps"

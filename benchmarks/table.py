@@ -77,7 +77,8 @@ def ratio(x: float) -> str:
 
 
 def megabytes(row: Row, names: Iterable[str]) -> str:
-    return " / ".join(number(row["contenders"][n]["peak_bytes"] / 1e6) for n in names)
+    contenders = row["contenders"]
+    return " / ".join(number(contenders[n]["peak_bytes"] / 1e6) if n in contenders else "" for n in names)
 
 
 def case_cells(row: Row) -> list[str]:
@@ -93,20 +94,23 @@ def case_name(row: Row, machine: Row) -> tuple[str, str]:
     return operator, ", ".join(d for d in details if d not in ("float32", "contiguous", threads(machine)))
 
 
+def against(row: Row, than: str, name: str = "fastvae") -> str:
+    """How many times as fast, where both were measured."""
+    return ratio(faster(row, than, name)) if {than, name} <= set(row["contenders"]) else ""
+
+
 def ops_cells(row: Row, copies: Mapping[str, float]) -> list[str]:
     """One row of ``OPS_COLUMNS``; ``copies``: threads to bytes per second of a plain copy."""
-    ours = row["contenders"]["fastvae"]
+    contenders = row["contenders"]
+    ours = contenders["fastvae"]
     rate = row["bytes"] / ours["median"]
     return [
         *case_cells(row),
         str(row["threads"]),
         row["mode"],
-        milliseconds(row["contenders"]["eager"]),
-        milliseconds(row["contenders"]["compile"]),
+        *(milliseconds(contenders[n]) if n in contenders else "" for n in ("eager", "compile")),
         with_spread(ours),
-        ratio(faster(row, "eager")),
-        ratio(faster(row, "compile")),
-        ratio(faster(row, "one graph")) if "one graph" in row["contenders"] else "",
+        *(against(row, n) for n in ("eager", "compile", "one graph")),
         number(rate / 1e9),
         f"{rate / copies[str(row['threads'])]:.0%}",
         megabytes(row, ("eager", "compile", "fastvae")),
@@ -121,10 +125,10 @@ def train_cells(row: Row) -> list[str]:
     return [
         str(row["batch"]),
         row["dtype"],
-        *(number(row["batch"] / contenders[n]["median"]) for n in names),
-        ratio(faster(row, "eager")),
-        ratio(faster(row, "compile")),
-        ratio(faster(row, "compile", "both")),
+        *(number(row["batch"] / contenders[n]["median"]) if n in contenders else "" for n in names),
+        against(row, "eager"),
+        against(row, "compile"),
+        against(row, "compile", "both"),
         f"{share['eager']:.0%} / {share['fastvae']:.0%}",
         megabytes(row, names),
     ]

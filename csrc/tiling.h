@@ -23,14 +23,19 @@ struct Tiling {
 };
 
 // Small events get a part of a warp for each row, and most others a warp. A block takes a row where
-// that leaves each thread two vectors, or where there are too few rows for a warp each; and several
-// blocks where there are too few for a block each.
-FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector) {
-  Tiling t{rows, columns, vector, 1, 1, columns, 0};
+// that leaves each thread two vectors, or where there are too few rows for a warp each.
+FASTVAE_FN int lanes_for(int64_t rows, int64_t columns, int vector) {
   const int64_t vectors = ceil_div(columns, vector);
-  while (t.lanes < kWarp && t.lanes < vectors) t.lanes *= 2;
   const bool few_rows = rows * kWarp < kBlocks * kThreads;
-  if (vectors >= 2 * kThreads || (few_rows && vectors > 2 * kWarp)) t.lanes = kThreads;
+  if (vectors >= 2 * kThreads || (few_rows && vectors > 2 * kWarp)) return kThreads;
+  int lanes = 1;
+  while (lanes < kWarp && lanes < vectors) lanes *= 2;
+  return lanes;
+}
+
+// Several blocks take a row where there are too few rows for a block each.
+FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, int lanes) {
+  Tiling t{rows, columns, vector, lanes, 1, columns, 0};
   if (t.lanes == kThreads && rows > 0 && rows < kBlocks) {
     const int64_t step = int64_t{kThreads} * vector;
     const int64_t steps = ceil_div(columns, step);
@@ -41,6 +46,10 @@ FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector) {
   }
   t.blocks = ceil_div(rows * t.segments, kThreads / t.lanes);
   return t;
+}
+
+FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector) {
+  return tile(rows, columns, vector, lanes_for(rows, columns, vector));
 }
 
 // What one thread takes: `vector` columns from `first` on, then from each `step` further, as far as

@@ -435,7 +435,9 @@ class Batches:
             for batch in torch.split(self.images, self.batch_size):
                 yield binarize(batch, generator=self.noise) if self.binarize else batch
             return
-        order = torch.randperm(len(self.images), generator=self.shuffle).to(self.images.device)
+        order = torch.randperm(len(self.images), generator=self.shuffle, device=self.shuffle.device).to(
+            self.images.device
+        )
         for index in torch.split(order, self.batch_size):
             if self.binarize:
                 yield binarize(self.images, index=index, generator=self.noise)

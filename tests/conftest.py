@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -36,6 +37,21 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
             pytest.skip(missing)
     with torch.device(request.param):
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _errors_of_the_gpu_are_the_tests_own() -> Iterator[None]:
+    """After an error on the GPU no call of its process succeeds: the process ends, and that test is named as the cause.
+
+    Under pytest-xdist another process goes on with the tests that are left.
+    """
+    yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(error, file=sys.__stderr__, flush=True)
+            os._exit(1)
 
 
 @pytest.fixture(autouse=True)

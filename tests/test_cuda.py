@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import fastvae
+from fastvae import reference
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -230,6 +231,21 @@ def test_logits_of_many_samples_are_never_in_memory(reduction: str) -> None:
     assert extra_memory(run) < hidden.nbytes + weight.nbytes + (64 + 16) * 2**20
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_several_blocks_of_logits_are_one_loss(reduction: str) -> None:
+    """75 MB of logits: two blocks. Matrix products in float32 add up 8 terms, 24,000 for the weight's gradient."""
+    hidden, weight = torch.randn(400, 60, 8, requires_grad=True), torch.randn(784, 8, requires_grad=True)
+    bias, target = torch.randn(784, requires_grad=True), torch.rand(60, 784)
+    leaves = [hidden, weight, bias]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    ours = fastvae.linear_sigmoid_cross_entropy(*leaves, target, reduction=reduction)
+    right = reference.linear_sigmoid_cross_entropy(*wide, target.double(), reduction=reduction)
+    torch.testing.assert_close(ours.double(), right, rtol=1e-5, atol=0)
+    grads = zip(torch.autograd.grad(ours.sum(), leaves), torch.autograd.grad(right.sum(), wide), strict=True)
+    for actual, expected in grads:
+        assert (actual.double() - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_samples_do_not_expand_the_target() -> None:
     logits, target = torch.randn(50, 20, 784), torch.rand(20, 784)
     assert extra_memory(lambda: fastvae.sigmoid_cross_entropy(logits, target)) < 64 * 1024
@@ -256,8 +272,9 @@ def test_sums_are_the_same_at_every_run(shape: tuple[int, ...]) -> None:
     assert all(torch.equal(first, fastvae.sigmoid_cross_entropy(logits, target)) for _ in range(10))
 
 
-def test_results_are_those_of_the_cpu() -> None:
-    logits, target = torch.randn(8, 3, 100, 100), torch.randint(0, 256, (8, 3, 100, 100), dtype=torch.uint8)
+@pytest.mark.parametrize("shape", [(8, 3, 100, 100), (9000, 784)], ids=str)
+def test_results_are_those_of_the_cpu(shape: tuple[int, ...]) -> None:
+    logits, target = torch.randn(shape), torch.randint(0, 256, shape, dtype=torch.uint8)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         rows = logits.to(dtype)
         ours = fastvae.sigmoid_cross_entropy(rows, target)
@@ -312,9 +329,10 @@ def test_training_by_a_cuda_graph_is_training(tmp_path: Path) -> None:
     config = TrainConfig(
         hidden=(32,), latent_dim=4, epochs=3, binarize="dynamic", anneal="linear", warmup_epochs=1, clip_norm=50.0
     )
-    plain, captured = (
-        train(config, tmp_path / str(graph), device="cuda", cuda_graph=graph).history for graph in (False, True)
-    )
+    with torch.device("cpu"):  # where the images come from; the device of tests is the default here
+        plain, captured = (
+            train(config, tmp_path / str(graph), device="cuda", cuda_graph=graph).history for graph in (False, True)
+        )
     for one, other in zip(plain, captured, strict=True):
         assert one["train"]["elbo"] == pytest.approx(other["train"]["elbo"], rel=1e-5)
         assert one["test"]["elbo"] == pytest.approx(other["test"]["elbo"], rel=1e-5)

@@ -177,7 +177,7 @@ template <class T, class Stored, Sum sum, bool folding, int NO, class F, class..
 void launch(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
             const In&... in) {
   Operands<sizeof...(In), NO> op{
-      extent,  tile(folding ? extent.B : extent.K * extent.B, extent.D, Stored::vector()),
+      extent,  tiling(folding ? extent.B : extent.K * extent.B, extent.D, Stored::vector()),
       {in...}, {},
       sums,    nullptr};
   for (int o = 0; o < NO; ++o) op.out[o] = outputs[o];

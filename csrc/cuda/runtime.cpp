@@ -10,6 +10,8 @@ void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 void check_launch() { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 
+Tiling tiling(int64_t rows, int64_t columns, int vector) { return tile(rows, columns, vector); }
+
 Workspace::Workspace(int64_t bytes) {
   if (bytes > 0)
     data_ = c10::cuda::CUDACachingAllocator::raw_alloc_with_stream(

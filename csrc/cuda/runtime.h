@@ -1,5 +1,5 @@
 // What the kernels' host code asks of torch: its stream, its memory, its errors. Implemented in
-// runtime.cpp, so that no torch header reaches nvcc.
+// runtime.cpp, so that no torch header reaches nvcc, and by benchmarks without torch.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,9 @@ void* current_stream();
 
 // Throws what the last launch reported.
 void check_launch();
+
+// tile() of the sizes. A benchmark of the kernels alone tries others.
+Tiling tiling(int64_t rows, int64_t columns, int vector);
 
 // Memory from torch's allocator, given back in the order of the stream: the kernels launched before
 // may still be using it.

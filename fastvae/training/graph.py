@@ -16,7 +16,8 @@ _WARM_UP = 3
 def capture_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """What runs ``function`` again, and where its result then is."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Another thread may be copying a checkpoint from the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cases import CASES, FLOATS
+from cases import CASES
 
 import fastvae
 
 torch.set_default_device("cuda")
+FLOATS = (torch.float32, torch.bfloat16)  # of the two paths: a sanitizer takes a hundred times as long
 # Tails, several rows in a warp, a warp, a block and several blocks for a row.
-SHAPES = [(3, (1,)), (9, (7,)), (33, (32,)), (5, (784,)), (2, (2049,)), (1, (3, 64, 64))]
+SHAPES = [(9, (7,)), (33, (32,)), (5, (784,)), (2, (2049,)), (1, (3, 64, 64))]
 
 for case in CASES:
     for batch, event in SHAPES:
