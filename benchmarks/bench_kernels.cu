@@ -38,9 +38,11 @@ void check(cudaError_t error) {
 
 void* current_stream() { return nullptr; }
 void check_launch() { check(cudaGetLastError()); }
-Tiling tiling(int64_t rows, int64_t columns, int vector) {
-  taken_lanes = lanes_for(rows, columns, vector);
-  return tile(rows, columns, vector, tried_lanes ? tried_lanes : taken_lanes);
+Tiling tiling(int64_t rows, int64_t columns, int vector, bool summed, int least) {
+  taken_lanes = lanes_for(rows, columns, vector, least);
+  // A few rows that are one run each are not for a few threads.
+  const bool tries = tried_lanes && rows >= 100;
+  return tile(rows, columns, vector, summed, tries ? tried_lanes : taken_lanes);
 }
 Workspace::Workspace(int64_t bytes) : data_(workspace) {
   if (static_cast<size_t>(bytes) > kWorkspace) check(cudaErrorMemoryAllocation);
@@ -140,6 +142,7 @@ struct Bench {
     scalar = allocate(64, Dtype::f32, Fill::probabilities);
     key = allocate(64, Dtype::f32, Fill::probabilities);
     losses();
+    few_rows();
     moments();
     rest();
   }
@@ -244,6 +247,28 @@ struct Bench {
                                         output(out, Dtype::f32, D), row_sums());
       });
       add("sum of columns f32", n * 4, {}, [=, this] { k.sum_columns(e, mean, row_sums()); });
+    }
+  }
+
+  // Batches of training, which stay in the cache between calls.
+  void few_rows() {
+    const Kernels& k = cuda::kernels;
+    const int64_t D = 784;
+    for (const int64_t B : {100, 512, 1024, 2048, 4096, 8192, 16384}) {
+      const Extent e{1, B, D};
+      const Input l = input(logits, Dtype::f32, D);
+      const Target x = target(other, Dtype::f32, D);
+      add("sce with grad f32, " + std::to_string(B) + " rows", B * D * 12, {4, 8, 16, 32, 256},
+          [=, this] {
+            k.sigmoid_cross_entropy_with_grad(e, l, x, 1.0, row_sums(), output(out, Dtype::f32, D));
+          });
+      const Input narrow_l = input(bf16, Dtype::bf16, D);
+      const Target narrow_x = target(pixels, Dtype::u8, D);
+      add("sce with grad bf16 u8, " + std::to_string(B) + " rows", B * D * 5, {4, 8, 16, 32, 256},
+          [=, this] {
+            k.sigmoid_cross_entropy_with_grad(e, narrow_l, narrow_x, 1.0, row_sums(),
+                                              output(out, Dtype::bf16, D));
+          });
     }
   }
 

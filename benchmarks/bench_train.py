@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ from . import table, timing
 from .bench_ops import compiled
 from .cases import eager_elbo, eager_sample
 from .checks import close
-from .timing import machine, measure, save
+from .timing import launches, machine, measure, save
 
 BATCHES = (100, 1024, 4096, 8192)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# tf32: float32 whose matrix products a GPU rounds to 10 bits, torch.set_float32_matmul_precision("high").
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "tf32": torch.float32}
 # Of the loss, and of all gradients as one vector: eight matrix products and more lie between these and the inputs, and
 # a ReLU within rounding of zero may fall to either side, which moves a gradient by that of one image.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "tf32": 1e-2}
 QUIET = -60.0  # a log variance whose noise is lost in rounding
 
 Loss = Callable[[VAE, Tensor], Tensor]
@@ -60,6 +62,17 @@ def exact_loss(model: VAE, x: Tensor) -> Tensor:
 def autocast(dtype: str) -> torch.autocast:
     """The device's autocast where ``dtype`` is not float32."""
     return torch.autocast(timing.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+@contextmanager
+def products(dtype: str) -> Iterator[None]:
+    """Lets a GPU round the matrix products of float32 where ``dtype`` is tf32, and there alone."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def contenders() -> dict[str, Loss]:
@@ -140,6 +153,13 @@ def measure_step(
     batch: int, dtype: str, rounds: int, hidden: Sequence[int] = (1000, 500, 250), names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Checks and measures a step at one batch size: a row of results. In 0 rounds compiled code is run, and no more."""
+    with products(dtype):
+        return _measured(batch, dtype, rounds, hidden, names)
+
+
+def _measured(
+    batch: int, dtype: str, rounds: int, hidden: Sequence[int], names: Sequence[str] | None
+) -> dict[str, Any]:
     torch._dynamo.reset()
     model = VAE(784, hidden, 30).to(timing.device)
     x = torch.rand(batch, 784, device=timing.device)
@@ -150,7 +170,8 @@ def measure_step(
         return {}
     check(losses, model, x, dtype)
     steps: dict[str, Callable[[], Any]] = {name: training_step(f, model, x, dtype) for name, f in losses.items()}
-    if timing.device.type == "cuda":
+    on_gpu = timing.device.type == "cuda"
+    if on_gpu:
         steps["graph"] = replayed_step(model, x, dtype)
     parts = loss_parts(x, model.latent_dim, dtype)
     # All in the same rounds, so that the share of one in the other is of the same machine.
@@ -161,13 +182,14 @@ def measure_step(
         "threads": torch.get_num_threads(),
         "contenders": {name: measured[name] for name in steps},
         "loss": {name: measured[f"loss {name}"] for name in parts},
+        **({"kernels": launches(steps["graph"])} if on_gpu else {}),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_train", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="all that the device has")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--contenders", nargs="+", choices=["eager", "fastvae", "compile", "both"])
     parser.add_argument("--rounds", type=int, default=9, help="0: compile, and measure nothing")
@@ -180,7 +202,8 @@ def main() -> None:
     print(table.describe(result["machine"]))
     print(table.text(table.TRAIN_COLUMNS, table.TRAIN_COLUMNS))
     failed = 0
-    for dtype, batch in itertools.product(arguments.dtype, arguments.batch):
+    dtypes = arguments.dtype or [d for d in DTYPES if d != "tf32" or timing.device.type == "cuda"]
+    for dtype, batch in itertools.product(dtypes, arguments.batch):
         try:
             row = measure_step(batch, dtype, arguments.rounds, names=arguments.contenders)
         except Exception as error:  # the next row is measured whatever became of this one
@@ -194,7 +217,9 @@ def main() -> None:
         if "graph" in row["contenders"]:
             seconds = row["contenders"]["graph"]["median"]
             print(
-                f"  as a CUDA graph {batch / seconds:,.0f} images/s; 60,000 steps in {60_000 * seconds:.1f} s",
+                f"  as a CUDA graph {batch / seconds:,.0f} images/s; 60,000 steps in {60_000 * seconds:.1f} s; "
+                f"{sum(count for _, count, _ in row['kernels'])} launches of "
+                f"{sum(time for _, _, time in row['kernels']):.0f} us",
                 flush=True,
             )
         save(arguments.json, result)

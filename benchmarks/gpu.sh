@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with a GPU:
 #   benchmarks/gpu.sh check     builds; tests and sanitizers; each kernel beside a copy; a training step. Five minutes.
-#   benchmarks/gpu.sh measure   builds; operators and training steps against eager PyTorch and torch.compile. Six.
+#   benchmarks/gpu.sh measure   builds; tests; kernels, operators and training steps against eager PyTorch and
+#                               torch.compile. Seven.
 # Needs PyTorch with CUDA, nvcc, CMake, ninja, pybind11, scikit-build-core, pytest with xdist and hypothesis; no network.
 # Whatever fails, the rest runs. $OUT (or benchmarks/results) gets gpu_*.json and all logs in logs.tar.gz, packed anew
 # after every step; what matters is printed last. GPU_STAND_IN=COMMAND rehearses: it is run in place of every step.
@@ -30,6 +31,18 @@ build() {
     -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="${capability:-90}-real" -e . || { tail -n 40 "$logs/build.log"; exit 1; }
 }
 
+tests() { # processes
+  step tests 150 python3 -m pytest -q -n "$1" --dist worksteal --max-worker-restart 12 --timeout 60 -p no:cacheprovider \
+    --durations 15 -m "not slow" -k cuda tests/test_cuda.py tests/test_operators.py tests/test_sigmoid_cross_entropy.py \
+    tests/test_gaussian_kl.py tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_binarize.py \
+    tests/test_linear_sigmoid_cross_entropy.py tests/test_distributions.py
+}
+
+bench_kernels() {
+  step nvcc 100 nvcc -O3 -std=c++20 -arch=native -DFASTVAE_DEVICE=cuda --expt-relaxed-constexpr -o "$packed.kernels" \
+    benchmarks/bench_kernels.cu csrc/cuda/table.cpp $(find build -path '*kernels_CUDA*' -name '*.o')
+}
+
 check() {
   step smoke 90 python3 tests/cuda/smoke.py
   # torch's allocator would hide what lies beside a tensor; our names hold "fastvae".
@@ -37,40 +50,39 @@ check() {
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 150 compute-sanitizer --tool $tool --kernel-name kns=fastvae \
       --error-exitcode 9 python3 tests/cuda/exercise.py &
   done
-  step nvcc 100 nvcc -O3 -std=c++20 -arch=native -DFASTVAE_DEVICE=cuda --expt-relaxed-constexpr -o "$packed.kernels" \
-    benchmarks/bench_kernels.cu csrc/cuda/table.cpp $(find build -path '*kernels_CUDA*' -name '*.o') &
-  step tests 150 python3 -m pytest -q -n 12 --dist worksteal --max-worker-restart 12 --timeout 60 -p no:cacheprovider \
-    --durations 15 -m "not slow" -k cuda tests/test_cuda.py tests/test_operators.py tests/test_sigmoid_cross_entropy.py \
-    tests/test_gaussian_kl.py tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_binarize.py \
-    tests/test_linear_sigmoid_cross_entropy.py tests/test_distributions.py
+  bench_kernels &
+  tests 12
   wait
   # From here on nothing else uses the GPU.
   step kernels 60 "$packed.kernels"
   step ncu 60 ncu --clock-control none --csv --kernel-name regex:walk --launch-count 60 --metrics \
-    gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,smsp__inst_executed.sum,smsp__issue_active.avg.pct,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread \
+    gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,smsp__inst_executed.sum,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread \
     "$packed.kernels" --once
   step train 60 python3 -m benchmarks.bench_train --device cuda --batch 100 65536 --rounds 5 --contenders eager fastvae \
     --json "$out/gpu_train_check.json"
 }
 
-# The compiler's cache first, by several processes; nothing is measured meanwhile.
+# What is measured has passed its tests. Beside them the compiler's cache is filled, by several processes.
 warm() {
+  bench_kernels &
   for i in 0 1 2 3 4 5 6 7; do
     TORCHINDUCTOR_COMPILE_THREADS=1 step "warm$i" 150 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 \
       --rounds 0 --part $i 8 &
   done
-  for dtype in float32 bfloat16; do
-    TORCHINDUCTOR_COMPILE_THREADS=2 step "warm-train-$dtype" 150 python3 -m benchmarks.bench_train --device cuda \
-      --rounds 0 --dtype $dtype --batch 100 8192 65536 &
+  for dtype in float32 bfloat16 tf32; do
+    TORCHINDUCTOR_COMPILE_THREADS=1 step "warm-$dtype" 150 python3 -m benchmarks.bench_train --device cuda --rounds 0 \
+      --dtype $dtype --batch 100 8192 65536 &
   done
+  tests 6
   wait
 }
 
 measure() {
   warm
   nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv -l 2 >"$logs/clocks.csv" &
-  step ops 170 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 --rounds 5 --json "$out/gpu_ops.json"
-  step train 90 python3 -m benchmarks.bench_train --device cuda --batch 100 8192 65536 --rounds 5 \
+  step kernels 30 "$packed.kernels"
+  step ops 165 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 --rounds 5 --json "$out/gpu_ops.json"
+  step train 75 python3 -m benchmarks.bench_train --device cuda --batch 100 8192 65536 --rounds 5 \
     --json "$out/gpu_train.json"
   kill %?clocks
 }
@@ -90,6 +102,6 @@ summary() {
 mkdir -p "$out"
 case ${1:-} in
   check | measure) build && "$1"; summary ;;
-  *) sed -n 2,4p "$0"; exit 2 ;;
+  *) sed -n 2,5p "$0"; exit 2 ;;
 esac
 ! grep -qv "status 0" "$logs/steps"

@@ -89,6 +89,17 @@ def peak_memory(function: Callable[[], object]) -> int:
     return max(itertools.accumulate(changes, initial=0))
 
 
+def launches(function: Callable[[], object]) -> list[tuple[str, int, float]]:
+    """What a call runs on the GPU: name, how often, and microseconds in all; what takes longest first."""
+    function()
+    synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        function()
+        synchronize()
+    found = [(e.key[:100], e.count, e.self_device_time_total) for e in profiler.key_averages()]
+    return sorted((launch for launch in found if launch[2] > 0), key=lambda launch: -launch[2])
+
+
 def measure(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Each contender's times, interleaved, and its peak memory: what a row of results holds."""
     timings = compare(contenders, rounds)

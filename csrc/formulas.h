@@ -27,11 +27,11 @@ FASTVAE_FN T sigmoid(T l, T odds) {
   return math::divide(l < T(0) ? odds : T(1), T(1) + odds);
 }
 
-// A term of a sum in two parts, term + log(1 + factor). The sum of the logarithms of many is the
-// logarithm of a product.
+// A term of a sum in parts, weight * size + log(1 + factor), without the product where the weight
+// is 0. The sum of the logarithms of many is the logarithm of a product.
 template <class T>
 struct LogTerm {
-  T term, factor;
+  T weight, size, factor;
 };
 
 // -log Bernoulli(x | sigmoid(l)) = max(l, 0) - l x + log(1 + e^-|l|). The first two terms are
@@ -40,7 +40,7 @@ struct LogTerm {
 template <class T>
 FASTVAE_FN LogTerm<T> sigmoid_cross_entropy(T l, T x, T odds) {
   const T miss = l < T(0) ? x : T(1) - x;
-  return {product_or_zero(miss, math::abs(l)), odds};
+  return {miss, math::abs(l), odds};
 }
 
 // d/dl = sigmoid(l) - x, as the miss of the likelier outcome less the probability of the other one,
@@ -167,8 +167,9 @@ FASTVAE_FN T negative_elbo(T reconstruction, T kl, T beta) {
 }
 
 // The value of an image's byte, x / 255, to the last bit what a division gives: 0x10101 / 2^24 is
-// 1/255 but for its last 2^-24, and the first product is exact in float.
-FASTVAE_FN float pixel(float byte) { return byte * (0x1.0101p-8f) + byte * (0x1p-24f / 255.0f); }
+// 1/255 but for 2^-24 of it, and the byte's product with it is exact in float.
+FASTVAE_FN float pixel_of_scaled(float product) { return product + product * 0x1p-24f; }
+FASTVAE_FN float pixel(float byte) { return pixel_of_scaled(byte * 0x1.0101p-8f); }
 FASTVAE_FN double pixel(double byte) { return byte / 255.0; }
 
 // Bernoulli draw: 1 with probability p, for u uniform on [0, 1).

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
@@ -35,12 +36,17 @@ py::array_t<uint32_t> words(uint64_t seed, uint64_t offset, uint64_t first_block
   return out;
 }
 
+fastvae::Tiling tile_of(int64_t rows, int64_t columns, int vector, bool summed) {
+  return fastvae::tile(rows, columns, vector, summed,
+                       fastvae::lanes_for(rows, columns, vector, /*least=*/4));
+}
+
 // How often the threads of a GPU visit each of rows x columns elements.
-py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector) {
+py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector, bool summed) {
   py::array_t<uint8_t> out({rows, columns});
   uint8_t* count = out.mutable_data();
   std::fill(count, count + rows * columns, uint8_t{0});
-  const fastvae::Tiling t = fastvae::tile(rows, columns, vector);
+  const fastvae::Tiling t = tile_of(rows, columns, vector, summed);
   for (int64_t block = 0; block < t.blocks; ++block) {
     for (int thread = 0; thread < fastvae::kThreads; ++thread) {
       const fastvae::Place p = fastvae::place_of(t, block, thread);
@@ -53,9 +59,31 @@ py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector) {
   return out;
 }
 
+// The same of the cut for sums over the rows; -1 in all where two threads have one part of a
+// column.
+py::array_t<int8_t> column_visits(int64_t rows, int64_t columns, int vector) {
+  py::array_t<int8_t> out({rows, columns});
+  int8_t* count = out.mutable_data();
+  std::fill(count, count + rows * columns, int8_t{0});
+  const fastvae::ColumnTiling t = fastvae::tile_columns(rows, columns, vector);
+  std::vector<bool> taken(static_cast<size_t>(t.parts * columns));
+  for (int64_t block = 0; block < t.blocks; ++block) {
+    for (int thread = 0; thread < fastvae::kThreads; ++thread) {
+      const fastvae::ColumnPlace p = fastvae::column_place_of(t, block, thread);
+      for (int64_t c = p.column; c < p.column + vector && c < columns; ++c) {
+        const auto part = static_cast<size_t>(c * t.parts + p.part);
+        if (taken.at(part)) std::fill(count, count + rows * columns, int8_t{-1});
+        taken.at(part) = true;
+        for (int64_t row = p.row; row < p.end; row += p.step) ++count[row * columns + c];
+      }
+    }
+  }
+  return out;
+}
+
 // The cut of rows x columns elements and the place of one thread in it.
-py::dict place(int64_t rows, int64_t columns, int vector, int64_t block, int thread) {
-  const fastvae::Tiling t = fastvae::tile(rows, columns, vector);
+py::dict place(int64_t rows, int64_t columns, int vector, bool summed, int64_t block, int thread) {
+  const fastvae::Tiling t = tile_of(rows, columns, vector, summed);
   const fastvae::Place p = fastvae::place_of(t, block, thread);
   py::dict out;
   out["lanes"] = t.lanes;
@@ -74,7 +102,7 @@ void add_formulas(py::module_ m) {
   m.def("sigmoid", py::vectorize([](double l) { return formulas::sigmoid(l, formulas::odds(l)); }));
   m.def("sigmoid_cross_entropy", py::vectorize([](double l, double x) {
           const auto parts = formulas::sigmoid_cross_entropy(l, x, formulas::odds(l));
-          return parts.term + math::log1p(parts.factor);
+          return formulas::product_or_zero(parts.weight, parts.size) + math::log1p(parts.factor);
         }));
   m.def("sigmoid_cross_entropy_grad_logits", py::vectorize([](double l, double x) {
           return formulas::sigmoid_cross_entropy_grad_logits(l, x, formulas::odds(l));
@@ -133,8 +161,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
   m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
         py::arg("blocks"));
-  m.def("visits", &visits, py::arg("rows"), py::arg("columns"), py::arg("vector"));
-  m.def("place", &place, py::arg("rows"), py::arg("columns"), py::arg("vector"), py::arg("block"),
-        py::arg("thread"));
+  m.def("visits", &visits, py::arg("rows"), py::arg("columns"), py::arg("vector"),
+        py::arg("summed"));
+  m.def("column_visits", &column_visits, py::arg("rows"), py::arg("columns"), py::arg("vector"));
+  m.def("place", &place, py::arg("rows"), py::arg("columns"), py::arg("vector"), py::arg("summed"),
+        py::arg("block"), py::arg("thread"));
   add_formulas(m.def_submodule("formulas"));
 }

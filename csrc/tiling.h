@@ -17,39 +17,49 @@ struct Tiling {
   int64_t rows, columns;
   int vector;        // elements that a thread takes at a time
   int lanes;         // threads of a group: a power of two up to a warp, or a whole block
+  int shift;         // its logarithm
   int64_t segments;  // of a row
   int64_t segment;   // columns of each but the last
   int64_t blocks;
 };
 
-// Small events get a part of a warp for each row, and most others a warp. A block takes a row where
-// that leaves each thread two vectors, or where there are too few rows for a warp each.
-FASTVAE_FN int lanes_for(int64_t rows, int64_t columns, int vector) {
-  const int64_t vectors = ceil_div(columns, vector);
-  const bool few_rows = rows * kWarp < kBlocks * kThreads;
-  if (vectors >= 2 * kThreads || (few_rows && vectors > 2 * kWarp)) return kThreads;
+// Threads of a row's group. A block where there are too few rows for a warp each, and the row is
+// long enough to leave its threads something to do. Else a warp or a part of it: small groups leave
+// fewer threads idle at a row's end, and take what is done once for a row to more elements; so they
+// are halved as long as that helps, enough blocks are left, and more than `least` threads: a few
+// that read or write side by side use but a part of what the memory moves for them.
+FASTVAE_FN int lanes_for(int64_t rows, int64_t columns, int vector, int least) {
+  const int64_t vectors = ceil_div(columns, vector), fill = kBlocks * kThreads;
+  if ((rows * kWarp < fill && vectors >= 2 * kThreads) ||
+      (rows * kWarp * 4 < fill && vectors > 2 * kWarp))
+    return kThreads;
   int lanes = 1;
   while (lanes < kWarp && lanes < vectors) lanes *= 2;
+  for (; lanes > least && rows * lanes / 2 >= fill; lanes /= 2) {
+    const int64_t taken = ceil_div(vectors, lanes) * lanes;
+    if (taken > lanes && 6 * (taken - vectors) <= vectors) break;  // two passes, a sixth idle
+  }
   return lanes;
 }
 
-// Several blocks take a row where there are too few rows for a block each.
-FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, int lanes) {
-  Tiling t{rows, columns, vector, lanes, 1, columns, 0};
+// Several blocks take a row where there are too few rows for a block each. Where a row is summed,
+// a second launch adds up their parts, so that they are no more than fill a GPU; where none is,
+// they are short, and none is left alone with its rest when the others have ended.
+FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, bool summed, int lanes) {
+  Tiling t{rows, columns, vector, lanes, 0, 1, columns, 0};
+  while (1 << t.shift < lanes) ++t.shift;
   if (t.lanes == kThreads && rows > 0 && rows < kBlocks) {
     const int64_t step = int64_t{kThreads} * vector;
     const int64_t steps = ceil_div(columns, step);
     const int64_t wanted = ceil_div(kBlocks, rows);
     const int64_t possible = steps < 4 ? 1 : steps / 2;  // two steps each
-    t.segment = ceil_div(steps, wanted < possible ? wanted : possible) * step;
+    int64_t each = ceil_div(steps, wanted < possible ? wanted : possible);
+    if (!summed && each > 8) each = 8;
+    t.segment = each * step;
     t.segments = ceil_div(columns, t.segment);
   }
-  t.blocks = ceil_div(rows * t.segments, kThreads / t.lanes);
+  t.blocks = ceil_div(rows * t.segments, kThreads >> t.shift);
   return t;
-}
-
-FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector) {
-  return tile(rows, columns, vector, lanes_for(rows, columns, vector));
 }
 
 // What one thread takes: `vector` columns from `first` on, then from each `step` further, as far as
@@ -62,13 +72,27 @@ struct Place {
 FASTVAE_FN Place place_of(const Tiling& t, int64_t block, int thread) {
   Place p;
   p.lane = thread & (t.lanes - 1);
-  p.group = block * (kThreads / t.lanes) + thread / t.lanes;
-  p.row = t.segments == 1 ? p.group : p.group / t.segments;
-  const int64_t begin = t.segments == 1 ? 0 : p.group % t.segments * t.segment;
+  p.group = block * (kThreads >> t.shift) + (thread >> t.shift);
+  int64_t begin = 0;
+  p.row = p.group;
+  if (t.segments > 1) {
+    p.row = t.blocks <= UINT32_MAX  // the usual one, and the shorter division
+                ? static_cast<uint32_t>(p.group) / static_cast<uint32_t>(t.segments)
+                : p.group / t.segments;
+    begin = (p.group - p.row * t.segments) * t.segment;
+  }
   p.first = begin + int64_t{p.lane} * t.vector;
   p.end = t.columns - begin < t.segment ? t.columns : begin + t.segment;
   p.step = int64_t{t.lanes} * t.vector;
   return p;
+}
+
+// Blocks that add up a column of row sums: one alone as long as a second launch would take longer.
+FASTVAE_FN int64_t parts_of_column(int64_t rows) {
+  const int64_t each = 4096;
+  if (rows <= 4 * each) return 1;
+  const int64_t parts = ceil_div(rows, each);
+  return parts < 128 ? parts : 128;
 }
 
 // Rows of `columns` elements, cut for sums over the rows. A group of `lanes` threads takes `vector`
@@ -88,6 +112,9 @@ FASTVAE_FN ColumnTiling tile_columns(int64_t rows, int64_t columns, int vector) 
   ColumnTiling t{rows, columns, vector, 1, 0, 0, 0, 0};
   const int64_t vectors = ceil_div(columns, vector);
   while (t.lanes < kThreads && t.lanes < vectors) t.lanes *= 2;
+  // As long as a tenth of the threads would have no column, and half a warp reads 16 bytes each.
+  while (t.lanes >= kWarp && 10 * (ceil_div(vectors, t.lanes) * t.lanes - vectors) > vectors)
+    t.lanes /= 2;
   const int64_t groups = kThreads / t.lanes;
   t.column_blocks = ceil_div(vectors, t.lanes);
   if (rows == 0 || columns == 0) return t;

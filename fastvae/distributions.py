@@ -140,7 +140,11 @@ class DiagonalGaussian(Distribution):
             a not in (1, b) for a, b in zip(own[::-1], batch_shape[::-1], strict=False)
         ):
             raise ValueError(f"{_NAME}: cannot expand a batch {list(own)} to {list(batch_shape)}")
-        new: DiagonalGaussian = self._get_checked_instance(DiagonalGaussian, _instance)  # type: ignore[no-untyped-call]
+        new: DiagonalGaussian
+        if _instance is None and type(self) is DiagonalGaussian:
+            new = DiagonalGaussian.__new__(DiagonalGaussian)  # which torch.compile of PyTorch 2.11 can trace
+        else:
+            new = self._get_checked_instance(DiagonalGaussian, _instance)  # type: ignore[no-untyped-call]
         repeats = len(batch_shape) - (len(own) - len(self._repeats))
         new.deterministic, new.clamp, new._repeats = self.deterministic, self.clamp, batch_shape[:repeats]
         stored = batch_shape[repeats:]

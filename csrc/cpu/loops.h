@@ -111,7 +111,7 @@ inline FASTVAE_INLINE T run(const F& f, int64_t n, uint32_t in_place, T* terms, 
     if constexpr (v.count > 1) out1[i] = v.value[1];
     if constexpr (v.count > 2) out2[i] = v.value[2];
     if constexpr (v.count > 3) out3[i] = v.value[3];
-    return v.term;
+    return formulas::product_or_zero(v.weight, v.size);
   };
   const auto visit_all = [=](int64_t begin, int64_t end) FASTVAE_INLINE -> T {
     T total = 0;
@@ -319,6 +319,13 @@ bool any_double(const Input (&inputs)[N]) {
 
 // The loops by name. f takes the inputs' elements in order and is generic: it runs in double where
 // any input is double, else in float.
+
+// A function that takes some numbers after the elements, each the same for all of them.
+template <class F, class... Number>
+auto with_numbers(const F& f, const Number&... numbers) {
+  return [f, ... number = scalar(numbers)](auto first, auto... rest)
+             FASTVAE_INLINE { return f(first, rest..., decltype(first)(number)...); };
+}
 
 template <Sum sum, int NO, class F, class... In>
 void walk_in_precision(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,

@@ -46,7 +46,8 @@ __device__ __forceinline__ void sum_over_rows(const ColumnOperands<sizeof...(In)
   };
   for (int64_t row = place.row; row < place.end; row += place.step) {
     T x[NI][V], y[NO > 0 ? NO : 1][V];
-    (Source<T, Stored, In>(op.extent, op.in[I], row).read(place.column, n, x[I]), ...);
+    const Row at = row_of(op.extent, row);
+    (Source<T, Stored, In>(op.extent, op.in[I], at).read(place.column, n, x[I]), ...);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const auto r = f(x[I][v]...);
@@ -57,7 +58,7 @@ __device__ __forceinline__ void sum_over_rows(const ColumnOperands<sizeof...(In)
     }
 #pragma unroll
     for (int o = 0; o < NO; ++o)
-      write<T, Stored>(op.out[o], row_offset(op.extent, op.out[o], row) + place.column, n, y[o]);
+      write<T, Stored>(op.out[o], offset_of(op.out[o], at) + place.column, n, y[o]);
     if (++count == kFlush) flush();
   }
   flush();

@@ -37,6 +37,60 @@ struct Scalar {
 
 inline Scalar scalar(const Input& input) { return {input}; }
 
+// A function that takes some numbers after the elements. Each thread reads them once: `ready`.
+template <class F, int N>
+struct WithNumbers {
+  F f;
+  Scalar number[N];
+
+  template <class T>
+  struct Ready {
+    const F& f;
+    T number[N];
+    template <size_t... I, class... X>
+    __device__ __forceinline__ auto call(std::index_sequence<I...>, X... x) const {
+      return f(x..., number[I]...);
+    }
+    template <class... X>
+    __device__ __forceinline__ auto operator()(X... x) const {
+      return call(std::make_index_sequence<N>(), x...);
+    }
+  };
+};
+
+template <class F, class... Number>
+WithNumbers<F, sizeof...(Number)> with_numbers(const F& f, const Number&... numbers) {
+  return {f, {scalar(numbers)...}};
+}
+
+// A function of f's terms alone, with no outputs.
+template <class F>
+struct Term {
+  F f;
+  template <class... T>
+  __device__ __forceinline__ auto operator()(T... x) const {
+    return term_and_values(f(x...));
+  }
+};
+
+template <class T, class F>
+__device__ __forceinline__ const F& ready(const F& f) {
+  return f;
+}
+
+template <class T, class F, int N>
+__device__ __forceinline__ auto ready(const WithNumbers<F, N>& bound) {
+  typename WithNumbers<F, N>::template Ready<T> result{bound.f, {}};
+#pragma unroll
+  for (int i = 0; i < N; ++i) result.number[i] = T(bound.number[i]);
+  return result;
+}
+
+template <class T, class F>
+__device__ __forceinline__ auto ready(const Term<F>& term) {
+  return Term<std::decay_t<decltype(ready<T>(term.f))>>{ready<T>(term.f)};
+}
+
 // What a loop reads and writes.
 template <int NI, int NO>
 struct Operands {
@@ -81,25 +135,38 @@ __device__ __forceinline__ void run_row(const Operands<sizeof...(In), NO>& op, c
                                         const F& f, RowSum<T, sum>& total,
                                         std::index_sequence<I...>) {
   constexpr int V = Stored::vector(), NI = sizeof...(In);
+  const Row row = row_of(op.extent, place.row);
   const std::tuple<Source<T, Stored, In>...> source{
-      Source<T, Stored, In>(op.extent, op.in[I], place.row)...};
+      Source<T, Stored, In>(op.extent, op.in[I], row)...};
   if constexpr (stops_at_one<F>) {
     if (std::get<0>(source).fixed == T(1)) return;
   }
   int64_t to[NO > 0 ? NO : 1];
 #pragma unroll
-  for (int o = 0; o < NO; ++o) to[o] = row_offset(op.extent, op.out[o], place.row);
+  for (int o = 0; o < NO; ++o) to[o] = offset_of(op.out[o], row);
+  const auto& formula = ready<T>(f);
+  // Of short numbers a thread fetches the next vector before it works on this one: they are so few
+  // bytes that the memory would wait meanwhile.
+  constexpr bool ahead = Stored::is_short && !(is_noise<In> || ...);
+  std::tuple<typename Source<T, Stored, In>::Fetched...> fetched;
+  if (ahead && place.first < place.end) fetched = {std::get<I>(source).fetch(place.first)...};
   for (int64_t column = place.first; column < place.end; column += place.step) {
     const int64_t left = place.end - column;
     const int n = !Stored::any || left >= V ? V : static_cast<int>(left);
     T x[NI][V], y[NO > 0 ? NO : 1][V];
-    (std::get<I>(source).read(column, n, x[I]), ...);
+    if constexpr (ahead) {
+      const auto now = fetched;
+      if (left > place.step) fetched = {std::get<I>(source).fetch(column + place.step)...};
+      (std::get<I>(source).read(column, n, std::get<I>(now), x[I]), ...);
+    } else {
+      (std::get<I>(source).read(column, n, x[I]), ...);
+    }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const auto r = f(x[I][v]...);
+      const auto r = formula(x[I][v]...);
 #pragma unroll
       for (int o = 0; o < NO; ++o) y[o][v] = r.value[o];
-      if (v < n) total.add(r.term, r.factor);
+      if (v < n) total.add(r.weight, r.size, r.factor);
     }
 #pragma unroll
     for (int o = 0; o < NO; ++o) write<T, Stored>(op.out[o], to[o] + column, n, y[o]);
@@ -132,18 +199,18 @@ template <class T, class Stored, class... In, int NO, class F, size_t... I>
 __device__ __forceinline__ void fold_row(const Operands<sizeof...(In), NO>& op, const Place& place,
                                          const F& f, std::index_sequence<I...>) {
   constexpr int V = Stored::vector(), NI = sizeof...(In);
+  const auto& formula = ready<T>(f);
   for (int64_t column = place.first; column < place.end; column += place.step) {
     const int64_t left = place.end - column;
     const int n = !Stored::any || left >= V ? V : static_cast<int>(left);
     T y[NO][V] = {};
     for (int64_t k = 0; k < op.extent.K; ++k) {
       T x[NI][V];
-      (Source<T, Stored, In>(op.extent, op.in[I], k * op.extent.B + place.row)
-           .read(column, n, x[I]),
-       ...);
+      const Row row{k, place.row};
+      (Source<T, Stored, In>(op.extent, op.in[I], row).read(column, n, x[I]), ...);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const auto r = f(x[I][v]...);
+        const auto r = formula(x[I][v]...);
 #pragma unroll
         for (int o = 0; o < NO; ++o) y[o][v] += r.value[o];
       }
@@ -163,23 +230,32 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, In...>)
     fold_row<T, Stored, In...>(op, place, f, std::index_sequence_for<In...>());
 }
 
-// A function of f's terms alone, with no outputs.
-template <class F>
-struct Term {
-  F f;
-  template <class... T>
-  __device__ __forceinline__ auto operator()(T... x) const {
-    return term_and_values(f(x...));
-  }
-};
+// Whether the rows of an operand follow one another, and nothing in it depends on the row.
+template <class In>
+bool is_run(const Extent& extent, const In& in) {
+  if (in.kind == Input::Kind::elements) return in.stride_b == extent.D;
+  if (in.kind == Input::Kind::row) return in.stride_b == 0 && in.stride_k == 0;
+  return in.kind != Input::Kind::shared && in.kind != Input::Kind::gathered;
+}
+
+// Where nothing is by row, the rows of each sample are one long row: rows that are no multiple of a
+// vector are then read in vectors, and what is done once for a row is done less often.
+template <Sum sum, int NO, class... In>
+Extent in_runs(const Extent& extent, const Output* outputs, const In&... in) {
+  bool runs = sum == Sum::none && (is_run(extent, in) && ...);
+  for (int o = 0; o < NO; ++o)
+    runs = runs && (outputs[o].data == nullptr || outputs[o].stride_b == extent.D);
+  return runs ? Extent{extent.K, 1, extent.B * extent.D} : extent;
+}
 
 template <class T, class Stored, Sum sum, bool folding, int NO, class F, class... In>
 void launch(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
             const In&... in) {
+  const int64_t rows = folding ? extent.B : extent.K * extent.B;
+  constexpr int least = !Stored::any ? 4 : NO > 0 ? 8 : 2;
   Operands<sizeof...(In), NO> op{
-      extent,  tiling(folding ? extent.B : extent.K * extent.B, extent.D, Stored::vector()),
-      {in...}, {},
-      sums,    nullptr};
+      extent, tiling(rows, extent.D, Stored::vector(), sum != Sum::none, least), {in...}, {}, sums,
+      nullptr};
   for (int o = 0; o < NO; ++o) op.out[o] = outputs[o];
   const Tiling& t = op.tiling;
   if (t.blocks == 0) return;
@@ -196,8 +272,9 @@ void launch(const Extent& extent, const Sums& sums, const Output* outputs, const
 }
 
 template <Sum sum, bool folding, int NO, class F, class... In>
-void launch_in_precision(const Extent& extent, const Sums& sums, const Output* outputs, const F& f,
+void launch_in_precision(const Extent& rows, const Sums& sums, const Output* outputs, const F& f,
                          const In&... in) {
+  const Extent extent = in_runs<sum, NO>(rows, outputs, in...);
   with_types<NO>(
       extent, outputs,
       [&]<class T, class Types>() {
@@ -248,9 +325,20 @@ void column_sum(const Extent& extent, const Sums (&columns)[NC], const F& f, con
 
 template <int NO, class F, class... C>
 void total(const Sums (&outputs)[NO], const F& f, const C&... columns) {
-  Totals<NO, sizeof...(C)> op{{}, {columns...}};
+  constexpr int NC = sizeof...(C);
+  Totals<NO, NC> op{{}, {columns...}};
   for (int o = 0; o < NO; ++o) op.out[o] = outputs[o];
-  launch_kernel(sum_columns<NO, sizeof...(C), F>, 1, op, f);
+  int64_t longest = 0;
+  for (const Column& column : op.column) longest = column.rows > longest ? column.rows : longest;
+  const int64_t parts = parts_of_column(longest);
+  const Workspace workspace(parts > 1 ? NC * parts * int64_t{sizeof(double)} : 0);
+  if (parts > 1) {
+    const ColumnParts<NC> part{
+        {columns...}, ceil_div(longest, parts), parts, static_cast<double*>(workspace.data())};
+    launch_kernel(sum_parts_of_columns<NC>, parts, part);
+    for (int c = 0; c < NC; ++c) op.column[c] = {{Dtype::f64, part.partial + c * parts}, parts};
+  }
+  launch_kernel(sum_columns<NO, NC, F>, 1, op, f);
 }
 
 }  // namespace

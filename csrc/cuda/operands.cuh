@@ -14,17 +14,20 @@ extern "C" __host__ __device__ void __assert_fail(const char* assertion, const c
 namespace fastvae::cuda {
 namespace {
 
-// How elements are stored: S, and X those of targets; void: any types, known at run time.
+// How elements are stored: S, and X those of targets and images; void: any types, known at run
+// time.
 template <class S, class X>
 struct Stored {
   static constexpr bool any = std::is_void_v<S>;
+  static constexpr bool is_short = std::is_same_v<S, Bf16> || std::is_same_v<S, F16>;
   template <class In>
-  using Type = std::conditional_t<std::is_same_v<In, Target>, X, S>;
+  using Type = std::conditional_t<std::is_same_v<In, Target> || std::is_same_v<In, Gathered>, X, S>;
   static constexpr int vector() {
     if constexpr (any) {
       return 4;
     } else {
-      return 16 / static_cast<int>(sizeof(S) > sizeof(X) ? sizeof(S) : sizeof(X));
+      constexpr int most = 16 / static_cast<int>(sizeof(S) > sizeof(X) ? sizeof(S) : sizeof(X));
+      return most < 8 ? most : 8;  // bytes alone are images that are drawn: registers are scarce
     }
   }
 };
@@ -32,10 +35,37 @@ struct Stored {
 template <class In>
 constexpr bool is_noise = std::is_same_v<In, Normal> || std::is_same_v<In, Uniform>;
 
-// Blocks that a processor must hold at once, which leaves a thread 64, 128 or 255 registers. Not
-// said, the compiler would spill a few for the sake of more blocks.
+// Blocks that a processor must hold at once, which leaves a thread 64, 80, 128 or 255 registers.
+// Not said, the compiler would spill a few for the sake of more blocks.
 template <class T, class Stored, class... In>
-constexpr int resident_blocks = (Stored::any ? 2 : 4) / ((is_noise<In> || ...) ? 2 : 1);
+constexpr int resident_blocks = (is_noise<In> || ...) ? (Stored::any        ? 1
+                                                         : Stored::is_short ? 2
+                                                                            : 3)
+                                : Stored::any         ? 2
+                                : sizeof...(In) > 3   ? 3
+                                                      : 4;
+
+// a / b of numbers that are not negative: a division of 64 bits takes five times as long.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) != 0) return a / b;
+  return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+}
+
+// A row by its sample and its row of the data: one division for all operands.
+struct Row {
+  int64_t k, b;
+};
+
+__device__ __forceinline__ Row row_of(const Extent& extent, int64_t row) {
+  if (extent.K == 1) return {0, row};
+  const int64_t k = quotient(row, extent.B);
+  return {k, row - k * extent.B};
+}
+
+template <class Operand>
+__device__ __forceinline__ int64_t offset_of(const Operand& operand, const Row& row) {
+  return row.k * operand.stride_k + row.b * operand.stride_b;
+}
 
 // Where a row begins that is gathered by its number. Nobody waits to see whether there is such a
 // row: the kernel stops, as torch's own do.
@@ -48,7 +78,8 @@ __device__ __forceinline__ int64_t gathered_offset(const Input& input, int64_t r
 
 // Which of the values that elements share is that of one column.
 __device__ __forceinline__ int64_t shared_place(const Input& input, int64_t column) {
-  return column / input.inner % input.count;
+  const int64_t place = input.inner == 1 ? column : quotient(column, input.inner);
+  return place < input.count ? place : place - quotient(place, input.count) * input.count;
 }
 
 // One input of one row: elements (or a constant), what they share, a number for the row, or noise.
@@ -59,7 +90,7 @@ struct Source {
   T fixed;        // where it is the same for the whole row
   Key key;
 
-  __device__ __forceinline__ Source(const Extent& extent, const Input& input, int64_t row)
+  __device__ __forceinline__ Source(const Extent& extent, const Input& input, const Row& row)
       : input(input), first(first_of(extent, input, row)), fixed(static_cast<T>(input.value)) {
     if constexpr (is_noise<In>) {
       key = key_of(input);
@@ -72,15 +103,11 @@ struct Source {
   }
 
   __device__ __forceinline__ static int64_t first_of(const Extent& extent, const Input& input,
-                                                     int64_t row) {
-    if constexpr (is_noise<In>) {
-      return row * extent.D;
-    } else if constexpr (std::is_same_v<In, Gathered>) {
-      return input.kind == Input::Kind::gathered ? gathered_offset(input, row)
-                                                 : row_offset(extent, input, row);
-    } else {
-      return row_offset(extent, input, row);
-    }
+                                                     const Row& row) {
+    if constexpr (is_noise<In>) return (row.k * extent.B + row.b) * extent.D;
+    if constexpr (std::is_same_v<In, Gathered>)
+      if (input.kind == Input::Kind::gathered) return gathered_offset(input, row.b);
+    return offset_of(input, row);
   }
 
   template <int V>
@@ -89,10 +116,32 @@ struct Source {
     for (int v = 0; v < V; ++v) out[v] = fixed;
   }
 
+  // What can be fetched from memory before it is needed.
+  static constexpr bool fetches =
+      !Stored::any && !is_noise<In> && !std::is_same_v<In, PerRow> && !std::is_same_v<In, Shared>;
+  struct Nothing {};
+  using S = std::conditional_t<Stored::any, float, typename Stored::template Type<In>>;
+  using Fetched = std::conditional_t<fetches, Raw<S, Stored::vector()>, Nothing>;
+
+  __device__ __forceinline__ Fetched fetch(int64_t column) const {
+    if constexpr (fetches)
+      return load_vector<Stored::vector()>(static_cast<const S*>(input.data) + first + column);
+    else
+      return {};
+  }
+
   // Columns column .. column + V - 1, of which n exist.
   template <int V>
   __device__ __forceinline__ void read(int64_t column, int n, T (&out)[V]) const {
-    if constexpr (is_noise<In>) {
+    read(column, n, fetch(column), out);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void read(int64_t column, int n, const Fetched& fetched,
+                                       T (&out)[V]) const {
+    if constexpr (fetches) {
+      unpack<S>(fetched, out);
+    } else if constexpr (is_noise<In>) {
       noise<std::is_same_v<In, Normal>, !Stored::any>(key, first + column, out);
     } else if constexpr (std::is_same_v<In, PerRow>) {
       fill(out);
@@ -103,18 +152,17 @@ struct Source {
         read_shared(column, n, out);
       else
         read_any(input.dtype, input.data, first + column, n, out);
-    } else {
-      using S = typename Stored::template Type<In>;
+    } else {  // Shared, by whole vectors: fits() has seen to it
       const S* from = static_cast<const S*>(input.data) + first;
-      if constexpr (std::is_same_v<In, Shared>) {
-        if (input.kind == Input::Kind::shared) {  // by the whole vector: fits() has seen to it
-          const T value = to_number(from[shared_place(input, column)]);
+      const bool repeats = input.kind == Input::Kind::shared;
+      if (repeats && input.inner > 1) {
+        const T value = to_number(from[shared_place(input, column)]);
 #pragma unroll
-          for (int v = 0; v < V; ++v) out[v] = value;
-          return;
-        }
+        for (int v = 0; v < V; ++v) out[v] = value;
+      } else {
+        const int64_t place = repeats ? shared_place(input, column) : column;
+        unpack<S>(load_vector<V>(from + place), out);
       }
-      read_vector(from + column, out);
     }
   }
 
@@ -154,8 +202,12 @@ bool fits(const Extent& extent, const In& input) {
   if (is_noise<In> || std::is_same_v<In, PerRow>) return true;
   using S = typename Stored::template Type<In>;
   if (std::is_same_v<In, Shared> && input.kind == Input::Kind::shared)
-    return input.dtype == dtype_of<S> && input.inner % Stored::vector() == 0;
-  return input.kind == Input::Kind::elements && input.dtype == dtype_of<S> &&
+    return input.dtype == dtype_of<S> &&
+           (input.inner % Stored::vector() == 0 ||
+            (input.inner == 1 && input.count % Stored::vector() == 0 &&
+             is_aligned(extent, input, Stored::vector(), sizeof(S))));
+  const bool gathered = std::is_same_v<In, Gathered> && input.kind == Input::Kind::gathered;
+  return (input.kind == Input::Kind::elements || gathered) && input.dtype == dtype_of<S> &&
          is_aligned(extent, input, Stored::vector(), sizeof(S));
 }
 
@@ -179,9 +231,11 @@ void with_types(const Extent& extent, const Output* outputs, const Launch& launc
     return all;
   };
   constexpr bool has_target = (std::is_same_v<In, Target> || ...);
-  // What is drawn from uniform numbers are images for a batch: not worth types of its own.
-  constexpr bool is_drawn = (std::is_same_v<In, Uniform> || ...);
-  if constexpr (!is_drawn) {
+  if constexpr ((std::is_same_v<In, Uniform> || ...)) {  // images are drawn from bytes, to be
+    if (as.template operator()<Bit, Pixel>() || as.template operator()<float, Pixel>() ||
+        as.template operator()<Bf16, Pixel>())
+      return;
+  } else {
     if (as.template operator()<float, float>() || as.template operator()<Bf16, Bf16>() ||
         as.template operator()<F16, F16>())
       return;

@@ -10,7 +10,9 @@ void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 void check_launch() { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 
-Tiling tiling(int64_t rows, int64_t columns, int vector) { return tile(rows, columns, vector); }
+Tiling tiling(int64_t rows, int64_t columns, int vector, bool summed, int least) {
+  return tile(rows, columns, vector, summed, lanes_for(rows, columns, vector, least));
+}
 
 Workspace::Workspace(int64_t bytes) {
   if (bytes > 0)

@@ -20,8 +20,8 @@ struct RowSum {
   T run = 0, product = 0;  // product less one, as in cpu/loops.h
   int count = 0;
 
-  __device__ __forceinline__ void add(T term, T factor) {
-    run += term;
+  __device__ __forceinline__ void add(T weight, T size, T factor) {
+    if (weight != T(0)) run += weight * size;
     if constexpr (sum == Sum::logs) product = product * (T(1) + factor) + factor;
   }
 
@@ -41,7 +41,7 @@ struct RowSum {
 
 template <class T>
 struct RowSum<T, Sum::none> {
-  __device__ __forceinline__ void add(T, T) {}
+  __device__ __forceinline__ void add(T, T, T) {}
   __device__ __forceinline__ void advance(int) {}
   __device__ __forceinline__ void flush() {}
 };
@@ -85,22 +85,49 @@ struct Totals {
   Column column[NC];
 };
 
-// The sum of a column, in all threads of the only block.
-__device__ __forceinline__ double column_sum(const Column& column) {
+template <class S>
+__device__ __forceinline__ double sum_between(const S* from, int64_t first, int64_t end) {
   double total = 0;
 #pragma unroll 8  // so many loads on their way at once
-  for (int64_t i = threadIdx.x; i < column.rows; i += kThreads)
-    total += column.sums.dtype == Dtype::f64 ? static_cast<const double*>(column.sums.data)[i]
-                                             : static_cast<const float*>(column.sums.data)[i];
+  for (int64_t i = first + threadIdx.x; i < end; i += kThreads) total += from[i];
+  return total;
+}
+
+// The sum of a column's rows from `first` to `end`, in all threads of a block.
+__device__ __forceinline__ double column_sum(const Column& column, int64_t first, int64_t end) {
+  if (end > column.rows) end = column.rows;
+  double total = column.sums.dtype == Dtype::f64
+                     ? sum_between(static_cast<const double*>(column.sums.data), first, end)
+                     : sum_between(static_cast<const float*>(column.sums.data), first, end);
   total = group_sum(total, kThreads, threadIdx.x);
   __syncthreads();  // before the next sum takes the same shared memory
   return total;
 }
 
+// Of columns that are longer than a block should read alone: the sums of `rows` rows each, one for
+// each block.
+template <int NC>
+struct ColumnParts {
+  Column column[NC];
+  int64_t rows, parts;
+  double* partial;  // [NC, parts]
+};
+
+template <int NC>
+__global__ void __launch_bounds__(kThreads)
+    sum_parts_of_columns(const __grid_constant__ ColumnParts<NC> op) {
+#pragma unroll
+  for (int c = 0; c < NC; ++c) {
+    const int64_t first = int64_t{blockIdx.x} * op.rows;
+    const double sum = column_sum(op.column[c], first, first + op.rows);
+    if (threadIdx.x == 0) op.partial[c * op.parts + blockIdx.x] = sum;
+  }
+}
+
 template <class F, int NO, int NC, size_t... C>
 __device__ __forceinline__ auto of_columns(const Totals<NO, NC>& op, const F& f,
                                            std::index_sequence<C...>) {
-  const double totals[] = {column_sum(op.column[C])...};
+  const double totals[] = {column_sum(op.column[C], 0, op.column[C].rows)...};
   return f(totals[C]...);
 }
 

@@ -7,13 +7,13 @@ namespace fastvae::FASTVAE_DEVICE {
 void gaussian_nll(Extent extent, Input mean, Target target, Shared logvar, const Input* inverse,
                   Sums out) {
   if (inverse) {
-    row_sum(
-        extent, out,
-        [logvar = scalar(logvar), inverse = scalar(*inverse)] FASTVAE_LAMBDA(auto mean, auto x) {
-          using T = decltype(mean);
-          return formulas::gaussian_nll(mean, x, T(logvar), T(inverse));
-        },
-        mean, target);
+    row_sum(extent, out,
+            with_numbers(
+                [] FASTVAE_LAMBDA(auto mean, auto x, auto logvar, auto inverse) {
+                  return formulas::gaussian_nll(mean, x, logvar, inverse);
+                },
+                logvar, *inverse),
+            mean, target);
     return;
   }
   row_sum(
@@ -40,11 +40,12 @@ struct GradMeanAndLogvar {
 void gaussian_nll_backward(Extent extent, PerRow grad, Input mean, Target target, Shared logvar,
                            const Input* inverse, Output grad_mean, Output grad_logvar) {
   if (inverse) {
-    map(
-        extent, {grad_mean},
-        [inverse = scalar(*inverse)] FASTVAE_LAMBDA(auto g, auto mean, auto x) {
-          return values(g * formulas::gaussian_nll_grad_mean(mean, x, decltype(x)(inverse)));
-        },
+    map(extent, {grad_mean},
+        with_numbers(
+            [] FASTVAE_LAMBDA(auto g, auto mean, auto x, auto inverse) {
+              return values(g * formulas::gaussian_nll_grad_mean(mean, x, inverse));
+            },
+            *inverse),
         grad, mean, target);
     return;
   }
@@ -71,12 +72,13 @@ void gaussian_nll_backward_target(Extent extent, PerRow grad, Input mean, Target
                                   Shared logvar, const Input* inverse, Output grad_target) {
   // d/dtarget = -d/dmean
   if (inverse) {
-    map_folding(
-        extent, {grad_target},
-        [inverse = scalar(*inverse)] FASTVAE_LAMBDA(auto g, auto mean, auto x) {
-          return values(-g * formulas::gaussian_nll_grad_mean(mean, x, decltype(x)(inverse)));
-        },
-        grad, mean, target);
+    map_folding(extent, {grad_target},
+                with_numbers(
+                    [] FASTVAE_LAMBDA(auto g, auto mean, auto x, auto inverse) {
+                      return values(-g * formulas::gaussian_nll_grad_mean(mean, x, inverse));
+                    },
+                    *inverse),
+                grad, mean, target);
     return;
   }
   map_folding(
@@ -90,12 +92,13 @@ void gaussian_nll_backward_target(Extent extent, PerRow grad, Input mean, Target
 
 void gaussian_nll_grad_log_sigma(Extent extent, Input mean, Target target, Input inverse,
                                  Sums out) {
-  row_sum(
-      extent, out,
-      [inverse = scalar(inverse)] FASTVAE_LAMBDA(auto mean, auto x) {
-        return formulas::gaussian_nll_grad_log_sigma(mean, x, decltype(x)(inverse));
-      },
-      mean, target);
+  row_sum(extent, out,
+          with_numbers(
+              [] FASTVAE_LAMBDA(auto mean, auto x, auto inverse) {
+                return formulas::gaussian_nll_grad_log_sigma(mean, x, inverse);
+              },
+              inverse),
+          mean, target);
 }
 
 }  // namespace fastvae::FASTVAE_DEVICE

@@ -110,6 +110,7 @@ class Stepper:
             self._noise = torch.cuda.default_generators[self.device.index]
         self._first_seed = stream("noise", config.seed)
         self._seeds = self._first_seed
+        self._written: dict[str, float] = {}  # to tensors that change with the steps: a write is a launch
         self._captured: CapturedStep | None = None
         if cuda_graph:
             self._captured = CapturedStep(self._on_device, config.batch_size, self.device)
@@ -122,13 +123,17 @@ class Stepper:
         """
         rate = self._learning_rate(number)
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
+            if not isinstance(group["lr"], Tensor):
                 group["lr"] = rate
+            elif rate != self._written.get("rate"):
+                group["lr"].fill_(rate)
+        self._written["rate"] = rate
         if self._anneal is not None:
             assert isinstance(self._beta, Tensor)
-            self._beta.fill_(self._anneal(number))
+            beta = self._anneal(number)
+            if beta != self._written.get("beta"):
+                self._beta.fill_(beta)
+            self._written["beta"] = beta
         self._seeds = self._first_seed + number * self.parts
         self._seed(self.world.rank)
         return (self._captured or self._on_device)(batch)

@@ -55,7 +55,7 @@ def main() -> None:
             if case.name in names:
                 check(case)
         return
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(12) as pool:
         failures = [(name, why) for name, why in pool.map(run, [case.name for case in CASES]) if why]
     for name, why in failures:
         print(f"{name}: {why}")
