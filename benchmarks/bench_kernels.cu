@@ -38,11 +38,11 @@ void check(cudaError_t error) {
 
 void* current_stream() { return nullptr; }
 void check_launch() { check(cudaGetLastError()); }
-Tiling tiling(int64_t rows, int64_t columns, int vector, bool summed, int least) {
-  taken_lanes = lanes_for(rows, columns, vector, least);
+Tiling tiling(int64_t rows, int64_t columns, int vector, const Cut& cut) {
+  taken_lanes = lanes_for(rows, columns, vector, cut);
   // A few rows that are one run each are not for a few threads.
   const bool tries = tried_lanes && rows >= 100;
-  return tile(rows, columns, vector, summed, tries ? tried_lanes : taken_lanes);
+  return tile(rows, columns, vector, cut, tries ? tried_lanes : taken_lanes);
 }
 Workspace::Workspace(int64_t bytes) : data_(workspace) {
   if (static_cast<size_t>(bytes) > kWorkspace) check(cudaErrorMemoryAllocation);

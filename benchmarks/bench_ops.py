@@ -209,7 +209,8 @@ def resized(operator: Operator, case: Case, elements: int | None) -> Case:
     each = math.prod(event) * (case.samples or operator.samples)
     if elements is None or batch * each < LARGE:
         return case
-    return replace(case, shape=(max(1, round(elements / each)), *event), readme=True)
+    rows = max(1, round(elements / each))
+    return replace(case, shape=(rows if rows < 64 else rows // 64 * 64, *event), readme=True)  # as batches are
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh measure   builds; tests; kernels, operators and training steps against eager PyTorch and
 #                               torch.compile. Seven.
 # Needs PyTorch with CUDA, nvcc, CMake, ninja, pybind11, scikit-build-core, pytest with xdist and hypothesis; no network.
-# Whatever fails, the rest runs. $OUT (or benchmarks/results) gets gpu_*.json and all logs in logs.tar.gz, packed anew
+# Whatever fails, the rest runs. $OUT (or benchmarks/results) gets gpu-*.json and all logs in logs.tar.gz, packed anew
 # after every step; what matters is printed last. GPU_STAND_IN=COMMAND rehearses: it is run in place of every step.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -59,7 +59,7 @@ check() {
     gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,smsp__inst_executed.sum,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread \
     "$packed.kernels" --once
   step train 60 python3 -m benchmarks.bench_train --device cuda --batch 100 65536 --rounds 5 --contenders eager fastvae \
-    --json "$out/gpu_train_check.json"
+    --json "$out/gpu-check.json"
 }
 
 # What is measured has passed its tests. Beside them the compiler's cache is filled, by several processes.
@@ -81,9 +81,9 @@ measure() {
   warm
   nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv -l 2 >"$logs/clocks.csv" &
   step kernels 30 "$packed.kernels"
-  step ops 165 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 --rounds 5 --json "$out/gpu_ops.json"
+  step ops 165 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 --rounds 5 --json "$out/gpu-ops.json"
   step train 75 python3 -m benchmarks.bench_train --device cuda --batch 100 8192 65536 --rounds 5 \
-    --json "$out/gpu_train.json"
+    --json "$out/gpu-train.json"
   kill %?clocks
 }
 

@@ -36,17 +36,12 @@ py::array_t<uint32_t> words(uint64_t seed, uint64_t offset, uint64_t first_block
   return out;
 }
 
-fastvae::Tiling tile_of(int64_t rows, int64_t columns, int vector, bool summed) {
-  return fastvae::tile(rows, columns, vector, summed,
-                       fastvae::lanes_for(rows, columns, vector, /*least=*/4));
-}
-
 // How often the threads of a GPU visit each of rows x columns elements.
 py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector, bool summed) {
   py::array_t<uint8_t> out({rows, columns});
   uint8_t* count = out.mutable_data();
   std::fill(count, count + rows * columns, uint8_t{0});
-  const fastvae::Tiling t = tile_of(rows, columns, vector, summed);
+  const fastvae::Tiling t = fastvae::tile(rows, columns, vector, {.summed = summed});
   for (int64_t block = 0; block < t.blocks; ++block) {
     for (int thread = 0; thread < fastvae::kThreads; ++thread) {
       const fastvae::Place p = fastvae::place_of(t, block, thread);
@@ -83,7 +78,7 @@ py::array_t<int8_t> column_visits(int64_t rows, int64_t columns, int vector) {
 
 // The cut of rows x columns elements and the place of one thread in it.
 py::dict place(int64_t rows, int64_t columns, int vector, bool summed, int64_t block, int thread) {
-  const fastvae::Tiling t = tile_of(rows, columns, vector, summed);
+  const fastvae::Tiling t = fastvae::tile(rows, columns, vector, {.summed = summed});
   const fastvae::Place p = fastvae::place_of(t, block, thread);
   py::dict out;
   out["lanes"] = t.lanes;

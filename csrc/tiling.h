@@ -23,21 +23,28 @@ struct Tiling {
   int64_t blocks;
 };
 
+// How a loop has its rows cut.
+struct Cut {
+  bool summed = true;  // the rows
+  int least = 4;  // threads of a group, where a row has as many vectors: of a few side by side,
+                  // each takes but a part of what the memory moves for it
+  int busy = 6;   // groups are halved until a row's vectors are so many times the idle threads
+};
+
 // Threads of a row's group. A block where there are too few rows for a warp each, and the row is
 // long enough to leave its threads something to do. Else a warp or a part of it: small groups leave
 // fewer threads idle at a row's end, and take what is done once for a row to more elements; so they
-// are halved as long as that helps, enough blocks are left, and more than `least` threads: a few
-// that read or write side by side use but a part of what the memory moves for them.
-FASTVAE_FN int lanes_for(int64_t rows, int64_t columns, int vector, int least) {
+// are halved as long as that helps and enough blocks are left.
+FASTVAE_FN int lanes_for(int64_t rows, int64_t columns, int vector, const Cut& cut) {
   const int64_t vectors = ceil_div(columns, vector), fill = kBlocks * kThreads;
   if ((rows * kWarp < fill && vectors >= 2 * kThreads) ||
       (rows * kWarp * 4 < fill && vectors > 2 * kWarp))
     return kThreads;
   int lanes = 1;
   while (lanes < kWarp && lanes < vectors) lanes *= 2;
-  for (; lanes > least && rows * lanes / 2 >= fill; lanes /= 2) {
+  for (; lanes > cut.least && rows * lanes / 2 >= fill; lanes /= 2) {
     const int64_t taken = ceil_div(vectors, lanes) * lanes;
-    if (taken > lanes && 6 * (taken - vectors) <= vectors) break;  // two passes, a sixth idle
+    if (taken > lanes && cut.busy * (taken - vectors) <= vectors) break;
   }
   return lanes;
 }
@@ -45,7 +52,7 @@ FASTVAE_FN int lanes_for(int64_t rows, int64_t columns, int vector, int least) {
 // Several blocks take a row where there are too few rows for a block each. Where a row is summed,
 // a second launch adds up their parts, so that they are no more than fill a GPU; where none is,
 // they are short, and none is left alone with its rest when the others have ended.
-FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, bool summed, int lanes) {
+FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, const Cut& cut, int lanes) {
   Tiling t{rows, columns, vector, lanes, 0, 1, columns, 0};
   while (1 << t.shift < lanes) ++t.shift;
   if (t.lanes == kThreads && rows > 0 && rows < kBlocks) {
@@ -54,12 +61,16 @@ FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, bool summed, i
     const int64_t wanted = ceil_div(kBlocks, rows);
     const int64_t possible = steps < 4 ? 1 : steps / 2;  // two steps each
     int64_t each = ceil_div(steps, wanted < possible ? wanted : possible);
-    if (!summed && each > 8) each = 8;
+    if (!cut.summed && each > 8) each = 8;
     t.segment = each * step;
     t.segments = ceil_div(columns, t.segment);
   }
   t.blocks = ceil_div(rows * t.segments, kThreads >> t.shift);
   return t;
+}
+
+FASTVAE_FN Tiling tile(int64_t rows, int64_t columns, int vector, const Cut& cut) {
+  return tile(rows, columns, vector, cut, lanes_for(rows, columns, vector, cut));
 }
 
 // What one thread takes: `vector` columns from `first` on, then from each `step` further, as far as

@@ -166,6 +166,12 @@ def test_forward_and_backward_are_one_launch_each(name: str) -> None:
     assert len(both) == 2, both
 
 
+def test_rows_of_an_odd_length_are_read_in_vectors_where_nothing_is_by_row() -> None:
+    mu, logvar = moments(128, 50)
+    (name,) = kernels(lambda: fastvae.reparameterize(mu.detach(), logvar.detach()))
+    assert "Stored<float, float>" in name
+
+
 def test_elbo_loss_takes_three_launches_forward_and_two_backward() -> None:
     """Both terms' rows, their totals; and backward the scaling of a gradient that is there, and KL's."""
     call, inputs = MORE_CALLS["elbo_loss"]()

@@ -194,7 +194,8 @@ __device__ __forceinline__ void write(const Output& output, int64_t offset, int 
 template <class Operand>
 bool is_aligned(const Extent& extent, const Operand& operand, int vector, int size) {
   return reinterpret_cast<uintptr_t>(operand.data) % (vector * size) == 0 &&
-         operand.stride_b % vector == 0 && (extent.K == 1 || operand.stride_k % vector == 0);
+         (extent.B == 1 || operand.stride_b % vector == 0) &&
+         (extent.K == 1 || operand.stride_k % vector == 0);
 }
 
 template <class Stored, class In>

@@ -10,8 +10,8 @@ void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 void check_launch() { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 
-Tiling tiling(int64_t rows, int64_t columns, int vector, bool summed, int least) {
-  return tile(rows, columns, vector, summed, lanes_for(rows, columns, vector, least));
+Tiling tiling(int64_t rows, int64_t columns, int vector, const Cut& cut) {
+  return tile(rows, columns, vector, cut);
 }
 
 Workspace::Workspace(int64_t bytes) {

@@ -17,8 +17,8 @@ void* current_stream();
 // Throws what the last launch reported.
 void check_launch();
 
-// tile() by lanes_for(). A benchmark of the kernels alone tries others.
-Tiling tiling(int64_t rows, int64_t columns, int vector, bool summed, int least);
+// tile() of the sizes. A benchmark of the kernels alone tries others.
+Tiling tiling(int64_t rows, int64_t columns, int vector, const Cut& cut);
 
 // Memory from torch's allocator, given back in the order of the stream: the kernels launched before
 // may still be using it.
