@@ -499,9 +499,11 @@ def test_run_without_a_whole_checkpoint_may_be_started_anew(tmp_path, finished):
     assert_same_run(finished[0], tmp_path)
 
 
-def test_replayed_steps_are_the_steps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_replayed_steps_are_the_steps(tmp_path, monkeypatch, amp):
     """All but what a GPU adds: noise, learning rate, weight of the KL and images are those of each step."""
-    config = small(epochs=3, binarize="dynamic", anneal="linear", anneal_epochs=2, warmup_epochs=2, clip_norm=50.0)
+    options = {"binarize": "dynamic", "anneal": "linear", "anneal_epochs": 2, "warmup_epochs": 2, "clip_norm": 50.0}
+    config = small(epochs=3, amp=amp, **options)
     train(config, tmp_path / "plain")
     calls = []
 
@@ -519,6 +521,8 @@ def test_replayed_steps_are_the_steps(tmp_path, monkeypatch):
     def captured(self, *arguments, **options):
         init(self, *arguments, **options)
         self._captured = CapturedStep(self._on_device, config.batch_size, self.device, capture)
+        for group in self.optimizer.param_groups:  # as a capturable Adam has it, but for its dtype
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
 
     monkeypatch.setattr(Stepper, "__init__", captured)
     train(config, tmp_path / "captured")
