@@ -1,5 +1,5 @@
 // The operators' schemas and where each is implemented. Public operators are composites: their
-// autograd Functions (autograd.cpp) call the parts, NAME_forward and NAME_backward, of which
+// autograd Functions (ops/NAME.cpp) call the parts, NAME_forward and NAME_backward, of which
 // tracing sees each one.
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>

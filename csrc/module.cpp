@@ -37,11 +37,12 @@ py::array_t<uint32_t> words(uint64_t seed, uint64_t offset, uint64_t first_block
 }
 
 // How often the threads of a GPU visit each of rows x columns elements.
-py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector, bool summed) {
+py::array_t<uint8_t> visits(int64_t rows, int64_t columns, int vector, bool summed, int least,
+                            int busy) {
   py::array_t<uint8_t> out({rows, columns});
   uint8_t* count = out.mutable_data();
   std::fill(count, count + rows * columns, uint8_t{0});
-  const fastvae::Tiling t = fastvae::tile(rows, columns, vector, {.summed = summed});
+  const fastvae::Tiling t = fastvae::tile(rows, columns, vector, {summed, least, busy});
   for (int64_t block = 0; block < t.blocks; ++block) {
     for (int thread = 0; thread < fastvae::kThreads; ++thread) {
       const fastvae::Place p = fastvae::place_of(t, block, thread);
@@ -77,8 +78,9 @@ py::array_t<int8_t> column_visits(int64_t rows, int64_t columns, int vector) {
 }
 
 // The cut of rows x columns elements and the place of one thread in it.
-py::dict place(int64_t rows, int64_t columns, int vector, bool summed, int64_t block, int thread) {
-  const fastvae::Tiling t = fastvae::tile(rows, columns, vector, {.summed = summed});
+py::dict place(int64_t rows, int64_t columns, int vector, bool summed, int64_t block, int thread,
+               int least, int busy) {
+  const fastvae::Tiling t = fastvae::tile(rows, columns, vector, {summed, least, busy});
   const fastvae::Place p = fastvae::place_of(t, block, thread);
   py::dict out;
   out["lanes"] = t.lanes;
@@ -156,10 +158,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
   m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
         py::arg("blocks"));
+  const fastvae::Cut cut;
   m.def("visits", &visits, py::arg("rows"), py::arg("columns"), py::arg("vector"),
-        py::arg("summed"));
+        py::arg("summed"), py::arg("least") = cut.least, py::arg("busy") = cut.busy);
   m.def("column_visits", &column_visits, py::arg("rows"), py::arg("columns"), py::arg("vector"));
   m.def("place", &place, py::arg("rows"), py::arg("columns"), py::arg("vector"), py::arg("summed"),
-        py::arg("block"), py::arg("thread"));
+        py::arg("block"), py::arg("thread"), py::arg("least") = cut.least,
+        py::arg("busy") = cut.busy);
   add_formulas(m.def_submodule("formulas"));
 }

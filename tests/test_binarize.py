@@ -68,6 +68,16 @@ def test_binarize_gathers_images_that_threads_or_blocks_share() -> None:
     assert torch.equal(fastvae.binarize(images, index=index), expected)
 
 
+def test_binarize_gathers_one_image_of_rows_that_are_wider() -> None:
+    """A batch of one, whose row begins anywhere: of these only the first at a multiple of a vector."""
+    images = torch.randint(0, 256, (5, 785), dtype=torch.uint8)[:, :784]
+    images[:, ::2] = 255
+    images[:, 1::2] = 0
+    for i in range(5):
+        drawn = fastvae.binarize(images, index=torch.tensor([i]))
+        assert torch.equal(drawn, images[i : i + 1] > 0)
+
+
 @pytest.mark.parametrize("layout", ["part of a row", "channels last", "strided index"])
 def test_binarize_gathers_from_any_layout(layout: str) -> None:
     images, index = torch.randint(0, 256, (40, 3, 9, 17), dtype=torch.uint8), torch.randint(0, 40, (10,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -184,3 +185,19 @@ def test_sample_kl_with_one_result_unused(use: str) -> None:
     single = fastvae.reparameterize(mu, logvar) if use == "z" else fastvae.gaussian_kl(mu, logvar)
     for a, b in zip(fused, torch.autograd.grad(single.sum(), (mu, logvar)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["two tensors", "packed"])
+@pytest.mark.parametrize("logvar", [100.0, 170.0])
+def test_sample_kl_of_which_one_result_is_used_has_its_gradient_alone(packed: bool, logvar: float) -> None:
+    """Where the derivative of the other is infinite in float32: 0 times that is no number."""
+    moments = torch.cat([torch.randn(5, 3), torch.full((5, 3), logvar)], 1).requires_grad_()
+    z, kl = fastvae.sample_kl_packed(moments) if packed else fastvae.sample_kl(*moments.chunk(2, 1))
+    (of_z,) = torch.autograd.grad(z.sum(), moments, retain_graph=True)
+    (of_kl,) = torch.autograd.grad(kl.sum(), moments)
+    mu, wide = moments.detach().double().chunk(2, 1)
+    noise = (z.detach().double() - mu) / torch.exp(wide / 2)
+    expected = torch.cat([torch.ones(5, 3).double(), 0.5 * noise * torch.exp(wide / 2)], 1)
+    torch.testing.assert_close(of_z.double(), expected, rtol=1e-5, atol=0)
+    assert torch.equal(of_kl[:, :3], moments.detach()[:, :3])
+    assert (of_kl[:, 3:] == math.inf).all()

@@ -15,6 +15,16 @@ from fastvae import reference
 pytestmark = pytest.mark.usefixtures("device")
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (8,), ()], ids=str)
+def test_gaussian_nll_of_double_log_variances_is_computed_in_double(shape: tuple[int, ...]) -> None:
+    """In float32, e^100 overflows."""
+    mean, target = torch.rand(4, 8), torch.rand(4, 8)
+    logvar = torch.full(shape, -200.0, dtype=torch.float64, requires_grad=True)
+    fastvae.gaussian_nll(mean, target, logvar=logvar).sum().backward()
+    terms = 0.5 - 0.5 * ((mean.double() - target.double()) * math.exp(100)).square()
+    torch.testing.assert_close(logvar.grad, terms.sum_to_size(shape), rtol=1e-12, atol=0)
+
+
 def test_gaussian_nll_of_tiny_spreads_does_not_overflow() -> None:
     """(1e-20)^2 / (1e-20)^2 is 1, though neither square is a float32."""
     mean, target = torch.full((1, 1), 1e-20, requires_grad=True), torch.zeros(1, 1)

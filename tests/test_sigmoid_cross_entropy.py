@@ -168,3 +168,11 @@ def test_sigmoid_cross_entropy_of_more_than_2_31_elements() -> None:
     target = torch.ones(rows, size, dtype=torch.bool)
     out = fastvae.sigmoid_cross_entropy(logits, target)
     assert_within(out, torch.full((rows,), size * 0.6931471805599453), torch.tensor(size * 1e-6))
+
+
+def test_scale_grad_refuses_what_is_not_dense() -> None:
+    """It scales where the gradient lies, and would leave a copy of it scaled instead."""
+    with pytest.raises(
+        ValueError, match=r"scale_grad: a gradient must be dense, got strides \[6, 2\] of shape \[4, 3\]"
+    ):
+        torch.ops.fastvae.scale_grad(torch.ones(4, 6)[:, ::2], torch.tensor(2.0))

@@ -26,6 +26,15 @@ def test_every_element_is_visited_once(rows: int, vector: int, summed: bool) -> 
         assert (counts == 1).all(), (rows, columns, np.argwhere(counts != 1)[:5])
 
 
+@pytest.mark.parametrize(("least", "busy"), [(8, 6), (2, 10), (4, 10)])
+def test_other_cuts_visit_every_element_once(least: int, busy: int) -> None:
+    """Those of the loops, of elements one by one and of what only reads, with rows enough to halve groups."""
+    for rows, columns, vector in ((2**15, 50, 4), (2**16, 30, 4), (2**17, 20, 4), (2**14, 784, 8), (2**15, 196, 4)):
+        lanes = _C.place(rows, columns, vector, True, 0, 0, least, busy)["lanes"]
+        assert lanes >= min(least, 1 << (-(-columns // vector) - 1).bit_length())
+        assert (_C.visits(rows, columns, vector, True, least, busy) == 1).all()
+
+
 @settings(max_examples=200, deadline=None)
 @given(rows=st.integers(0, 2000), columns=st.integers(0, 300), vector=st.sampled_from(VECTORS), summed=st.booleans())
 def test_every_element_of_many_small_rows_is_visited_once(rows: int, columns: int, vector: int, summed: bool) -> None:

@@ -14,7 +14,7 @@
 #include "parallel.h"
 
 #define FASTVAE_INLINE __attribute__((always_inline))
-// What kernels/*.h mark the functions with that a loop runs.
+// What kernels/*.cpp mark the functions with that a loop runs.
 #define FASTVAE_LAMBDA FASTVAE_INLINE
 
 namespace fastvae::cpu {

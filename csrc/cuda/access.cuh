@@ -129,8 +129,20 @@ using Raw =
     std::conditional_t<std::is_same_v<S, Bf16> || std::is_same_v<S, Pixel>,
                        Vector<uint32_t, (V * static_cast<int>(sizeof(S)) + 3) / 4>, Vector<S, V>>;
 
+// A GPU stops at a vector that does not lie at a multiple of its size; so does the emulation.
+template <class Whole>
+__device__ __forceinline__ void check_place([[maybe_unused]] const void* place) {
+#ifndef __CUDACC__
+  if (reinterpret_cast<uintptr_t>(place) % sizeof(Whole) != 0) {
+    std::fputs("misaligned vector\n", stderr);
+    std::abort();
+  }
+#endif
+}
+
 template <int V, class S>
 __device__ __forceinline__ Raw<S, V> load_vector(const S* from) {
+  check_place<Raw<S, V>>(from);
   return *reinterpret_cast<const Raw<S, V>*>(from);
 }
 
@@ -158,6 +170,7 @@ __device__ __forceinline__ void write_vector(S* to, const float (&values)[V]) {
   Vector<S, V> x;
 #pragma unroll
   for (int v = 0; v < V; ++v) from_number(values[v], x.element[v]);
+  check_place<Vector<S, V>>(to);
   *reinterpret_cast<Vector<S, V>*>(to) = x;
 }
 

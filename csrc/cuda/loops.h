@@ -1,5 +1,6 @@
 // The loops that every CUDA kernel is made of, by the names of cpu/loops.h: one launch each, and a
-// second where several blocks sum one row. tiling.h says which thread takes which elements.
+// second where several blocks have a part of one sum. tiling.h says which thread takes which
+// elements.
 //
 // Where all elements of a call have one type (targets: float or bytes too) and lie so that 16 bytes
 // can be read at once, the types are known when compiled. Every other call takes the general path:
@@ -342,7 +343,7 @@ void total(const Sums (&outputs)[NO], const F& f, const C&... columns) {
     launch_kernel(sum_parts_of_columns<NC>, parts, part);
     for (int c = 0; c < NC; ++c) op.column[c] = {{Dtype::f64, part.partial + c * parts}, parts};
   }
-  launch_kernel(sum_columns<NO, NC, F>, 1, op, f);
+  launch_kernel(sum_totals<NO, NC, F>, 1, op, f);
 }
 
 }  // namespace

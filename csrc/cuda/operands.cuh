@@ -200,14 +200,19 @@ bool is_aligned(const Extent& extent, const Operand& operand, int vector, int si
 
 template <class Stored, class In>
 bool fits(const Extent& extent, const In& input) {
-  if (is_noise<In> || std::is_same_v<In, PerRow>) return true;
+  if (is_noise<In>) return true;
+  // One in double asks for the arithmetic of the general path.
+  if (std::is_same_v<In, PerRow>)
+    return input.kind == Input::Kind::constant || input.dtype != Dtype::f64;
   using S = typename Stored::template Type<In>;
   if (std::is_same_v<In, Shared> && input.kind == Input::Kind::shared)
     return input.dtype == dtype_of<S> &&
            (input.inner % Stored::vector() == 0 ||
             (input.inner == 1 && input.count % Stored::vector() == 0 &&
              is_aligned(extent, input, Stored::vector(), sizeof(S))));
-  const bool gathered = std::is_same_v<In, Gathered> && input.kind == Input::Kind::gathered;
+  // A batch of one may be any row of several.
+  const bool gathered = std::is_same_v<In, Gathered> && input.kind == Input::Kind::gathered &&
+                        input.stride_b % Stored::vector() == 0;
   return (input.kind == Input::Kind::elements || gathered) && input.dtype == dtype_of<S> &&
          is_aligned(extent, input, Stored::vector(), sizeof(S));
 }

@@ -94,7 +94,7 @@ __device__ __forceinline__ double sum_between(const S* from, int64_t first, int6
 }
 
 // The sum of a column's rows from `first` to `end`, in all threads of a block.
-__device__ __forceinline__ double column_sum(const Column& column, int64_t first, int64_t end) {
+__device__ __forceinline__ double block_total(const Column& column, int64_t first, int64_t end) {
   if (end > column.rows) end = column.rows;
   double total = column.sums.dtype == Dtype::f64
                      ? sum_between(static_cast<const double*>(column.sums.data), first, end)
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int c = 0; c < NC; ++c) {
     const int64_t first = int64_t{blockIdx.x} * op.rows;
-    const double sum = column_sum(op.column[c], first, first + op.rows);
+    const double sum = block_total(op.column[c], first, first + op.rows);
     if (threadIdx.x == 0) op.partial[c * op.parts + blockIdx.x] = sum;
   }
 }
@@ -127,13 +127,13 @@ __global__ void __launch_bounds__(kThreads)
 template <class F, int NO, int NC, size_t... C>
 __device__ __forceinline__ auto of_columns(const Totals<NO, NC>& op, const F& f,
                                            std::index_sequence<C...>) {
-  const double totals[] = {column_sum(op.column[C], 0, op.column[C].rows)...};
+  const double totals[] = {block_total(op.column[C], 0, op.column[C].rows)...};
   return f(totals[C]...);
 }
 
 template <int NO, int NC, class F>
 __global__ void __launch_bounds__(kThreads)
-    sum_columns(const __grid_constant__ Totals<NO, NC> op, const F f) {
+    sum_totals(const __grid_constant__ Totals<NO, NC> op, const F f) {
   const auto result = of_columns(op, f, std::make_index_sequence<NC>());
   if (threadIdx.x != 0) return;
 #pragma unroll

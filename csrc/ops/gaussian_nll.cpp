@@ -148,21 +148,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
   Spread spread;
   if (!logvar.has_value()) spread = spread_of(sigma, sigma_value, grad.scalar_type());
   const Input* inverse = logvar.has_value() ? nullptr : &spread.inverse;
-  const Tensor& third = logvar.has_value() ? *logvar : mean;
+  const c10::SmallVector<Tensor, 1> shared(logvar.has_value() ? 1 : 0, logvar.value_or(Tensor()));
+  const auto logvar_of = [&](const Rows& rows) { return inverse ? Shared() : rows.shared(0); };
   const bool is_shared = mask[2] && logvar->sizes() != mean.sizes();
   if (is_shared) {
     grad_logvar.copy_(shared_logvar_grad(kernels, grad, mean, target, *logvar, grad_mean, mask[0]));
   } else if (mask[0] || mask[2]) {
     Rows rows(mean, event, RowOrder::any, {mean, target},
-              {{grad_mean, mask[0]}, {grad_logvar, mask[2]}}, {third});
+              {{grad_mean, mask[0]}, {grad_logvar, mask[2]}}, shared);
     kernels->gaussian_nll_backward(rows.extent, rows.upstream(grad), rows.input(0), rows.target(1),
-                                   rows.shared(0), inverse, rows.output(0), rows.output(1));
+                                   logvar_of(rows), inverse, rows.output(0), rows.output(1));
     rows.finish();
   }
   if (mask[1]) {
-    Rows rows(mean, event, RowOrder::any, {mean, target}, {{grad_target, true}}, {third});
+    Rows rows(mean, event, RowOrder::any, {mean, target}, {{grad_target, true}}, shared);
     kernels->gaussian_nll_backward_target(rows.extent, rows.upstream(grad), rows.input(0),
-                                          rows.target(1), rows.shared(0), inverse, rows.output(0));
+                                          rows.target(1), logvar_of(rows), inverse, rows.output(0));
     rows.finish();
   }
   if (mask[3]) {

@@ -40,7 +40,8 @@ void write_sample_kl_grads(const MaybeTensor& grad_z, const MaybeTensor& grad_kl
                            const Tensor& grad_mu, const Tensor& grad_logvar) {
   if (mu.is_meta() || mu.numel() == 0) return;
   const KernelsFor kernels(mu);
-  // An upstream gradient that is not there is 0 everywhere.
+  // Of a result that nobody used, the gradient is not 0 times the derivative, which may be
+  // infinite.
   if (!grad_z.has_value()) {
     const Rows rows(mu, mu.dim() - 1, RowOrder::row_major, {mu, logvar});
     kernels->gaussian_kl_backward(rows.extent, grad_kl ? rows.upstream(*grad_kl) : PerRow(),
@@ -49,10 +50,13 @@ void write_sample_kl_grads(const MaybeTensor& grad_z, const MaybeTensor& grad_kl
     return;
   }
   const Rows rows(mu, mu.dim() - 1, RowOrder::row_major, {mu, logvar, *grad_z});
-  kernels->sample_kl_backward(rows.extent, rows.input(2),
-                              grad_kl ? rows.upstream(*grad_kl) : PerRow(), rows.input(0),
-                              rows.input(1), normal_input(key), rows.output(grad_mu, mask[0]),
-                              rows.output(grad_logvar, mask[1]));
+  const Output to_mu = rows.output(grad_mu, mask[0]), to_logvar = rows.output(grad_logvar, mask[1]);
+  if (grad_kl.has_value())
+    kernels->sample_kl_backward(rows.extent, rows.input(2), rows.upstream(*grad_kl), rows.input(0),
+                                rows.input(1), normal_input(key), to_mu, to_logvar);
+  else
+    kernels->reparameterize_backward(rows.extent, rows.input(2), rows.input(1), normal_input(key),
+                                     to_mu, to_logvar);
 }
 
 }  // namespace

@@ -58,6 +58,9 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
 
 void scale_grad(const Tensor& grad, const Tensor& factor) {
   if (grad.is_meta() || grad.numel() == 0) return;
+  TORCH_CHECK_VALUE(grad.is_non_overlapping_and_dense(),
+                    "fastvae::scale_grad: a gradient must be dense, got strides ", grad.strides(),
+                    " of shape ", grad.sizes());
   const Rows rows(grad, grad.dim(), RowOrder::any, {grad}, {{grad, true}});
   KernelsFor(grad)->scale_unless_one(rows.extent, PerRow{scalar_input(factor)}, rows.input(0),
                                      rows.output(0));

@@ -44,7 +44,11 @@ def check(case: Case) -> None:
 
 def run(name: str) -> tuple[str, str]:
     """Its name, and what went wrong."""
-    result = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=False, timeout=90)
+    command = [sys.executable, __file__, name]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=80)
+    except subprocess.TimeoutExpired as error:
+        return name, f"no end after {error.timeout:.0f} s"
     lines = (result.stderr or result.stdout).strip().splitlines() or ["no output"]
     return name, "" if result.returncode == 0 else lines[-1]
 
