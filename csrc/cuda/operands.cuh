@@ -38,12 +38,11 @@ constexpr bool is_noise = std::is_same_v<In, Normal> || std::is_same_v<In, Unifo
 // Blocks that a processor must hold at once, which leaves a thread 64, 80, 128 or 255 registers.
 // Not said, the compiler would spill a few for the sake of more blocks.
 template <class T, class Stored, class... In>
-constexpr int resident_blocks = (is_noise<In> || ...) ? (Stored::any        ? 1
-                                                         : Stored::is_short ? 2
-                                                                            : 3)
-                                : Stored::any         ? 2
-                                : sizeof...(In) > 3   ? 3
-                                                      : 4;
+constexpr int resident_blocks = [] {
+  if constexpr ((is_noise<In> || ...)) return Stored::any ? 1 : Stored::is_short ? 2 : 3;
+  if constexpr (sizeof...(In) > 3) return Stored::any ? 1 : 2;
+  return Stored::any ? 2 : 4;
+}();
 
 // a / b of numbers that are not negative: a division of 64 bits takes five times as long.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
