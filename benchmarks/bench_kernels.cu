@@ -126,7 +126,7 @@ struct Kernel {
 // Buffers that all kernels share, as large as the largest needs.
 struct Bench {
   int64_t elements;
-  void *logits, *other, *bf16, *narrow, *pixels, *bits, *out, *second, *sums, *scalar, *key;
+  void *logits, *other, *bf16, *narrow, *pixels, *bits, *out, *second, *sums, *scalar;
   std::vector<Kernel> kernels;
 
   explicit Bench(int64_t elements) : elements(elements) {
@@ -140,7 +140,6 @@ struct Bench {
     second = allocate(elements, Dtype::f32, Fill::logits);
     sums = allocate(elements, Dtype::f32, Fill::logits);
     scalar = allocate(64, Dtype::f32, Fill::probabilities);
-    key = allocate(64, Dtype::f32, Fill::probabilities);
     losses();
     few_rows();
     moments();

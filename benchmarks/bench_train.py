@@ -153,13 +153,6 @@ def measure_step(
     batch: int, dtype: str, rounds: int, hidden: Sequence[int] = (1000, 500, 250), names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Checks and measures a step at one batch size: a row of results. In 0 rounds compiled code is run, and no more."""
-    with products(dtype):
-        return _measured(batch, dtype, rounds, hidden, names)
-
-
-def _measured(
-    batch: int, dtype: str, rounds: int, hidden: Sequence[int], names: Sequence[str] | None
-) -> dict[str, Any]:
     torch._dynamo.reset()
     model = VAE(784, hidden, 30).to(timing.device)
     x = torch.rand(batch, 784, device=timing.device)
@@ -205,7 +198,8 @@ def main() -> None:
     dtypes = arguments.dtype or [d for d in DTYPES if d != "tf32" or timing.device.type == "cuda"]
     for dtype, batch in itertools.product(dtypes, arguments.batch):
         try:
-            row = measure_step(batch, dtype, arguments.rounds, names=arguments.contenders)
+            with products(dtype):
+                row = measure_step(batch, dtype, arguments.rounds, names=arguments.contenders)
         except Exception as error:  # the next row is measured whatever became of this one
             failed += 1
             print(f"{batch} {dtype} failed: {error}", flush=True)

@@ -38,6 +38,10 @@ tests() { # processes
     tests/test_linear_sigmoid_cross_entropy.py tests/test_distributions.py
 }
 
+# The same sizes where the compiler's cache is filled and where is measured.
+ops=(python3 -m benchmarks.bench_ops --device cuda --elements 134217728)
+train=(python3 -m benchmarks.bench_train --device cuda --batch 100 8192 65536)
+
 bench_kernels() {
   step nvcc 100 nvcc -O3 -std=c++20 -arch=native -DFASTVAE_DEVICE=cuda --expt-relaxed-constexpr -o "$packed.kernels" \
     benchmarks/bench_kernels.cu csrc/cuda/table.cpp $(find build -path '*kernels_CUDA*' -name '*.o')
@@ -66,12 +70,10 @@ check() {
 warm() {
   bench_kernels &
   for i in 0 1 2 3 4 5 6 7; do
-    TORCHINDUCTOR_COMPILE_THREADS=1 step "warm$i" 150 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 \
-      --rounds 0 --part $i 8 &
+    TORCHINDUCTOR_COMPILE_THREADS=1 step "warm$i" 150 "${ops[@]}" --rounds 0 --part $i 8 &
   done
   for dtype in float32 bfloat16 tf32; do
-    TORCHINDUCTOR_COMPILE_THREADS=1 step "warm-$dtype" 150 python3 -m benchmarks.bench_train --device cuda --rounds 0 \
-      --dtype $dtype --batch 100 8192 65536 &
+    TORCHINDUCTOR_COMPILE_THREADS=1 step "warm-$dtype" 150 "${train[@]}" --rounds 0 --dtype $dtype &
   done
   tests 6
   wait
@@ -81,9 +83,8 @@ measure() {
   warm
   nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv -l 2 >"$logs/clocks.csv" &
   step kernels 30 "$packed.kernels"
-  step ops 165 python3 -m benchmarks.bench_ops --device cuda --elements 134217728 --rounds 5 --json "$out/gpu-ops.json"
-  step train 75 python3 -m benchmarks.bench_train --device cuda --batch 100 8192 65536 --rounds 5 \
-    --json "$out/gpu-train.json"
+  step ops 165 "${ops[@]}" --rounds 5 --json "$out/gpu-ops.json"
+  step train 75 "${train[@]}" --rounds 5 --json "$out/gpu-train.json"
   kill %?clocks
 }
 

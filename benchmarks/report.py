@@ -49,12 +49,16 @@ def short_rows(ops: table.Row, mode: str) -> list[table.Row]:
     return [row for row in ops["rows"] if row["mode"] == mode and (row["readme"] or loses(row))]
 
 
+def short_cells(ops: table.Row, row: table.Row) -> list[str]:
+    """One row of a short table."""
+    cells = dict(zip(table.OPS_COLUMNS, table.ops_cells(row, ops["copy_bytes_per_second"]), strict=True))
+    return [*table.case_name(row, ops["machine"]), *(cells[name] for name in SHORT_COLUMNS[row["mode"]])]
+
+
 def short_table(ops: table.Row, mode: str) -> str:
-    cells = []
-    for row in short_rows(ops, mode):
-        all_cells = dict(zip(table.OPS_COLUMNS, table.ops_cells(row, ops["copy_bytes_per_second"]), strict=True))
-        cells.append([*table.case_name(row, ops["machine"]), *(all_cells[name] for name in SHORT_COLUMNS[mode])])
-    return table.markdown(["operator", "case", *SHORT_COLUMNS[mode]], cells)
+    return table.markdown(
+        ["operator", "case", *SHORT_COLUMNS[mode]], (short_cells(ops, row) for row in short_rows(ops, mode))
+    )
 
 
 def train_table(train: table.Row) -> str:
@@ -92,27 +96,27 @@ def readme_picture(ops: table.Row) -> str:
 
 def readme_figures(ops: table.Row, train: table.Row) -> str:
     """Three figures for the README: of the loss, of the memory, and of the whole step, which gains little."""
-
-    def times(row: table.Row) -> str:
-        eager, compiled = (table.ratio(table.faster(row, name)) for name in BASELINES)
-        return f"{eager} times as fast as eager PyTorch and {compiled} times as fast as `torch.compile`"
-
     loss, layer = typical(ops), find(ops, "linear_sigmoid_cross_entropy", (512, 100, 784))
     memory = {name: table.megabytes(layer, [name]) for name in COLOURS}
     steps = {name: [table.faster(row, name) for row in train["rows"]] for name in BASELINES}
     eager, compiled = (f"{table.ratio(min(r))} to {table.ratio(max(r))}" for r in steps.values())
     figures = (
         f"**The loss.** `elbo_loss` with its gradients, {_size(loss)} in float32, takes "
-        f"{table.milliseconds(loss['contenders']['fastvae'])} ms: {times(loss)}.",
+        f"{table.milliseconds(loss['contenders']['fastvae'])} ms: {_times(loss)}.",
         f"**The memory.** `linear_sigmoid_cross_entropy`, a decoder's last layer with its loss, needs "
         f"{memory['fastvae']} MB for 512 samples of each of 100 images, where eager PyTorch needs {memory['eager']} MB "
-        f"and `torch.compile` {memory['compile']} MB. It is {times(layer)}.",
+        f"and `torch.compile` {memory['compile']} MB. It is {_times(layer)}.",
         f"**The whole training step.** A step of the tutorial's network is {eager} times as fast as in eager PyTorch "
         f"and {compiled} times as fast as under `torch.compile`, depending on batch and dtype, because most of a step "
         "is matrix products, which are PyTorch's own.",
     )
     lines = [_wrapped(f"- {figure}", "  ") for figure in figures]
     return "\n".join([*lines, "", _wrapped(f"Measured on: {table.describe(ops['machine'])}.")])
+
+
+def _times(row: table.Row) -> str:
+    eager, compiled = (table.ratio(table.faster(row, name)) for name in BASELINES)
+    return f"{eager} times as fast as eager PyTorch and {compiled} times as fast as `torch.compile`"
 
 
 def _wrapped(paragraph: str, indent: str = "") -> str:
@@ -133,10 +137,6 @@ def gpu_figures(ops: table.Row, train: table.Row) -> str:
     plain, narrow = losses
     small = find(ops, "elbo_loss", (100, 784))
 
-    def times(row: table.Row) -> str:
-        eager, compiled = (table.ratio(table.faster(row, name)) for name in BASELINES)
-        return f"{eager} times as fast as eager PyTorch and {compiled} times as fast as `torch.compile`"
-
     def memory(row: table.Row) -> str:
         return f"{row['contenders']['fastvae']['peak_bytes'] / row['contenders']['eager']['peak_bytes']:.0%}"
 
@@ -144,9 +144,9 @@ def gpu_figures(ops: table.Row, train: table.Row) -> str:
     largest = next(row for row in train["rows"] if (row["batch"], row["dtype"]) == (65536, "bfloat16"))
     figures = (
         f"**On a GPU, the loss.** `elbo_loss` with its gradients, {_size(plain)} in float32, takes "
-        f"{table.milliseconds(plain['contenders']['fastvae'])} ms: {times(plain)}, with {memory(plain)} of eager's "
-        f"memory. For bfloat16 and uint8 images it is {times(narrow)}, with {memory(narrow)}; for 100 x 784, where the "
-        f"host takes longer than the GPU, {times(small)}.",
+        f"{table.milliseconds(plain['contenders']['fastvae'])} ms: {_times(plain)}, with {memory(plain)} of eager's "
+        f"memory. For bfloat16 and uint8 images it is {_times(narrow)}, with {memory(narrow)}; for 100 x 784, where "
+        f"the host takes longer than the GPU, {_times(small)}.",
         f"**On a GPU, the whole training step.** 65,536 images of the tutorial's network in bfloat16 are "
         f"{table.against(largest, 'eager')} times as fast as in eager PyTorch and {table.against(largest, 'compile')} "
         f"times as fast as under `torch.compile`. At 100 images, `--cuda-graph` makes 60,000 steps in "
@@ -161,21 +161,15 @@ def gpu_figures(ops: table.Row, train: table.Row) -> str:
 def gpu_tables(ops: table.Row, train: table.Row) -> str:
     """What ``benchmarks/README.md`` has of a GPU: all rows."""
     (copy,) = ops["copy_bytes_per_second"].values()
-    rows = {mode: [row for row in ops["rows"] if row["mode"] == mode] for mode in MODES}
 
-    def cells(mode: str) -> list[list[str]]:
-        columns = SHORT_COLUMNS[mode]
-        found = []
-        for row in rows[mode]:
-            every = dict(zip(table.OPS_COLUMNS, table.ops_cells(row, ops["copy_bytes_per_second"]), strict=True))
-            alone = " / ".join(
-                table.number(row["contenders"][name]["device"] * 1e6) if "device" in row["contenders"][name] else ""
-                for name in COLOURS
-            )
-            found.append([*table.case_name(row, ops["machine"]), *(every[n] for n in columns), alone.strip(" /")])
-        return found
+    def rows(mode: str) -> str:
+        cells = []
+        for row in (r for r in ops["rows"] if r["mode"] == mode):
+            alone = [row["contenders"][name].get("device") for name in COLOURS]
+            times = " / ".join(table.number(seconds * 1e6) for seconds in alone if seconds is not None)
+            cells.append([*short_cells(ops, row), times])
+        return table.markdown(["operator", "case", *SHORT_COLUMNS[mode], "us of the GPU alone"], cells)
 
-    head = {mode: ["operator", "case", *SHORT_COLUMNS[mode], "us of the GPU alone"] for mode in MODES}
     graphs = [
         [
             str(row["batch"]),
@@ -192,11 +186,11 @@ def gpu_tables(ops: table.Row, train: table.Row) -> str:
 Forward with backward; rows of 100 and fewer are bound by the host, so that the last column has what the GPU takes for
 the kernels of eager PyTorch, `torch.compile` and fastvae:
 
-{table.markdown(head[MODES[1]], cells(MODES[1]))}
+{rows(MODES[1])}
 
 Forward alone:
 
-{table.markdown(head[MODES[0]], cells(MODES[0]))}
+{rows(MODES[0])}
 
 A whole training step of the tutorial's network; "tf32" is float32 with `torch.set_float32_matmul_precision("high")`:
 

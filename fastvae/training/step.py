@@ -110,7 +110,7 @@ class Stepper:
             self._noise = torch.cuda.default_generators[self.device.index]
         self._first_seed = stream("noise", config.seed)
         self._seeds = self._first_seed
-        self._written: dict[str, float] = {}  # to tensors that change with the steps: a write is a launch
+        self._written: dict[Tensor, float] = {}
         self._captured: CapturedStep | None = None
         if cuda_graph:
             self._captured = CapturedStep(self._on_device, config.batch_size, self.device)
@@ -125,15 +125,11 @@ class Stepper:
         for group in self.optimizer.param_groups:
             if not isinstance(group["lr"], Tensor):
                 group["lr"] = rate
-            elif rate != self._written.get("rate"):
-                group["lr"].fill_(rate)
-        self._written["rate"] = rate
+            else:
+                self._write(group["lr"], rate)
         if self._anneal is not None:
             assert isinstance(self._beta, Tensor)
-            beta = self._anneal(number)
-            if beta != self._written.get("beta"):
-                self._beta.fill_(beta)
-            self._written["beta"] = beta
+            self._write(self._beta, self._anneal(number))
         self._seeds = self._first_seed + number * self.parts
         self._seed(self.world.rank)
         return (self._captured or self._on_device)(batch)
@@ -142,6 +138,12 @@ class Stepper:
         """How many images of a batch are this process' own."""
         mine = range(self.world.rank, self.parts, self.world.size)
         return sum(images // self.parts + (part < images % self.parts) for part in mine)
+
+    def _write(self, to: Tensor, value: float) -> None:
+        """A number of the step; on a GPU a write is a launch, so that one which has not changed is left."""
+        if self._written.get(to) != value:
+            to.fill_(value)
+            self._written[to] = value
 
     def _seed(self, part: int) -> None:
         # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
