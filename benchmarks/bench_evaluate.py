@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, dataset = test_images(arguments.checkpoint, arguments.data_dir)
-    images, samples = dataset.test_images[: arguments.images], arguments.samples
+    images, samples = dataset.test[: arguments.images], arguments.samples
     # The same binary images for both: drawn once.
     images = torch.bernoulli(images / 255, generator=torch.Generator().manual_seed(0)).mul(255).byte()
     contenders: dict[str, Any] = {

@@ -58,7 +58,7 @@ def result(folder: Path, name: str, data_dir: str | None, images: int) -> dict[s
     started = time.perf_counter()
     report = log_likelihood(
         trained.model,
-        load("mnist", data_dir).test_images[:images],
+        load("mnist", data_dir).test[:images],
         num_samples=SAMPLES,
         binarize=True,
         partial=folder / f"{name}.partial",

@@ -40,7 +40,7 @@ Curve = list[dict[str, float]]
 
 
 def test_elbo(model: VAE, data: Dataset) -> float:
-    return evaluate(model, data.test_images.flatten(1), generator=torch.Generator().manual_seed(0)).elbo
+    return evaluate(model, data.test.flatten(1), generator=torch.Generator().manual_seed(0)).elbo
 
 
 def plain(data: Dataset, epochs: int) -> Curve:
@@ -48,7 +48,7 @@ def plain(data: Dataset, epochs: int) -> Curve:
     torch.manual_seed(0)
     model = VAE(preset="doersch")
     optimizer = make_optimizer(model, RATE, "doersch")
-    images = data.train_images.flatten(1)
+    images = data.train.flatten(1)
     curve, seconds = [], 0.0
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()

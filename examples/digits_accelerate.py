@@ -33,7 +33,7 @@ def train(epochs: int = 10) -> float:
     network, optimizer, batches = accelerator.prepare(
         network,
         torch.optim.Adam(network.parameters(), lr=2e-3),
-        DataLoader(TensorDataset(digits.train_images), batch_size=32, shuffle=True),
+        DataLoader(TensorDataset(digits.train), batch_size=32, shuffle=True),
     )
     for _ in range(epochs):
         for (images,) in batches:
@@ -42,7 +42,7 @@ def train(epochs: int = 10) -> float:
                 optimizer.step()
                 optimizer.zero_grad()
     with torch.no_grad():
-        return network(digits.test_images.to(accelerator.device)).loss.item()
+        return network(digits.test.to(accelerator.device)).loss.item()
 
 
 if __name__ == "__main__":

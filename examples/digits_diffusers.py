@@ -50,12 +50,12 @@ def train(epochs: int = 3) -> float:
     model = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits.train_images)).split(64):
-            loss(model, digits.train_images[batch].unsqueeze(1)).backward()
+        for batch in torch.randperm(len(digits.train)).split(64):
+            loss(model, digits.train[batch].unsqueeze(1)).backward()
             optimizer.step()
             optimizer.zero_grad()
     with torch.no_grad():
-        return loss(model, digits.test_images.unsqueeze(1)).item()
+        return loss(model, digits.test.unsqueeze(1)).item()
 
 
 if __name__ == "__main__":

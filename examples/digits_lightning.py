@@ -44,8 +44,8 @@ def train(epochs: int = 10) -> float:
     )
     trainer.fit(
         DigitsVAE(),
-        DataLoader(TensorDataset(digits.train_images), batch_size=64, shuffle=True),
-        DataLoader(TensorDataset(digits.test_images), batch_size=64),
+        DataLoader(TensorDataset(digits.train), batch_size=64, shuffle=True),
+        DataLoader(TensorDataset(digits.test), batch_size=64),
     )
     return trainer.callback_metrics["val_loss"].item()
 

@@ -54,9 +54,9 @@ def train(epochs: int = 10, particles: int = 1) -> float:
     loss = TraceMeanField_ELBO(num_particles=particles, vectorize_particles=particles > 1)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss)
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits.train_images)).split(64):
-            svi.step(digits.train_images[batch])  # uint8
-    return svi.evaluate_loss(digits.test_images) / len(digits.test_images)
+        for batch in torch.randperm(len(digits.train)).split(64):
+            svi.step(digits.train[batch])  # uint8
+    return svi.evaluate_loss(digits.test) / len(digits.test)
 
 
 if __name__ == "__main__":

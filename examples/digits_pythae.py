@@ -53,9 +53,9 @@ def train(epochs: int = 10) -> float:
     model = FastVAE(config, decoder=LogitDecoder(config))
     with tempfile.TemporaryDirectory() as folder:  # pythae saves the best model of a training
         training = BaseTrainerConfig(output_dir=folder, num_epochs=epochs, learning_rate=1e-3, no_cuda=True)
-        TrainingPipeline(model=model, training_config=training)(digits.train_images / 255)
+        TrainingPipeline(model=model, training_config=training)(digits.train / 255)
     with torch.no_grad():
-        return model(DatasetOutput(data=digits.test_images / 255)).loss.item()
+        return model(DatasetOutput(data=digits.test / 255)).loss.item()
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def test_completing_models_are_trained_and_evaluated(model, tmp_path, capsys):
     columns = torch.stack([grid[top : top + 8, left + 3] for top, left in corners])
     # A pixel of the column that is known is drawn: black or white, and black where the test image is.
     assert set(columns.unique().tolist()) == {0, 255}
-    assert columns[load("digits").test_images[:4, :, 3] == 0].max() == 0
+    assert columns[load("digits").test[:4, :, 3] == 0].max() == 0
     capsys.readouterr()
     fails(capsys, ["sample", out, "--label", "3"], "--label", "was not trained with --condition labels", status=2)
     status = main(["evaluate", str(out), "--samples", "5", "--images", "20", "--json", str(figures)])

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import data
-from fastvae.data import Batches, join_column, load, read_idx, split_column
+from fastvae.data import Batches, join_column, load, published, read_idx, split_column
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -48,15 +47,15 @@ def content(monkeypatch):
         TEST_LABELS: idx(np.arange(TEST) % 10),
     }
     publish(monkeypatch, files)
-    monkeypatch.setattr(data, "_TRAIN_COUNT", TRAIN)
-    monkeypatch.setattr(data, "_TEST_COUNT", TEST)
+    monkeypatch.setattr(published, "_TRAIN_COUNT", TRAIN)
+    monkeypatch.setattr(published, "_TEST_COUNT", TEST)
     return files
 
 
 def publish(monkeypatch, files, **fields):
     sums = [hashlib.md5(files[name]).hexdigest() for name in (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS)]
-    source = dataclasses.replace(data._SOURCES["mnist"], md5=tuple(sums), **fields)
-    monkeypatch.setitem(data._SOURCES, "mnist", source)
+    source = dataclasses.replace(published._SOURCES["mnist"], md5=tuple(sums), **fields)
+    monkeypatch.setitem(published._SOURCES, "mnist", source)
 
 
 def write(folder, files):
@@ -124,8 +123,8 @@ def test_load_finds_the_files(tmp_path, monkeypatch, content, subfolder, by):
     if by == "environment":
         monkeypatch.setenv("FASTVAE_DATA", str(tmp_path))
     dataset = load("mnist", tmp_path if by == "argument" else None)
-    assert (dataset.name, dataset.image_shape) == ("mnist", (28, 28))
-    assert torch.equal(dataset.train_images, read_idx(tmp_path / subfolder / f"{IMAGES}.gz"))
+    assert (dataset.name, dataset.data_shape) == ("mnist", (28, 28))
+    assert torch.equal(dataset.train, read_idx(tmp_path / subfolder / f"{IMAGES}.gz"))
     assert torch.equal(dataset.test_labels, torch.arange(TEST, dtype=torch.uint8) % 10)
     tensors = [getattr(dataset, field.name) for field in dataclasses.fields(dataset)[1:]]
     assert [tensor.dtype for tensor in tensors] == [torch.uint8] * 4
@@ -135,7 +134,7 @@ def test_load_finds_the_files(tmp_path, monkeypatch, content, subfolder, by):
 def test_load_takes_all_files_from_one_folder(tmp_path, content):
     write(tmp_path, content)
     write(tmp_path / "mnist", {IMAGES: b"half a download"})
-    assert len(load("mnist", tmp_path).train_images) == TRAIN
+    assert len(load("mnist", tmp_path).train) == TRAIN
 
 
 @pytest.mark.parametrize("root", [".", "MNIST", "MNIST/raw"])
@@ -146,17 +145,17 @@ def test_load_reads_the_folders_of_torchvision(tmp_path, content, root, suffix):
     (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
     for stray in (".DS_Store", f"._{IMAGES}", f"{IMAGES}.part"):
         (tmp_path / "MNIST" / "raw" / stray).write_bytes(b"0")
-    assert len(load("mnist", tmp_path / root).train_images) == TRAIN
+    assert len(load("mnist", tmp_path / root).train) == TRAIN
 
 
 def test_load_tells_the_folders_of_torchvision_apart(tmp_path, monkeypatch, content):
-    source = dataclasses.replace(data._SOURCES["mnist"], torchvision="FashionMNIST")
+    source = dataclasses.replace(published._SOURCES["mnist"], torchvision="FashionMNIST")
     write(tmp_path / "FashionMNIST" / "raw", content)
     with pytest.raises(ValueError, match=r"FashionMNIST/raw/.*: this is a file of mnist, not of fashion-mnist"):
         load("fashion-mnist", tmp_path)
     with pytest.raises(FileNotFoundError, match="mnist is not in"):
         load("mnist", tmp_path)
-    monkeypatch.setitem(data._SOURCES, "fashion-mnist", source)
+    monkeypatch.setitem(published._SOURCES, "fashion-mnist", source)
     assert load("fashion-mnist", tmp_path).name == "fashion-mnist"
 
 
@@ -165,7 +164,7 @@ def test_load_reads_files_with_a_dot_in_their_names(tmp_path, content, suffix):
     """As they lie on some mirrors, which unpack each into a folder besides."""
     write(tmp_path, {f"{name.replace('-idx', '.idx')}{suffix}": raw for name, raw in content.items()})
     (tmp_path / IMAGES).mkdir()
-    assert len(load("mnist", tmp_path).train_images) == TRAIN
+    assert len(load("mnist", tmp_path).train) == TRAIN
 
 
 def damaged(files, name, raw):
@@ -226,12 +225,12 @@ def test_load_rejects_an_unknown_name():
 
 def test_load_reads_the_real_mnist():
     dataset = load("mnist", mnist_folder())
-    assert dataset.train_images.shape == (60_000, 28, 28)
-    assert dataset.test_images.shape == (10_000, 28, 28)
+    assert dataset.train.shape == (60_000, 28, 28)
+    assert dataset.test.shape == (10_000, 28, 28)
     assert dataset.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert dataset.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
     # 0.1307, by which everybody normalises MNIST.
-    assert abs(dataset.train_images.double().mean().item() / 255 - 0.1307) < 1e-4
+    assert abs(dataset.train.double().mean().item() / 255 - 0.1307) < 1e-4
 
 
 def test_load_refuses_the_real_mnist_as_fashion_mnist():
@@ -282,7 +281,7 @@ def cached(tmp_path):
 
 
 def test_download_happens_once(tmp_path, server):
-    assert len(load("mnist").train_images) == TRAIN
+    assert len(load("mnist").train) == TRAIN
     assert cached(tmp_path) == sorted(server.files)
     assert load("mnist").name == "mnist"
     assert server.requests == list(server.files)
@@ -294,7 +293,7 @@ def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path, server, capsys
         load("mnist")
     assert cached(tmp_path) == []
     server.sent = None
-    assert len(load("mnist").train_images) == TRAIN
+    assert len(load("mnist").train) == TRAIN
     assert capsys.readouterr().err == ""
 
 
@@ -310,7 +309,7 @@ def test_half_a_file_in_the_cache_is_fetched_again(tmp_path, server):
     load("mnist")
     path = tmp_path / "cache" / "fastvae" / "mnist" / f"{TEST_IMAGES}.gz"
     path.write_bytes(path.read_bytes()[:-1])
-    assert len(load("mnist").test_images) == TEST
+    assert len(load("mnist").test) == TEST
     assert server.requests == [*server.files, f"{TEST_IMAGES}.gz"]
 
 
@@ -323,10 +322,10 @@ def test_no_network_is_one_clear_error(server):
 
 def test_digits_are_split_by_class():
     dataset = load("digits")
-    assert dataset.train_images.shape == (1442, 8, 8)
-    assert dataset.test_images.shape == (355, 8, 8)
-    assert dataset.train_images.dtype == dataset.train_labels.dtype == torch.uint8
-    assert int(dataset.train_images.max()) == 255
+    assert dataset.train.shape == (1442, 8, 8)
+    assert dataset.test.shape == (355, 8, 8)
+    assert dataset.train.dtype == dataset.train_labels.dtype == torch.uint8
+    assert int(dataset.train.max()) == 255
     for label in range(10):
         train, test = ((labels == label).sum() for labels in (dataset.train_labels, dataset.test_labels))
         # Every fifth image of each class.
@@ -338,12 +337,12 @@ def test_digits_are_all_there_and_exact():
 
     dataset = load("digits")
     grey = load_digits().images
-    together = torch.cat([dataset.train_images, dataset.test_images])
+    together = torch.cat([dataset.train, dataset.test])
     assert together.double().mul(16 / 255).round().sum().item() == grey.sum()
     # The first four zeros of the data set train, the fifth tests.
     zeros = grey[load_digits().target == 0]
-    assert np.array_equal(dataset.train_images[dataset.train_labels == 0][3], np.rint(zeros[3] * 255 / 16))
-    assert np.array_equal(dataset.test_images[dataset.test_labels == 0][0], np.rint(zeros[4] * 255 / 16))
+    assert np.array_equal(dataset.train[dataset.train_labels == 0][3], np.rint(zeros[3] * 255 / 16))
+    assert np.array_equal(dataset.test[dataset.test_labels == 0][0], np.rint(zeros[4] * 255 / 16))
 
 
 def numbered(count):

@@ -72,7 +72,7 @@ def _double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def digits(n: int) -> Tensor:
     """``[n, 8, 8]`` uint8."""
-    return load("digits").train_images[:n]
+    return load("digits").train[:n]
 
 
 def bernoulli_limits() -> tuple[float, float]:
@@ -82,10 +82,10 @@ def bernoulli_limits() -> tuple[float, float]:
     than to give each pixel its mean.
     """
     data = load("digits")
-    x = data.test_images.double() / 255
+    x = data.test.double() / 255
     entropy = (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1).mean()
     # A pixel that is black in all images of the training part has a mean of 0, and may be grey in a test image.
-    mean = (data.train_images.double().mean(0) / 255).clamp(1e-4, 1 - 1e-4)
+    mean = (data.train.double().mean(0) / 255).clamp(1e-4, 1 - 1e-4)
     without_code = reference.sigmoid_cross_entropy(torch.logit(mean).expand_as(x), x, reduction="mean")
     return entropy.item(), without_code.item()
 
@@ -93,8 +93,8 @@ def bernoulli_limits() -> tuple[float, float]:
 def gaussian_limits(sigma: float) -> tuple[float, float]:
     """The same for a Gaussian likelihood, whose density is highest at the mean."""
     data = load("digits")
-    x = data.test_images.double() / 255
-    mean = (data.train_images.double().mean(0) / 255).expand_as(x)
+    x = data.test.double() / 255
+    mean = (data.train.double().mean(0) / 255).expand_as(x)
     best, without_code = (reference.gaussian_nll(m, x, sigma=sigma, reduction="mean").item() for m in (x, mean))
     return best, without_code
 

@@ -63,7 +63,7 @@ def test_metrics_hold_together(finished):
 def test_checkpoint_gives_the_model_of_the_last_metrics(finished):
     out, result = finished
     model = load_checkpoint(out).build_model()
-    report = evaluate(model, load("digits").test_images, generator=torch.Generator().manual_seed(0))
+    report = evaluate(model, load("digits").test, generator=torch.Generator().manual_seed(0))
     assert report._asdict() == result.history[-1]["test"]
     for name, parameter in result.model.state_dict().items():
         assert torch.equal(parameter, model.state_dict()[name])
@@ -417,7 +417,7 @@ def test_a_regressor_given_labels_learns_the_mean_of_each(tmp_path):
     data = load("digits")
     model, _ = train(small(epochs=30, model="regressor", condition="labels", batch_size=50), tmp_path / "run")
     assert isinstance(model, Regressor)
-    means = torch.stack([data.train_images[data.train_labels == label].double().mean(0) / 255 for label in range(10)])
+    means = torch.stack([data.train[data.train_labels == label].double().mean(0) / 255 for label in range(10)])
     error = (model.predict(torch.arange(10)) - means).square().mean().sqrt()
     # Ten means differ by a standard deviation of 0.2 a pixel: a tenth of the variance says which is which.
     assert error < 0.3 * (means - means.mean(0)).square().mean().sqrt()
@@ -425,7 +425,7 @@ def test_a_regressor_given_labels_learns_the_mean_of_each(tmp_path):
 
 def test_evaluate_disturbs_neither_noise_nor_mode():
     model = VAE((8, 8), (16,), 2)
-    images = load("digits").test_images
+    images = load("digits").test
     before = torch.get_rng_state()
     first = evaluate(model, images, binarize=True, generator=torch.Generator().manual_seed(5))
     assert torch.equal(torch.get_rng_state(), before)
@@ -435,7 +435,7 @@ def test_evaluate_disturbs_neither_noise_nor_mode():
 
 def test_evaluate_weighs_every_image_alike():
     model = VAE((8, 8), (16,), 2)
-    images = load("digits").test_images
+    images = load("digits").test
     # The KL has no noise: the size of the batches, and of a last one of 55, must not show.
     kls = [evaluate(model, images, batch_size=size).kl for size in (len(images), 100, 1)]
     assert math.isclose(kls[0], kls[1], rel_tol=1e-6)

@@ -59,7 +59,7 @@ def sample_command(
         condition = torch.tensor([label])
     elif config.completes:
         data = load(config.dataset, config.data_dir if data_dir is None else data_dir)
-        _, condition = model_inputs(config, data.test_images[:num], None, generator)
+        _, condition = model_inputs(config, data.test[:num], None, generator)
     elif classes is not None:
         columns = classes
     images = sample(model, config, num, condition, generator)
@@ -114,9 +114,9 @@ def evaluate_command(
     data = load(dataset, trained_from if data_dir is None else data_dir)
     # What a model completes is a column narrower than the images.
     shape = (*model.data_shape[:-1], model.data_shape[-1] + config.completes)
-    if data.image_shape != shape:
+    if data.data_shape != shape:
         raise ValueError(
-            f"{dataset} has images of {'x'.join(map(str, data.image_shape))}, but {checkpoint} was trained on "
+            f"{dataset} has images of {'x'.join(map(str, data.data_shape))}, but {checkpoint} was trained on "
             f"{config.dataset}, of {'x'.join(map(str, shape))}"
         )
     binary = config.binarize == "dynamic"
@@ -125,9 +125,9 @@ def evaluate_command(
 
     lines = [f"{dataset:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}"]
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": dataset, "seed": seed}
-    test_images, test_labels = data.test_images[:images], data.test_labels[:images]
+    test_images, test_labels = data.test[:images], data.test_labels[:images]
     for part, part_images, part_labels in (
-        ("train", data.train_images, data.train_labels),
+        ("train", data.train, data.train_labels),
         ("test", test_images, test_labels),
     ):
         generator = seeded(seed)  # of the condition and of the code, as in training

@@ -62,7 +62,7 @@ def broken(image: Tensor, size: int) -> Tensor:
 def pixel_distance(setting: Setting) -> Result:
     """Figure 3: a digit that is moved by half a pixel is farther from itself than one with a piece missing."""
     data = load("digits" if setting.quick else "mnist", setting.data_dir)
-    images = data.test_images[data.test_labels == 2].double() / 255
+    images = data.test[data.test_labels == 2].double() / 255
     size = 1 if setting.quick else 3
     moved = shifted(images)
     cut = torch.stack([broken(image, size) for image in images])

@@ -28,7 +28,7 @@ def mnist_vae(setting: Setting) -> Result:
     """Figure 7: a hundred samples of the tutorial's network, trained for its 60,000 iterations."""
     model, history = _train(setting, "preset", epochs=100, preset="doersch")
     samples = model.sample(100, torch.Generator().manual_seed(setting.seed))
-    batches = -(-len(setting.dataset().train_images) // 100)
+    batches = -(-len(setting.dataset().train) // 100)
     iterations = [entry["epoch"] * batches for entry in history]
     seconds = torch.tensor([entry["seconds"] for entry in history]).cumsum(0).tolist()
 
@@ -56,7 +56,7 @@ def mnist_vae(setting: Setting) -> Result:
 def latent_size(setting: Setting) -> Result:
     """Section 4.1: what fewer than four dimensions of z lack, and what thousands cost."""
     sizes = (2, 4, 30) if setting.quick else (2, 3, 4, 10, 30, 100, 1000, 10000)
-    images = setting.dataset().test_images
+    images = setting.dataset().test
     rows: list[dict[str, Any]] = []
     for size in sizes:
         model, history = _train(setting, f"latent-{size}", epochs=10, latent_dim=size)
@@ -113,7 +113,7 @@ def learning_rate(setting: Setting) -> Result:
 def sigma(setting: Setting) -> Result:
     """Section 2.4.3: the sigma of a Gaussian output weighs its reconstruction against the KL divergence."""
     sigmas = (0.1, 0.3, 1.0) if setting.quick else (0.05, 0.1, 0.2, 0.4, 0.8)
-    images = setting.dataset().test_images
+    images = setting.dataset().test
     rows, strips = [], []
     for value in sigmas:
         model, history = _train(setting, f"sigma-{value:g}", epochs=10, likelihood="gaussian", sigma=value)
@@ -161,7 +161,7 @@ def prior_sampling(setting: Setting) -> Result:
     )
     # Binary images, drawn once: the ELBO and the estimates are of the same ones.
     generator = torch.Generator().manual_seed(setting.seed)
-    images = setting.dataset().test_images[: 20 if setting.quick else 100]
+    images = setting.dataset().test[: 20 if setting.quick else 100]
     images = binarize(images, generator=generator).byte() * 255
     counts = [10**i for i in range(4 if setting.quick else 6)]
     elbo = evaluate(model, images, generator=generator)
@@ -199,7 +199,7 @@ def mnist_cvae(setting: Setting) -> Result:
     assert isinstance(cvae, CVAE)
     assert isinstance(regressor, Regressor)
     generator = torch.Generator().manual_seed(setting.seed)
-    images = setting.dataset().test_images
+    images = setting.dataset().test
     others, known = split_column(images, generator=generator)
     completions = cvae.sample(known[:60], 10, generator)
     predicted = regressor.predict(known[:60])

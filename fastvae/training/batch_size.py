@@ -54,9 +54,9 @@ def measure_batch_sizes(
     dataset = load(config.dataset, config.data_dir)
     results: list[BatchSpeed] = []
     size = max(_FIRST, config.accumulate)
-    if size > len(dataset.train_images):
-        raise ValueError(f"a batch of {size} needs as many images, {config.dataset} has {len(dataset.train_images)}")
-    while size <= len(dataset.train_images) and not _settled(results) and _fits(results, own):
+    if size > len(dataset.train):
+        raise ValueError(f"a batch of {size} needs as many images, {config.dataset} has {len(dataset.train)}")
+    while size <= len(dataset.train) and not _settled(results) and _fits(results, own):
         changed = dataclasses.replace(config, batch_size=size)
         stepper: Stepper | None = None  # and the one before is gone
         if own.type == "cuda":

@@ -228,7 +228,7 @@ class _Run:
         self.config, self.out_dir = config, out_dir
         self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
         self.device = processes.device
-        self.test_images = dataset.test_images.to(self.device)
+        self.test_images = dataset.test.to(self.device)
         self.test_labels = dataset.test_labels.to(self.device)
         # Order and noise are seeded anew for each epoch, and for each part of each step: nothing but the position must
         # be kept to go on, with any number of processes.

@@ -22,7 +22,7 @@ from fastvae.training.solver import learning_rate_schedule, make_optimizer, scal
 
 def build_model(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of a run, with weights by the seed of the configuration."""
-    shape = dataset.image_shape
+    shape = dataset.data_shape
     options: dict[str, Any] = {
         name: getattr(config, name) for name in ("hidden", "likelihood", "sigma", "learn_sigma", "activation", "preset")
     }
@@ -84,7 +84,7 @@ class Stepper:
     ) -> None:
         self.config, self.model, self.world = config, model, processes
         self.device = processes.device
-        self.images = dataset.train_images.to(self.device)
+        self.images = dataset.train.to(self.device)
         self.labels = dataset.train_labels.to(self.device) if config.condition == "labels" else None
         self.batches = -(-len(self.images) // config.batch_size)
         self.parts = max(config.accumulate, processes.size)

@@ -1,16 +1,9 @@
-"""Data sets of small grey images, held as uint8, and batches of them.
-
-Nothing here makes a floating-point copy of a data set: images stay uint8 from the file to the operators,
-which read a pixel as x/255.
-"""
+"""Published data sets of small grey images: found in a folder, or downloaded and checked."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,34 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvae.ops import binarize
+from fastvae.data.dataset import Dataset
+from fastvae.data.idx import parse_idx, read_bytes
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist"]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels of a data set, on the CPU."""
-
-    name: str
-    train_images: Tensor
-    """``[N, H, W]`` uint8, 0..255."""
-    train_labels: Tensor
-    """``[N]`` uint8, the class."""
-    test_images: Tensor
-    """``[M, H, W]`` uint8, 0..255."""
-    test_labels: Tensor
-    """``[M]`` uint8, the class."""
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """``(H, W)``."""
-        return tuple(self.train_images.shape[1:])
-
-    @property
-    def classes(self) -> int:
-        """Labels lie in 0 .. classes - 1."""
-        return int(self.train_labels.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -151,55 +120,6 @@ def _load_digits() -> Dataset:
         rank[members] = np.arange(len(members))
     test = torch.from_numpy(rank % 5 == 4)
     return Dataset("digits", images[~test], labels[~test], images[test], labels[test])
-
-
-def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """Read an IDX file of unsigned bytes, plain or gzip-compressed (told apart by content, not by name).
-
-    Args:
-        path: the file.
-
-    Returns:
-        uint8, of the shape that the file's header states.
-
-    Raises:
-        ValueError: the file is truncated, has bytes to spare, is corrupt or no IDX file of unsigned bytes.
-        OSError: the file cannot be read.
-
-    Source: LeCun, Cortes & Burges, the MNIST page, section "file formats".
-    """
-    return _parse_idx(Path(path), _read_bytes(Path(path)))
-
-
-def _read_bytes(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except EOFError:
-        raise ValueError(f"{path}: truncated: the compressed data ends too early") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: corrupt: {error}") from None
-
-
-def _parse_idx(path: Path, content: bytes) -> Tensor:
-    # Magic number: two zero bytes, the element type (8 = unsigned byte), the number of dimensions. Then the
-    # dimensions, big-endian, and the elements.
-    if len(content) < 4 or content[:2] != b"\0\0" or content[3] == 0:
-        raise ValueError(f"{path}: no IDX file: it starts with {content[:4].hex(' ') or 'nothing'}")
-    if content[2] != 8:
-        raise ValueError(f"{path}: holds IDX elements of type 0x{content[2]:02x}, expected 0x08 (unsigned byte)")
-    header = 4 + 4 * content[3]
-    if len(content) < header:
-        raise ValueError(f"{path}: truncated: it ends within the header")
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    expected, held = int(np.prod(shape, dtype=object)), len(content) - header
-    if held != expected:
-        reason = "truncated" if held < expected else "too long"
-        raise ValueError(f"{path}: {reason}: {held} bytes of data, expected {expected} for shape {shape}")
-    # A copy: the bytes are read-only, and the header would shift the first pixel off its alignment.
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()).view(shape)
 
 
 def _find_files(name: str, root: Path) -> list[Path]:
@@ -308,8 +228,8 @@ class _DownloadBar:
 
 def _read_dataset(name: str, paths: list[Path]) -> Dataset:
     """Read the files of ``_STEMS``; the checks go from what a user can mend to the sum over all bytes."""
-    contents = [_read_bytes(path) for path in paths]
-    parts = [_parse_idx(path, content) for path, content in zip(paths, contents, strict=True)]
+    contents = [read_bytes(path) for path in paths]
+    parts = [parse_idx(path, content) for path, content in zip(paths, contents, strict=True)]
     _check_split(paths[:2], parts[:2], _TRAIN_COUNT)
     _check_split(paths[2:], parts[2:], _TEST_COUNT)
     for index, (path, content) in enumerate(zip(paths, contents, strict=True)):
@@ -340,106 +260,3 @@ def _check_published(name: str, index: int, path: Path, content: bytes) -> None:
         if md5 in source.md5:
             raise ValueError(f"{path}: this is a file of {other}, not of {name}")
     raise ValueError(f"{path}: not the published file of {name} (MD5 {md5}, expected {expected})")
-
-
-def split_column(
-    images: Tensor, column: int | None = None, *, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Take one column of each image as what is known of it, and the others as what is to be completed.
-
-    Args:
-        images: ``[B, H, W]`` uint8 or bool.
-        column: which one; by default that in the middle, 13 of 28.
-        generator: the source of the noise, by default torch's own.
-
-    Returns:
-        The other columns, ``[B, H, W - 1]`` of the dtype of ``images``, and the column, ``[B, H]`` bool: a uint8
-        pixel is drawn anew at every call, 1 with probability x/255.
-
-    Raises:
-        ValueError: images that are not ``[B, H, W]`` uint8 or bool with W > 1, or a column that they have not.
-
-    Source: the code of Doersch 2016 (arXiv:1606.05908), sec. 5.
-    """
-    if images.dim() != 3 or images.shape[2] < 2 or images.dtype not in (torch.uint8, torch.bool):
-        raise ValueError(f"images must be uint8 or bool [B, H, W], W > 1, not {images.dtype} {list(images.shape)}")
-    column = (images.shape[2] - 1) // 2 if column is None else column
-    if not 0 <= column < images.shape[2]:
-        raise ValueError(f"column must lie in 0 .. {images.shape[2] - 1}, not {column}")
-    known = images[:, :, column]
-    others = torch.cat([images[:, :, :column], images[:, :, column + 1 :]], dim=2)
-    return others, binarize(known, generator=generator) if images.dtype == torch.uint8 else known
-
-
-def join_column(others: Tensor, known: Tensor, column: int | None = None) -> Tensor:
-    """Put a column back: ``[..., B, H, W - 1]`` and ``[B, H]`` to ``[..., B, H, W]``, of the dtype of ``others``.
-
-    Args:
-        others: as ``split_column`` gives them, or completions of ``[B, H]``, with any leading dimensions.
-        known: the column, bool.
-        column: as for ``split_column``.
-    """
-    column = others.shape[-1] // 2 if column is None else column
-    values = known.to(others.dtype)
-    if others.dtype == torch.uint8:
-        values = values * 255
-    values = values.expand(others.shape[:-1]).unsqueeze(-1)
-    return torch.cat([others[..., :column], values, others[..., column:]], dim=-1)
-
-
-class Batches:
-    """Batches of a uint8 tensor of images, on the device where the tensor is; each ``iter()`` is one epoch.
-
-    Args:
-        images: ``[N, *E]`` uint8. It is never copied as a whole.
-        batch_size: images per batch; the last batch of an epoch holds what is left.
-        shuffle: draws a new order for each epoch. A CPU generator, so that one seed gives one order on every
-            device. Without it the batches are views of ``images`` in their own order.
-        binarize: whether to draw each pixel anew, 1 with probability x/255, at every pass.
-        noise: the source of those draws, by default torch's own.
-
-    Yields:
-        ``[B, *E]``: uint8, or bool where ``binarize`` is set.
-
-    Raises:
-        ValueError: no images, images that are not uint8, or a batch size below 1.
-
-    Source: binarisation at every draw as in Burda et al. 2015 (arXiv:1509.00519), sec. 5.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        batch_size: int,
-        *,
-        shuffle: torch.Generator | None = None,
-        binarize: bool = False,
-        noise: torch.Generator | None = None,
-    ) -> None:
-        if images.dtype != torch.uint8 or images.dim() == 0 or len(images) == 0:
-            raise ValueError(f"images must be uint8 [N, *E], N > 0, not {images.dtype} {list(images.shape)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.images = images
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.binarize = binarize
-        self.noise = noise
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return -(-len(self.images) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        if self.shuffle is None:
-            for batch in torch.split(self.images, self.batch_size):
-                yield binarize(batch, generator=self.noise) if self.binarize else batch
-            return
-        order = torch.randperm(len(self.images), generator=self.shuffle, device=self.shuffle.device).to(
-            self.images.device
-        )
-        for index in torch.split(order, self.batch_size):
-            if self.binarize:
-                yield binarize(self.images, index=index, generator=self.noise)
-            else:
-                yield self.images.index_select(0, index)

@@ -1,0 +1,13 @@
+"""Data sets: where they come from, what they hold, and batches of them.
+
+Nothing here makes a floating-point copy of a data set: images stay uint8 from the file to the operators,
+which read a pixel as x/255.
+"""
+
+from fastvae.data.batches import Batches
+from fastvae.data.columns import join_column, split_column
+from fastvae.data.dataset import Dataset
+from fastvae.data.idx import read_idx
+from fastvae.data.published import DatasetName, load
+
+__all__ = ["Batches", "Dataset", "DatasetName", "join_column", "load", "read_idx", "split_column"]
