@@ -2,7 +2,7 @@
 
 PyTorch is no build requirement, because a build environment would fetch another one than the
 installed, and gigabytes of it. Without this check pip would do the same for the run-time
-dependency, and only then fail to build.
+dependency, and only then fail to build. A source tree that cannot be written is built elsewhere.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from scikit_build_core import build as _backend
@@ -45,3 +46,11 @@ def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
     _require_torch()
     return list(_backend.get_requires_for_build_editable(config_settings))
+
+
+def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
+    settings = dict(config_settings or {})
+    with tempfile.TemporaryDirectory() as folder:
+        if not os.access(os.curdir, os.W_OK):
+            settings.setdefault("build-dir", folder)
+        return str(_backend.build_wheel(wheel_directory, settings, metadata_directory))

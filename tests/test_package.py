@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def test_build_info() -> None:
 
 
 def test_import_loads_no_plotting_cli_or_data_library() -> None:
-    heavy = ["matplotlib", "typer", "rich", "pooch", "sklearn", "tensorboard", "safetensors", "scipy"]
+    heavy = ["matplotlib", "typer", "rich", "pooch", "sklearn", "tensorboard", "safetensors", "scipy", "PIL"]
     result = python(f"import sys, fastvae; print([m for m in {heavy} if m in sys.modules])")
     assert result.stdout.strip() == "[]", result.stderr
 
@@ -135,3 +137,24 @@ def test_nobody_is_told_to_install_the_other_project_of_that_name() -> None:
 def test_the_other_project_is_found_in_what_people_write(wrong: str) -> None:
     assert ANOTHER_PROJECT.search(f"pip install {wrong}")
     assert not ANOTHER_PROJECT.search(f"pip install {wrong.replace('fastvae', 'fastvae-torch')}")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("settings", [None, {"build-dir": "elsewhere"}])
+def test_source_that_cannot_be_written_is_built_elsewhere(monkeypatch, writable, settings):
+    built = {}
+    backend, package = types.ModuleType("scikit_build_core.build"), types.ModuleType("scikit_build_core")
+    backend.build_wheel = lambda folder, given, metadata: (
+        built.update(given, existed=os.path.isdir(given.get("build-dir", ""))) or "a.whl"
+    )
+    package.build = backend
+    monkeypatch.setitem(sys.modules, "scikit_build_core", package)
+    monkeypatch.setitem(sys.modules, "scikit_build_core.build", backend)
+    hooks = runpy.run_path(str(Path(__file__).parents[1] / "csrc" / "build_backend.py"))
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    assert hooks["build_wheel"]("wheels", settings) == "a.whl"
+    if settings is not None:
+        assert built["build-dir"] == "elsewhere"
+    else:
+        assert built["existed"] is not writable
+        assert not os.path.exists(built.get("build-dir", "nowhere"))
