@@ -86,6 +86,7 @@ def check(losses: Mapping[str, Loss], model: VAE, x: Tensor, dtype: str) -> None
     That the noise is right is what ``bench_ops`` checks.
     """
     quiet = copy.deepcopy(model)
+    assert isinstance(quiet.encoder, torch.nn.Sequential)
     moments = quiet.encoder[-1]
     assert isinstance(moments, torch.nn.Linear)
     with torch.no_grad():

@@ -230,7 +230,9 @@ def test_vae_rejects_a_wrong_event_and_names_both_shapes(method, shape):
 
 def test_vae_rejects_other_misuse():
     model = small_vae()
-    with pytest.raises(ValueError, match=r"x must be uint8, bool or floating point, not torch.int64"):
+    with pytest.raises(ValueError, match=r"x must be integers, bool or floating point, not torch.complex64"):
+        model.loss(torch.zeros(6, 4, 5, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"target must lie in \[0, 1\], got \d+ at"):
         model.loss(images(6, 4, 5).long())
     with pytest.raises(ValueError, match=r"z has shape \[6, 4\], expected \[..., 3\]"):
         model.decode(torch.zeros(6, 4))

@@ -1,9 +1,11 @@
 """Auto-encoders on top of the operators; they need torch and ``fastvae.ops`` and nothing else."""
 
-from fastvae.models.cvae import CVAE, Regressor
+from fastvae.models.convolutional import convolutional
+from fastvae.models.cvae import CVAE
 from fastvae.models.latent import VAEOutput
+from fastvae.models.regressor import Regressor
 from fastvae.models.vae import VAE
 
 Model = VAE | CVAE | Regressor
 
-__all__ = ["CVAE", "VAE", "Model", "Regressor", "VAEOutput"]
+__all__ = ["CVAE", "VAE", "Model", "Regressor", "VAEOutput", "convolutional"]

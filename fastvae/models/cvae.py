@@ -1,97 +1,30 @@
-"""P(x|c): the conditional VAE of the tutorial, and the regressor that it is held against.
+"""P(x|c): the conditional VAE of the tutorial.
 
 Shapes: B is the batch, E = ``data_shape`` the event, C = ``condition_shape`` that of one condition, L = ``latent_dim``.
-
-The condition has a network of its own, whose outputs are added to the layers of the encoder and the decoder before
-their ReLU. With hidden sizes (h1, ..., hn) it runs from C over layers of these sizes to one more of size hn; the last
-but one of them joins the encoder's of the same size, the one more the decoder's first.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
+from fastvae.models.conditions import ConditionNetwork, check_condition, condition_numbers, joined_layer
+from fastvae.models.convolutional import Norm
 from fastvae.models.latent import Joins, LatentVariableModel, VAEOutput
-from fastvae.models.likelihood import Likelihood, LikelihoodName
+from fastvae.models.likelihood import LikelihoodName
 from fastvae.models.networks import (
     Activation,
     Preset,
-    activation_layer,
-    as_input,
-    check_network,
-    check_shape,
-    encoder,
+    encoder_mlp,
     initialise_as_doersch,
-    input_dtype,
     mlp,
-    sizes,
     split,
 )
 from fastvae.objectives import Gradient
-from fastvae.ops import ELBO, transformed
-
-_COLUMN = 28  # pixels of the column that the tutorial's networks are given
-
-
-class _ConditionNetwork(nn.Module):
-    """``[B, *C]`` or labels ``[B]`` to what joins the encoder ``[B, h]`` and the decoder ``[B, hn]``, before ReLU."""
-
-    def __init__(
-        self, shape: tuple[int, ...] | None, classes: int | None, hidden: Sequence[int], activation: Activation
-    ):
-        super().__init__()
-        self.shape, self.classes = shape, classes
-        join = _joined_layer(hidden)
-        inputs = classes if classes is not None else math.prod(shape or ())
-        layers = mlp(inputs, *hidden, hidden[-1], activation=activation)
-        self.to_encoder, self.to_decoder = split(layers, 2 * join + 1)
-
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        joins_encoder = self.to_encoder(self._numbers(condition))
-        return joins_encoder, self.to_decoder(joins_encoder)
-
-    def _numbers(self, condition: Tensor) -> Tensor:
-        networks = self.to_encoder, self.to_decoder
-        if self.shape is not None:
-            return as_input("condition", condition, self.shape, *networks)
-        assert self.classes is not None
-        if condition.dim() != 1 or condition.is_floating_point() or condition.dtype == torch.bool:
-            raise ValueError(
-                f"condition must be labels, integers [B], got {condition.dtype} of shape {list(condition.shape)}"
-            )
-        labels = condition.long()
-        dtype = input_dtype(labels, *networks)
-        if transformed():
-            # Nobody may look at them here, and one_hot would give zeros for a label that is none; scatter does not.
-            zeros = torch.zeros(*labels.shape, self.classes, dtype=dtype, device=labels.device)
-            return zeros.scatter(-1, labels.unsqueeze(-1), 1)
-        # Elsewhere, and in compiled code, which may not look at them, one_hot itself sees to their range.
-        if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in labels.aminmax())
-            if low < 0 or high >= self.classes:
-                raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {low if low < 0 else high}")
-        return one_hot(labels, self.classes).to(dtype)
-
-
-def _joined_layer(hidden: Sequence[int]) -> int:
-    return max(0, len(hidden) - 2)
-
-
-def _condition(shape: int | Sequence[int] | None, classes: int | None) -> tuple[tuple[int, ...] | None, int | None]:
-    if classes is not None:
-        if shape is not None:
-            raise ValueError(f"give at most one of condition_shape and condition_classes, got {shape} and {classes}")
-        return None, sizes("condition_classes", classes)[0]
-    shape = sizes("condition_shape", _COLUMN if shape is None else shape)
-    if not shape:
-        raise ValueError("condition_shape must name at least one dimension, not ()")
-    return shape, None
+from fastvae.ops import ELBO
 
 
 class CVAE(LatentVariableModel):
@@ -102,18 +35,22 @@ class CVAE(LatentVariableModel):
         condition_shape: C, the shape of one condition, likewise: any numbers, e.g. pixels that are known, or an image
             and its mask side by side. It is 28 by default, unless ``condition_classes`` is given.
         condition_classes: instead of that, the number of classes: conditions are labels, integers ``[B]``.
-        hidden: widths of the hidden layers, at least one.
+        hidden: widths of the MLPs' hidden layers, at least one; (1000, 500, 250) by default.
         latent_dim: L.
         likelihood: as for :class:`fastvae.models.VAE`, and so are ``sigma``, ``learn_sigma`` and ``activation``.
         preset: ``"doersch"`` for the tutorial's own heads and initial weights, as for ``VAE``.
+        encoder: a module of your own, as for ``VAE``, but called as ``encoder(x, condition)``. The condition is
+            ``[B, *C]`` in the dtype of the weights, or labels as one-hot numbers ``[B, condition_classes]``.
+        decoder: a module of your own, called as ``decoder(z, condition)``, with ``[N, L]`` and N conditions.
+        network: ``"mlp"`` or ``"conv"``, as for ``VAE``, and so are ``conv_width``, ``conv_depth`` and ``conv_norm``.
 
-    A condition is ``[B, *C]``: uint8 read as c/255, bool or floating point; or labels ``[B]``.
+    A condition is ``[B, *C]``: uint8 read as c/255, bool, other integers or floating point; or labels ``[B]``.
 
     The defaults are the sizes of the tutorial's network: 27 of the 28 columns of a digit given the one in the middle,
     with 3,506,316 parameters.
 
     Raises:
-        ValueError: as ``VAE``; both of the two kinds of conditions; no hidden layer.
+        ValueError: as ``VAE``; both of the two kinds of conditions; MLPs without a hidden layer.
 
     Source: Doersch 2016 (arXiv:1606.05908), sec. 3, eq. 12 to 15, and sec. 5.
     """
@@ -122,31 +59,54 @@ class CVAE(LatentVariableModel):
         self,
         data_shape: int | Sequence[int] = (28, 27),
         condition_shape: int | Sequence[int] | None = None,
-        hidden: Sequence[int] = (1000, 500, 250),
+        hidden: Sequence[int] | None = None,
         latent_dim: int = 30,
         *,
         condition_classes: int | None = None,
         likelihood: LikelihoodName = "bernoulli",
         sigma: float = 1.0,
         learn_sigma: bool = False,
-        activation: Activation = "relu",
+        activation: Activation | None = None,
         preset: Preset | None = None,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        network: str = "mlp",
+        conv_width: int | None = None,
+        conv_depth: int | None = None,
+        conv_norm: Norm | None = None,
     ) -> None:
-        super().__init__(data_shape, hidden, latent_dim, likelihood, sigma, learn_sigma, activation, preset)
+        options = {
+            "hidden": hidden,
+            "activation": activation,
+            "preset": preset,
+            "conv_width": conv_width,
+            "conv_depth": conv_depth,
+            "conv_norm": conv_norm,
+        }
+        own = encoder, decoder
+        super().__init__(data_shape, latent_dim, likelihood, sigma, learn_sigma, network, own, options)
+        self.condition_shape, self.condition_classes = check_condition(condition_shape, condition_classes)
+        # What other networks than MLPs are given of one condition.
+        classes = self.condition_classes
+        numbers = self.condition_shape if classes is None else (classes,)
+        whole = self._whole_networks(own, numbers)
+        if whole is not None:
+            self.encoder, self.decoder = whole
+            return
         if not self.hidden:
             raise ValueError("hidden must name at least one layer: the condition joins there")
-        self.condition_shape, self.condition_classes = _condition(condition_shape, condition_classes)
-        self.condition = _ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
-        layers = encoder(self.pixels, self.hidden, self.latent_dim, activation, preset)
-        self.encoder_below, self.encoder_above = split(layers, 2 * _joined_layer(self.hidden) + 1)
-        decoder = mlp(self.latent_dim, *reversed(self.hidden), self.pixels, activation=activation)
-        self.decoder_below, self.decoder_above = split(decoder, 1)
+        activation = self._options["activation"]
+        self.condition = ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
+        layers = encoder_mlp(self.pixels, self.hidden, self.latent_dim, activation, preset)
+        self.encoder_below, self.encoder_above = split(layers, 2 * joined_layer(self.hidden) + 1)
+        layers = mlp(self.latent_dim, *reversed(self.hidden), self.pixels, activation=activation)
+        self.decoder_below, self.decoder_above = split(layers, 1)
         if preset == "doersch":
             initialise_as_doersch(self, dense=[self.condition.to_decoder[-1]])
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that build this model again: ``CVAE(**model.config)``; plain enough for JSON."""
+        """The arguments that build this model again, as :attr:`fastvae.models.VAE.config`."""
         shape = None if self.condition_shape is None else list(self.condition_shape)
         return {
             "data_shape": list(self.data_shape),
@@ -203,7 +163,12 @@ class CVAE(LatentVariableModel):
         return self._nll(z, self._joins(condition, x.shape[:1]), x, "none")
 
     def _joins(self, condition: Tensor, batch: Sequence[int]) -> Joins:
-        joins: Joins = self.condition(condition)
+        if self.network == "mlp":
+            joins: Joins = self.condition(condition)
+        else:
+            networks = self.encoder, self.decoder
+            numbers = condition_numbers(condition, self.condition_shape, self.condition_classes, *networks)
+            joins = numbers, numbers
         if list(batch) != [len(condition)]:
             raise ValueError(
                 f"there must be a condition for each sample, got {len(condition)} for a batch {list(batch)}"
@@ -211,17 +176,26 @@ class CVAE(LatentVariableModel):
         return joins
 
     def _networks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        return [self.encoder_below, self.encoder_above], [self.decoder_below, self.decoder_above]
+        if self.network == "mlp":
+            return [self.encoder_below, self.encoder_above], [self.decoder_below, self.decoder_above]
+        return [self.encoder], [self.decoder]
 
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         assert joins is not None
-        h = self.encoder_below(self._as_input("x", x, self.data_shape))
-        mu, logvar = self.encoder_above(h + joins[0]).chunk(2, -1)
+        numbers = self._as_input("x", x, self.data_shape)
+        if self.network == "mlp":
+            moments = self.encoder_above(self.encoder_below(numbers.flatten(1)) + joins[0])
+        else:
+            moments = self.encoder(numbers, joins[0])
+        mu, logvar = moments.chunk(2, -1)
         return mu, logvar
 
-    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, Tensor]:
+    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, tuple[Tensor, ...]]:
         assert joins is not None
-        return self.decoder_above, self.decoder_below(z) + joins[1]
+        if self.network == "mlp":
+            return self.decoder_above, (self.decoder_below(z) + joins[1],)
+        condition = joins[1].expand(*z.shape[:-1], *joins[1].shape[1:])
+        return self.decoder, (z.reshape(-1, self.latent_dim), condition.reshape(-1, *joins[1].shape[1:]))
 
     def forward(self, x: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z from Q(z|x, c) and decode it.
@@ -302,7 +276,7 @@ class CVAE(LatentVariableModel):
         """
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-        joins: Joins = self.condition(condition)
+        joins = self._joins(condition, condition.shape[:1])
         shape = [len(condition)] if num_samples is None else [num_samples, len(condition)]
         return self.output.mean(self._decoded(self._prior(shape, generator), joins))
 
@@ -312,92 +286,3 @@ class CVAE(LatentVariableModel):
         joins = self._joins(condition, x.shape[:1])
         mu, _ = self._moments(x, joins)
         return self.output.mean(self._decoded(mu, joins))
-
-
-class Regressor(nn.Module):
-    """The same without z: it predicts each pixel's mean given c, and so blurs what c leaves open.
-
-    Args:
-        data_shape: and the rest as for :class:`CVAE`. By default it has the tutorial's 2,100,756 parameters.
-
-    Raises:
-        ValueError: as ``CVAE``.
-
-    Source: Doersch 2016 (arXiv:1606.05908), sec. 5.
-    """
-
-    def __init__(
-        self,
-        data_shape: int | Sequence[int] = (28, 27),
-        condition_shape: int | Sequence[int] | None = None,
-        hidden: Sequence[int] = (1000, 500, 250),
-        *,
-        condition_classes: int | None = None,
-        likelihood: LikelihoodName = "bernoulli",
-        sigma: float = 1.0,
-        learn_sigma: bool = False,
-        activation: Activation = "relu",
-        preset: Preset | None = None,
-    ) -> None:
-        super().__init__()
-        self.output = Likelihood(likelihood, sigma, learn_sigma)
-        self.data_shape = sizes("data_shape", data_shape)
-        self.hidden = sizes("hidden", hidden)
-        if not self.data_shape or not self.hidden:
-            raise ValueError("data_shape must name at least one dimension, and hidden at least one layer")
-        check_network(self.hidden, activation, preset)
-        self.condition_shape, self.condition_classes = _condition(condition_shape, condition_classes)
-        self.condition = _ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
-        # Without the decoder's first layer, which would take z.
-        self.decoder = mlp(*reversed(self.hidden), math.prod(self.data_shape), activation=activation)
-        self.decoder.insert(0, activation_layer(activation))
-        self.activation: Activation = activation
-        self.preset: Preset | None = preset
-        if preset == "doersch":
-            initialise_as_doersch(self, dense=[self.condition.to_decoder[-1]])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The arguments that build this model again: ``Regressor(**model.config)``; plain enough for JSON."""
-        return {
-            "data_shape": list(self.data_shape),
-            "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
-            "hidden": list(self.hidden),
-            "condition_classes": self.condition_classes,
-            "likelihood": self.output.name,
-            "sigma": self.output.initial_sigma,
-            "learn_sigma": self.output.log_sigma is not None,
-            "activation": self.activation,
-            "preset": self.preset,
-        }
-
-    def forward(self, condition: Tensor) -> Tensor:
-        """The parameters of P(x|c).
-
-        Args:
-            condition: ``[B, *C]`` or ``[B]``.
-
-        Returns:
-            ``[B, *E]``: logits (Bernoulli) or means (Gaussian).
-
-        Raises:
-            ValueError: a shape or dtype that is none of those.
-        """
-        return torch.unflatten(self.decoder(self.condition(condition)[1]), -1, self.data_shape)
-
-    def loss(self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None) -> Tensor:
-        """-log P(x|c): 0-d, the batch mean in nats; ``x [B, *E]``, ``condition`` as for ``forward``."""
-        return self.nll(x, condition, sigma=sigma, reduction="mean")
-
-    def nll(
-        self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None, reduction: str = "none"
-    ) -> Tensor:
-        """-log P(x|c): ``[B]``, nats, or their ``"mean"`` or ``"sum"``; ``x [B, *E]``, the rest as for ``forward``."""
-        check_shape("x", x, self.data_shape)
-        h = self.condition(condition)[1]
-        return self.output.nll_through(self.decoder, h, x, sigma=sigma, reduction=reduction)
-
-    @torch.no_grad()
-    def predict(self, condition: Tensor) -> Tensor:
-        """The expected x, ``[B, *E]``: probabilities (Bernoulli) or means (Gaussian). No gradient flows."""
-        return self.output.mean(self(condition))

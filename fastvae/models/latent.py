@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fastvae import objectives
+from fastvae.models.convolutional import convolutional
 from fastvae.models.likelihood import Likelihood, LikelihoodName
-from fastvae.models.networks import Activation, Preset, as_input, check_network, check_shape, first_weight, sizes
+from fastvae.models.networks import (
+    Activation,
+    Preset,
+    as_input,
+    check_network,
+    check_shape,
+    first_weight,
+    network_options,
+    sizes,
+)
+from fastvae.models.own import made_by, own_networks
 from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl, serializable
 
 
@@ -30,7 +41,10 @@ class VAEOutput(NamedTuple):
 
 
 Joins = tuple[Tensor, Tensor]
-"""What a condition adds to the encoder and to the decoder."""
+"""What a condition adds to an MLP's encoder and decoder; for other networks twice what they are given of it."""
+
+Modules = tuple[nn.Module | None, nn.Module | None]
+"""An encoder and a decoder of the caller's own, or neither."""
 
 
 class LatentVariableModel(nn.Module):
@@ -39,25 +53,42 @@ class LatentVariableModel(nn.Module):
     def __init__(
         self,
         data_shape: int | Sequence[int],
-        hidden: Sequence[int],
         latent_dim: int,
         likelihood: LikelihoodName,
         sigma: float,
         learn_sigma: bool,
-        activation: Activation,
-        preset: Preset | None,
+        network: str,
+        own: Modules,
+        options: dict[str, Any],
     ) -> None:
         super().__init__()
         self.output = Likelihood(likelihood, sigma, learn_sigma)
         self.data_shape = sizes("data_shape", data_shape)
         if not self.data_shape:
             raise ValueError("data_shape must name at least one dimension, not ()")
-        self.hidden = sizes("hidden", hidden)
+        is_own = own != (None, None)
+        self._options = network_options(network, is_own, options)
+        self.network: str | None = None if is_own else network
+        """``"mlp"``, ``"conv"`` or ``"package.module:function"``; None where encoder and decoder were given."""
+        self.hidden = sizes("hidden", self._options.get("hidden", ()))
+        self.activation: Activation | None = self._options.get("activation")
+        self.preset: Preset | None = self._options.get("preset")
         (self.latent_dim,) = sizes("latent_dim", latent_dim)
-        check_network(self.hidden, activation, preset)
-        self.activation: Activation = activation
-        self.preset: Preset | None = preset
+        if self.network == "mlp":
+            check_network(self.hidden, self._options["activation"], self.preset)
         self.pixels = math.prod(self.data_shape)
+
+    def _whole_networks(
+        self, own: Modules, condition_shape: Sequence[int] | None = None
+    ) -> tuple[nn.Module, nn.Module] | None:
+        """Networks between ``[B, *E]`` and codes ``[B, L]``, given conditions ``[B, *C]``; None where it has MLPs."""
+        if self.network != "conv":
+            if self.network is not None and ":" in self.network:
+                own = made_by(self.network, self.data_shape, self.latent_dim, condition_shape)
+            return own_networks(*own, self.data_shape, self.latent_dim, condition_shape)
+        width, depth, norm = (self._options[f"conv_{name}"] for name in ("width", "depth", "norm"))
+        condition = 0 if condition_shape is None else math.prod(condition_shape)
+        return convolutional(self.data_shape, self.latent_dim, width=width, depth=depth, norm=norm, condition=condition)
 
     @property
     def likelihood(self) -> LikelihoodName:
@@ -70,26 +101,30 @@ class LatentVariableModel(nn.Module):
         return self.output.sigma
 
     def _config(self) -> dict[str, object]:
+        options = dict(self._options)
+        if self.network == "mlp":
+            options["hidden"] = list(self.hidden)  # and no name, as checkpoints from before there were others
+        elif self.network is not None:
+            options["network"] = self.network
         return {
-            "hidden": list(self.hidden),
             "latent_dim": self.latent_dim,
             "likelihood": self.likelihood,
             "sigma": self.output.initial_sigma,
             "learn_sigma": self.output.log_sigma is not None,
-            "activation": self.activation,
-            "preset": self.preset,
+            **options,
         }
 
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, Tensor]:
-        """The layers of the decoder that are left, which give ``[..., D]``, and what they take."""
+    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """The layers of the decoder that are left, which give ``[..., D]`` or ``[B', *E]``, and what they take."""
         raise NotImplementedError
 
     def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
-        layers, h = self._to_decode(z, joins)
-        return torch.unflatten(layers(h), -1, self.data_shape)
+        layers, inputs = self._to_decode(z, joins)
+        decoded: Tensor = layers(*inputs)
+        return decoded.reshape(*z.shape[:-1], *self.data_shape)
 
     def _nll(
         self, z: Tensor, joins: Joins | None, x: Tensor, reduction: str, sigma: float | Tensor | None = None
@@ -98,7 +133,8 @@ class LatentVariableModel(nn.Module):
         if z.dim() not in (2, 3) or z.shape[-2:] != (len(x), self.latent_dim):
             rows = f"{len(x)}, {self.latent_dim}]"
             raise ValueError(f"z has shape {list(z.shape)}, expected [{rows} or [K, {rows}, one code for each x")
-        return self.output.nll_through(*self._to_decode(z, joins), x, sigma=sigma, reduction=reduction)
+        layers, inputs = self._to_decode(z, joins)
+        return self.output.nll_through(layers, inputs, x, z.shape[:-1], sigma=sigma, reduction=reduction)
 
     def _pass(self, x: Tensor, joins: Joins | None, generator: Generator | None) -> VAEOutput:
         mu, logvar = self._moments(x, joins)

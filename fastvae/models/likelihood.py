@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +19,33 @@ def _is_hooked(module: nn.Module) -> bool:
     """Whether to call a module does more than its ``forward``, as with pruning or sharded weights."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in module.__dict__
+
+
+def _split(layers: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Layers, and the linear one that they end in with what may unflatten its logits; or all, and none."""
+    if type(layers).forward is nn.Sequential.forward and not _is_hooked(layers):
+        assert isinstance(layers, nn.Sequential)
+        parts = list(layers)
+        for tail in ([nn.Linear], [nn.Linear, nn.Unflatten]):
+            at = len(parts) - len(tail)
+            if at >= 0 and [type(layer) for layer in parts[at:]] == tail and not any(map(_is_hooked, parts[at:])):
+                return parts[:at], parts[at:]
+    return [layers], []
+
+
+def _gives_rows(tail: list[nn.Module], h: Tensor, event: Sequence[int]) -> bool:
+    """Whether the linear layer gives all logits of a sample as one row, which are then at most viewed as ``event``."""
+    last, *after = tail
+    if last.out_features != math.prod(event):
+        return False
+    return all(view.dim in (-1, h.dim() - 1) and view.unflattened_size == tuple(event) for view in after)
+
+
+def _target(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Counts as the operators take them: in the decoder's dtype, but at least float32, which keeps those above 256."""
+    if x.is_floating_point() or x.dtype in (torch.uint8, torch.bool):
+        return x
+    return x.to(torch.promote_types(dtype, torch.float32))
 
 
 class Likelihood(nn.Module):
@@ -55,28 +83,44 @@ class Likelihood(nn.Module):
     def nll(self, decoded: Tensor, x: Tensor, *, sigma: float | Tensor | None = None, reduction: str) -> Tensor:
         """-log P(x): ``decoded [B, *E]`` or ``[K, B, *E]`` and ``x [B, *E]`` to ``[B]`` or ``[K, B]``, nats.
 
-        ``sigma`` stands in for the model's own, as in a schedule.
+        ``sigma`` stands in for the model's own, as in a schedule. Integers other than uint8 count as their value.
 
         Raises:
             ValueError: a value of x outside [0, 1] (Bernoulli; on a GPU a device-side assertion).
         """
+        x = _target(x, decoded.dtype)
         if self.name == "bernoulli":
             self._refuse(sigma)
             return sigmoid_cross_entropy(decoded, x, reduction=reduction, check_target=True)
         return gaussian_nll(decoded, x, sigma=self.sigma if sigma is None else sigma, reduction=reduction)
 
     def nll_through(
-        self, layers: nn.Module, h: Tensor, x: Tensor, *, sigma: float | Tensor | None = None, reduction: str
+        self,
+        layers: nn.Module,
+        inputs: tuple[Tensor, ...],
+        x: Tensor,
+        batch: Sequence[int],
+        *,
+        sigma: float | Tensor | None = None,
+        reduction: str,
     ) -> Tensor:
-        """The same of ``layers(h)``, ``[B, D]`` or ``[K, B, D]``: a last linear layer's logits are not all kept."""
-        last = layers[-1] if isinstance(layers, nn.Sequential) else None
-        if self.name == "bernoulli" and type(last) is nn.Linear and not (_is_hooked(layers) or _is_hooked(last)):
-            assert isinstance(layers, nn.Sequential)
+        """The same of ``layers(*inputs)``, ``[..., D]`` or ``[..., *E]``, with leading dimensions made ``batch``.
+
+        Where the layers end in a linear one, its logits are not all kept (Bernoulli).
+        """
+        below, tail = _split(layers) if self.name == "bernoulli" and len(inputs) == 1 else ([layers], [])
+        for layer in below:
+            inputs = (layer(*inputs),)
+        (h,) = inputs
+        if tail and _gives_rows(tail, h, x.shape[1:]):
             self._refuse(sigma)
-            for layer in list(layers)[:-1]:
-                h = layer(h)
+            last = tail[0]
+            assert isinstance(last, nn.Linear)
+            h, x = h.reshape(*batch, last.in_features), _target(x, last.weight.dtype)
             return linear_sigmoid_cross_entropy(h, last.weight, last.bias, x, reduction=reduction, check_target=True)
-        return self.nll(layers(h).unflatten(-1, x.shape[1:]), x, sigma=sigma, reduction=reduction)
+        for layer in tail:
+            h = layer(h)
+        return self.nll(h.reshape(*batch, *x.shape[1:]), x, sigma=sigma, reduction=reduction)
 
     def _refuse(self, sigma: float | Tensor | None) -> None:
         if sigma is not None:

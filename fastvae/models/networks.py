@@ -1,17 +1,24 @@
-"""What the models' networks are made of: layers, heads and initialisations."""
+"""What the models' networks are made of: options, layers, heads, initialisations, and the numbers that they take."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh"]
 Preset = Literal["doersch"]
+NetworkName = Literal["mlp", "conv"]
 
+# Which options each network takes, with their defaults.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": (1000, 500, 250), "activation": "relu", "preset": None},
+    "conv": {"conv_width": 32, "conv_depth": 1, "conv_norm": "group"},
+    "own": {},
+}
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 # Doersch's code: the standard deviation of a weight, and how many of a unit's inputs each output keeps on average.
 _DOERSCH_DEVIATION, _DOERSCH_CONNECTIONS = 0.1, 15
@@ -68,7 +75,7 @@ def split(layers: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]
     return nn.Sequential(*list(layers)[:at]), nn.Sequential(*list(layers)[at:])
 
 
-def encoder(
+def encoder_mlp(
     inputs: int, hidden: Sequence[int], latent_dim: int, activation: Activation, preset: Preset | None
 ) -> nn.Sequential:
     """From ``inputs`` numbers to the packed moments ``[..., 2L]``."""
@@ -94,6 +101,31 @@ def initialise_as_doersch(model: nn.Module, dense: Collection[nn.Module] = ()) -
         if not any(layer is other for other in dense):
             kept = min(1.0, _DOERSCH_CONNECTIONS / layer.out_features)
             layer.weight.mul_(torch.rand_like(layer.weight) < kept)
+
+
+def network_options(network: str, own: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a network, whole.
+
+    Args:
+        network: the built-in one, or ``"package.module:function"``, where the caller gives no modules.
+        own: whether the caller has modules of their own.
+        given: the options of all networks by name, None for those that the caller left out.
+
+    Raises:
+        ValueError: an unknown network, or options that belong to another; the message names them.
+    """
+    imported = ":" in network
+    if not imported and network not in get_args(NetworkName):
+        expected = ", ".join(get_args(NetworkName))
+        raise ValueError(f"network must be one of {expected} or package.module:function, not {network!r}")
+    if own and network != "mlp":
+        raise ValueError(f"give either encoder and decoder or network {network!r}, not both")
+    kind = "own" if own or imported else network
+    foreign = [name for name, value in given.items() if value is not None and name not in _OPTIONS[kind]]
+    if foreign:
+        takes = "encoder and decoder of your own take" if own else f"network {network!r} takes"
+        raise ValueError(f"{takes} no {', '.join(foreign)}")
+    return {name: default if given[name] is None else given[name] for name, default in _OPTIONS[kind].items()}
 
 
 def check_network(hidden: Sequence[int], activation: str, preset: str | None) -> None:
@@ -163,13 +195,13 @@ def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
 
 
 def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module) -> Tensor:
-    """``x [B, *shape]`` as ``[B, D]`` of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1.
+    """``x [B, *shape]`` as numbers of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others as their value.
 
     Raises:
-        ValueError: another shape (the message names both), or a dtype that is none of those nor floating point.
+        ValueError: another shape (the message names both), or a dtype that holds no real numbers.
     """
     check_shape(name, x, shape)
-    if x.dtype not in (torch.uint8, torch.bool) and not x.is_floating_point():
-        raise ValueError(f"{name} must be uint8, bool or floating point, not {x.dtype}")
+    if x.is_complex() or x.is_quantized:
+        raise ValueError(f"{name} must be integers, bool or floating point, not {x.dtype}")
     dtype = input_dtype(x, *networks)
-    return (x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)).flatten(1)
+    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)

@@ -1,7 +1,7 @@
-"""The variational auto-encoder of the tutorial: two mirrored MLPs around a Gaussian code.
+"""The variational auto-encoder: an encoder and a decoder around a Gaussian code, by default the tutorial's two MLPs.
 
-Shapes: B is the batch, E = ``data_shape`` the event (one image), L = ``latent_dim``. The networks see the
-event flattened to D numbers; callers see images in the shape that they gave.
+Shapes: B is the batch, E = ``data_shape`` the event (one image) of D numbers, L = ``latent_dim``. MLPs see the event
+flattened; other networks, and callers, see it in its shape.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvae.models.convolutional import Norm
 from fastvae.models.latent import Joins, LatentVariableModel, VAEOutput
 from fastvae.models.likelihood import LikelihoodName
-from fastvae.models.networks import Activation, Preset, encoder, initialise_as_doersch, mlp
+from fastvae.models.networks import (
+    Activation,
+    Preset,
+    encoder_mlp,
+    initialise_as_doersch,
+    mlp,
+)
 from fastvae.objectives import Gradient
 from fastvae.ops import ELBO
 
@@ -24,28 +31,45 @@ class VAE(LatentVariableModel):
 
     Args:
         data_shape: the event E, as one size or a sequence of sizes, e.g. ``784`` or ``(28, 28)``.
-        hidden: widths of the encoder's hidden layers; the decoder has the same in reverse. May be empty.
+        hidden: widths of the MLP's hidden layers in the encoder, by default (1000, 500, 250); the decoder has the same
+            in reverse. May be empty.
         latent_dim: L, the size of the code z.
         likelihood: ``"bernoulli"`` (the decoder gives logits of pixels in [0, 1]) or ``"gaussian"`` (the
             decoder gives means).
         sigma: standard deviation of the Gaussian likelihood, in units of the data (uint8 images: of
             pixels in [0, 1]). It weighs reconstruction against KL; the Bernoulli one has no use for it.
         learn_sigma: whether sigma is a parameter, with ``sigma`` its first value.
-        activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
+        activation: the MLP's, of its hidden layers: ``"relu"``, the default, or ``"tanh"``.
         preset: ``"doersch"`` for the network of the tutorial's code: mu from after the last ReLU of the encoder and
             log sigma from before it, sparse initial weights (:func:`fastvae.models.networks.initialise_as_doersch`).
             With the other arguments as they are, it has the tutorial's 2,844,844 parameters.
+        encoder: a module of your own in place of the built-in network, from ``[B, *E]`` to ``[B, 2L]``: mu beside
+            logvar. It is given numbers in the dtype of its weights.
+        decoder: a module of your own, from ``[N, L]`` to ``[N, *E]`` or ``[N, D]``; N is B, or K * B for K samples of
+            each code. Give both modules, or neither. They are run once on a batch of two when the model is made: lazy
+            modules are initialised, and shapes that do not fit are an error.
+        network: the built-in network, ``"mlp"`` or ``"conv"``. The latter is
+            :func:`fastvae.models.convolutional`, for images ``(C, H, W)`` or ``(H, W)``. Or the name of a function of
+            your own, ``"package.module:function"``, which is imported and called with ``data_shape`` and ``latent_dim``
+            and returns an encoder and a decoder as above: a model of such a name is built again from its ``config``.
+        conv_width: ``width`` of ``"conv"``, 32 by default.
+        conv_depth: ``depth`` of ``"conv"``, 1 by default.
+        conv_norm: ``norm`` of ``"conv"``, ``"group"`` by default, ``"batch"`` or ``"none"``.
 
-    ``decoder`` may be replaced by any module from ``[..., L]`` to ``[..., D]``. The losses go through it, not through
-    a ``decode`` that a subclass overrides.
+    A decoder that is an ``nn.Sequential`` and ends in ``nn.Linear``, or in that and an ``nn.Unflatten`` to E, is run
+    through :func:`fastvae.linear_sigmoid_cross_entropy` (Bernoulli), which never keeps all logits. The losses go
+    through ``decoder``, not through a ``decode`` that a subclass overrides. The attribute ``decoder`` of a model of
+    MLPs may be replaced by any module from ``[..., L]`` to ``[..., D]``.
 
-    Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, or floating
-    point (in [0, 1] for the Bernoulli likelihood).
+    Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, other integers and
+    floating-point numbers read as they are (in [0, 1] for the Bernoulli likelihood).
 
     Raises:
-        ValueError: a size that is no positive integer, an unknown likelihood, activation or preset, a sigma that is
-            not positive and finite, one to be learned without the Gaussian likelihood, a preset without hidden
-            ReLU layers.
+        ValueError: a size that is no positive integer, an unknown likelihood, network, activation or preset, a sigma
+            that is not positive and finite, one to be learned without the Gaussian likelihood, a preset without hidden
+            ReLU layers, options of another network than the model has, only one module of your own or one that does
+            not fit (the message names both shapes), and as :func:`fastvae.models.convolutional`.
+        ImportError: there is no such module or function.
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C; the sizes are those of Doersch 2016
     (arXiv:1606.05908), sec. 4.
@@ -54,24 +78,47 @@ class VAE(LatentVariableModel):
     def __init__(
         self,
         data_shape: int | Sequence[int] = 784,
-        hidden: Sequence[int] = (1000, 500, 250),
+        hidden: Sequence[int] | None = None,
         latent_dim: int = 30,
         *,
         likelihood: LikelihoodName = "bernoulli",
         sigma: float = 1.0,
         learn_sigma: bool = False,
-        activation: Activation = "relu",
+        activation: Activation | None = None,
         preset: Preset | None = None,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        network: str = "mlp",
+        conv_width: int | None = None,
+        conv_depth: int | None = None,
+        conv_norm: Norm | None = None,
     ) -> None:
-        super().__init__(data_shape, hidden, latent_dim, likelihood, sigma, learn_sigma, activation, preset)
-        self.encoder = encoder(self.pixels, self.hidden, self.latent_dim, activation, preset)
+        options = {
+            "hidden": hidden,
+            "activation": activation,
+            "preset": preset,
+            "conv_width": conv_width,
+            "conv_depth": conv_depth,
+            "conv_norm": conv_norm,
+        }
+        own = encoder, decoder
+        super().__init__(data_shape, latent_dim, likelihood, sigma, learn_sigma, network, own, options)
+        whole = self._whole_networks(own)
+        if whole is not None:
+            self.encoder, self.decoder = whole
+            return
+        activation = self._options["activation"]
+        self.encoder = encoder_mlp(self.pixels, self.hidden, self.latent_dim, activation, preset)
         self.decoder = mlp(self.latent_dim, *reversed(self.hidden), self.pixels, activation=activation)
         if preset == "doersch":
             initialise_as_doersch(self)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that build this model again: ``VAE(**model.config)``; plain enough for JSON."""
+        """The arguments that build this model again: ``VAE(**model.config)``; plain enough for JSON.
+
+        Modules of your own are not among them: ``VAE(**model.config, encoder=..., decoder=...)``.
+        """
         return {"data_shape": list(self.data_shape), **self._config()}
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,10 +131,11 @@ class VAE(LatentVariableModel):
             ``(mu, logvar)``, each ``[B, L]``: two views of one tensor.
 
         Raises:
-            ValueError: the shape of ``x`` is not ``[B, *E]`` (the message names both), or its dtype is
-                neither uint8, bool nor floating point.
+            ValueError: the shape of ``x`` is not ``[B, *E]`` (the message names both), or its dtype is complex or
+                quantised.
         """
-        mu, logvar = self.encoder(self._as_input("x", x, self.data_shape)).chunk(2, -1)
+        numbers = self._as_input("x", x, self.data_shape)
+        mu, logvar = self.encoder(numbers.flatten(1) if self.network == "mlp" else numbers).chunk(2, -1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
@@ -126,8 +174,8 @@ class VAE(LatentVariableModel):
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         return self.encode(x)
 
-    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, Tensor]:
-        return self.decoder, z
+    def _to_decode(self, z: Tensor, joins: Joins | None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        return self.decoder, (z if self.network == "mlp" else z.reshape(-1, self.latent_dim),)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z from Q(z|x) and decode it.

@@ -1,0 +1,97 @@
+"""What a model is given beside x: conditions of any shape, or labels, and the network that MLPs have for them.
+
+The condition has a network of its own, whose outputs are added to the layers of the encoder and the decoder before
+their ReLU. With hidden sizes (h1, ..., hn) it runs from C over layers of these sizes to one more of size hn; the last
+but one of them joins the encoder's of the same size, the one more the decoder's first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from fastvae.models.networks import Activation, as_input, input_dtype, mlp, sizes, split
+from fastvae.ops import transformed
+
+_COLUMN = 28  # pixels of the column that the tutorial's networks are given
+
+
+class ConditionNetwork(nn.Module):
+    """``[B, *C]`` or labels ``[B]`` to what joins the encoder ``[B, h]`` and the decoder ``[B, hn]``, before ReLU."""
+
+    def __init__(
+        self, shape: tuple[int, ...] | None, classes: int | None, hidden: Sequence[int], activation: Activation
+    ):
+        super().__init__()
+        self.shape, self.classes = shape, classes
+        join = joined_layer(hidden)
+        inputs = classes if classes is not None else math.prod(shape or ())
+        layers = mlp(inputs, *hidden, hidden[-1], activation=activation)
+        self.to_encoder, self.to_decoder = split(layers, 2 * join + 1)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = condition_numbers(condition, self.shape, self.classes, self.to_encoder, self.to_decoder)
+        joins_encoder = self.to_encoder(numbers.flatten(1))
+        return joins_encoder, self.to_decoder(joins_encoder)
+
+
+def condition_numbers(
+    condition: Tensor, shape: tuple[int, ...] | None, classes: int | None, *networks: nn.Module
+) -> Tensor:
+    """A condition as the networks take it: ``[B, *C]`` in the dtype of their weights, or labels ``[B]`` one-hot.
+
+    Args:
+        condition: ``[B, *C]`` as for :func:`fastvae.models.networks.as_input`; or integers ``[B]``.
+        shape: C, unless conditions are labels.
+        classes: how many labels there are, and so numbers for each.
+        networks: the first of them that has weights has the dtype.
+
+    Raises:
+        ValueError: another shape or dtype; a label outside 0 .. classes - 1 (on a CPU).
+    """
+    if shape is not None:
+        return as_input("condition", condition, shape, *networks)
+    assert classes is not None
+    if condition.dim() != 1 or condition.is_floating_point() or condition.dtype == torch.bool:
+        raise ValueError(
+            f"condition must be labels, integers [B], got {condition.dtype} of shape {list(condition.shape)}"
+        )
+    labels = condition.long()
+    dtype = input_dtype(labels, *networks)
+    if transformed():
+        # Nobody may look at them here, and one_hot would give zeros for a label that is none; scatter does not.
+        zeros = torch.zeros(*labels.shape, classes, dtype=dtype, device=labels.device)
+        return zeros.scatter(-1, labels.unsqueeze(-1), 1)
+    # Elsewhere, and in compiled code, which may not look at them, one_hot itself sees to their range.
+    if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in labels.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {low if low < 0 else high}")
+    return one_hot(labels, classes).to(dtype)
+
+
+def joined_layer(hidden: Sequence[int]) -> int:
+    """The encoder's layer, by number, that the condition joins."""
+    return max(0, len(hidden) - 2)
+
+
+def check_condition(
+    shape: int | Sequence[int] | None, classes: int | None
+) -> tuple[tuple[int, ...] | None, int | None]:
+    """``condition_shape`` and ``condition_classes``, one of which is None.
+
+    Raises:
+        ValueError: both are given, or a size is no positive integer.
+    """
+    if classes is not None:
+        if shape is not None:
+            raise ValueError(f"give at most one of condition_shape and condition_classes, got {shape} and {classes}")
+        return None, sizes("condition_classes", classes)[0]
+    shape = sizes("condition_shape", _COLUMN if shape is None else shape)
+    if not shape:
+        raise ValueError("condition_shape must name at least one dimension, not ()")
+    return shape, None

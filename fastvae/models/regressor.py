@@ -1,0 +1,113 @@
+"""The regressor of the tutorial, which the conditional VAE is held against: the same without a code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvae.models.conditions import ConditionNetwork, check_condition
+from fastvae.models.likelihood import Likelihood, LikelihoodName
+from fastvae.models.networks import (
+    Activation,
+    Preset,
+    activation_layer,
+    check_network,
+    check_shape,
+    initialise_as_doersch,
+    mlp,
+    sizes,
+)
+
+
+class Regressor(nn.Module):
+    """A conditional VAE without z: it predicts each pixel's mean given c, and so blurs what c leaves open.
+
+    Args:
+        data_shape: and the rest as for the MLPs of :class:`fastvae.models.CVAE`. By default it has the tutorial's
+            2,100,756 parameters.
+
+    Raises:
+        ValueError: as ``CVAE``.
+
+    Source: Doersch 2016 (arXiv:1606.05908), sec. 5.
+    """
+
+    def __init__(
+        self,
+        data_shape: int | Sequence[int] = (28, 27),
+        condition_shape: int | Sequence[int] | None = None,
+        hidden: Sequence[int] = (1000, 500, 250),
+        *,
+        condition_classes: int | None = None,
+        likelihood: LikelihoodName = "bernoulli",
+        sigma: float = 1.0,
+        learn_sigma: bool = False,
+        activation: Activation = "relu",
+        preset: Preset | None = None,
+    ) -> None:
+        super().__init__()
+        self.output = Likelihood(likelihood, sigma, learn_sigma)
+        self.data_shape = sizes("data_shape", data_shape)
+        self.hidden = sizes("hidden", hidden)
+        if not self.data_shape or not self.hidden:
+            raise ValueError("data_shape must name at least one dimension, and hidden at least one layer")
+        check_network(self.hidden, activation, preset)
+        self.condition_shape, self.condition_classes = check_condition(condition_shape, condition_classes)
+        self.condition = ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
+        # Without the decoder's first layer, which would take z.
+        self.decoder = mlp(*reversed(self.hidden), math.prod(self.data_shape), activation=activation)
+        self.decoder.insert(0, activation_layer(activation))
+        self.activation: Activation = activation
+        self.preset: Preset | None = preset
+        if preset == "doersch":
+            initialise_as_doersch(self, dense=[self.condition.to_decoder[-1]])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that build this model again: ``Regressor(**model.config)``; plain enough for JSON."""
+        return {
+            "data_shape": list(self.data_shape),
+            "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
+            "hidden": list(self.hidden),
+            "condition_classes": self.condition_classes,
+            "likelihood": self.output.name,
+            "sigma": self.output.initial_sigma,
+            "learn_sigma": self.output.log_sigma is not None,
+            "activation": self.activation,
+            "preset": self.preset,
+        }
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """The parameters of P(x|c).
+
+        Args:
+            condition: ``[B, *C]`` or ``[B]``.
+
+        Returns:
+            ``[B, *E]``: logits (Bernoulli) or means (Gaussian).
+
+        Raises:
+            ValueError: a shape or dtype that is none of those.
+        """
+        return torch.unflatten(self.decoder(self.condition(condition)[1]), -1, self.data_shape)
+
+    def loss(self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None) -> Tensor:
+        """-log P(x|c): 0-d, the batch mean in nats; ``x [B, *E]``, ``condition`` as for ``forward``."""
+        return self.nll(x, condition, sigma=sigma, reduction="mean")
+
+    def nll(
+        self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None, reduction: str = "none"
+    ) -> Tensor:
+        """-log P(x|c): ``[B]``, nats, or their ``"mean"`` or ``"sum"``; ``x [B, *E]``, the rest as for ``forward``."""
+        check_shape("x", x, self.data_shape)
+        h = self.condition(condition)[1]
+        return self.output.nll_through(self.decoder, (h,), x, x.shape[:1], sigma=sigma, reduction=reduction)
+
+    @torch.no_grad()
+    def predict(self, condition: Tensor) -> Tensor:
+        """The expected x, ``[B, *E]``: probabilities (Bernoulli) or means (Gaussian). No gradient flows."""
+        return self.output.mean(self(condition))
