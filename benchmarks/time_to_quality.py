@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvae.data import Dataset, load
+from fastvae.data import Images, load
 from fastvae.evaluation import evaluate
 from fastvae.models import VAE
 from fastvae.training import TrainConfig, train
@@ -39,11 +39,11 @@ STEPS = 1200  # of the tutorial's training through this package, two epochs, of 
 Curve = list[dict[str, float]]
 
 
-def test_elbo(model: VAE, data: Dataset) -> float:
+def test_elbo(model: VAE, data: Images) -> float:
     return evaluate(model, data.test.flatten(1), generator=torch.Generator().manual_seed(0)).elbo
 
 
-def plain(data: Dataset, epochs: int) -> Curve:
+def plain(data: Images, epochs: int) -> Curve:
     """The tutorial's training, its loss in plain PyTorch."""
     torch.manual_seed(0)
     model = VAE(preset="doersch")

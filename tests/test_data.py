@@ -126,7 +126,7 @@ def test_load_finds_the_files(tmp_path, monkeypatch, content, subfolder, by):
     assert (dataset.name, dataset.data_shape) == ("mnist", (28, 28))
     assert torch.equal(dataset.train, read_idx(tmp_path / subfolder / f"{IMAGES}.gz"))
     assert torch.equal(dataset.test_labels, torch.arange(TEST, dtype=torch.uint8) % 10)
-    tensors = [getattr(dataset, field.name) for field in dataclasses.fields(dataset)[1:]]
+    tensors = [dataset.train, dataset.train_labels, dataset.test, dataset.test_labels]
     assert [tensor.dtype for tensor in tensors] == [torch.uint8] * 4
     assert [len(tensor) for tensor in tensors] == [TRAIN, TRAIN, TEST, TEST]
 
@@ -165,6 +165,19 @@ def test_load_reads_files_with_a_dot_in_their_names(tmp_path, content, suffix):
     write(tmp_path, {f"{name.replace('-idx', '.idx')}{suffix}": raw for name, raw in content.items()})
     (tmp_path / IMAGES).mkdir()
     assert len(load("mnist", tmp_path).train) == TRAIN
+
+
+def test_load_needs_no_sums_of_decompressed_files(tmp_path, monkeypatch, content):
+    """Of kmnist those of the compressed files alone are published."""
+    monkeypatch.setitem(published._SOURCES, "mnist", dataclasses.replace(published._SOURCES["mnist"], md5=()))
+    write(tmp_path / "kmnist", content)
+    assert load("kmnist", tmp_path).name == "kmnist"
+
+
+def test_load_rejects_mnist_that_is_called_kmnist(tmp_path, content):
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=rf"{IMAGES}: this is a file of mnist, not of kmnist"):
+        load("kmnist", tmp_path)
 
 
 def damaged(files, name, raw):
@@ -386,9 +399,9 @@ def test_batches_binarize_anew_at_every_pass():
 @pytest.mark.parametrize(
     ("images", "batch_size", "message"),
     [
-        (torch.zeros(4, 2), 2, r"images must be uint8 \[N, \*E\], N > 0, not torch.float32 \[4, 2\]"),
-        (torch.zeros(0, 2, dtype=torch.uint8), 2, r"not torch.uint8 \[0, 2\]"),
-        (torch.zeros((), dtype=torch.uint8), 2, r"not torch.uint8 \[\]"),
+        (torch.zeros(0, 2), 2, r"images must be \[N, \*E\], N > 0, not \[0, 2\]"),
+        (torch.zeros(0, 2, dtype=torch.uint8), 2, r"not \[0, 2\]"),
+        (torch.zeros((), dtype=torch.uint8), 2, r"not \[\]"),
         (numbered(4), 0, "batch_size must be at least 1, not 0"),
     ],
 )

@@ -8,6 +8,23 @@ from fastvae.data.batches import Batches
 from fastvae.data.columns import join_column, split_column
 from fastvae.data.dataset import Dataset
 from fastvae.data.idx import read_idx
-from fastvae.data.published import DatasetName, load
+from fastvae.data.published import DatasetName, Images, load
+from fastvae.data.rows import Data, Rows, take
+from fastvae.data.sources import Layout, Source, read
 
-__all__ = ["Batches", "Dataset", "DatasetName", "join_column", "load", "read_idx", "split_column"]
+__all__ = [
+    "Batches",
+    "Data",
+    "Dataset",
+    "DatasetName",
+    "Images",
+    "Layout",
+    "Rows",
+    "Source",
+    "join_column",
+    "load",
+    "read",
+    "read_idx",
+    "split_column",
+    "take",
+]

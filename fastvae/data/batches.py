@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fastvae.data.rows import Data, Rows, take
 from fastvae.ops import binarize
 
 
 class Batches:
-    """Batches of a uint8 tensor of images, on the device where the tensor is; each ``iter()`` is one epoch.
+    """Batches of a data set, on the device where it is; each ``iter()`` is one epoch.
 
     Args:
-        images: ``[N, *E]`` uint8. It is never copied as a whole.
+        images: ``[N, *E]``. It is never copied as a whole.
         batch_size: images per batch; the last batch of an epoch holds what is left.
         shuffle: draws a new order for each epoch. A CPU generator, so that one seed gives one order on every
             device. Without it the batches are views of ``images`` in their own order.
@@ -22,25 +23,25 @@ class Batches:
         noise: the source of those draws, by default torch's own.
 
     Yields:
-        ``[B, *E]``: uint8, or bool where ``binarize`` is set.
+        ``[B, *E]``: of the dtype of ``images``, or bool where ``binarize`` is set.
 
     Raises:
-        ValueError: no images, images that are not uint8, or a batch size below 1.
+        ValueError: no images, or a batch size below 1.
 
     Source: binarisation at every draw as in Burda et al. 2015 (arXiv:1509.00519), sec. 5.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Data,
         batch_size: int,
         *,
         shuffle: torch.Generator | None = None,
         binarize: bool = False,
         noise: torch.Generator | None = None,
     ) -> None:
-        if images.dtype != torch.uint8 or images.dim() == 0 or len(images) == 0:
-            raise ValueError(f"images must be uint8 [N, *E], N > 0, not {images.dtype} {list(images.shape)}")
+        if len(images.shape) == 0 or len(images) == 0:
+            raise ValueError(f"images must be [N, *E], N > 0, not {list(images.shape)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.images = images
@@ -55,14 +56,21 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         if self.shuffle is None:
-            for batch in torch.split(self.images, self.batch_size):
+            for start in range(0, len(self.images), self.batch_size):
+                batch = self.images[start : start + self.batch_size]
                 yield binarize(batch, generator=self.noise) if self.binarize else batch
             return
-        order = torch.randperm(len(self.images), generator=self.shuffle, device=self.shuffle.device).to(
-            self.images.device
-        )
-        for index in torch.split(order, self.batch_size):
-            if self.binarize:
-                yield binarize(self.images, index=index, generator=self.noise)
-            else:
-                yield self.images.index_select(0, index)
+        order = torch.randperm(len(self.images), generator=self.shuffle, device=self.shuffle.device)
+        for index in torch.split(order.to(self.images.device), self.batch_size):
+            yield drawn(self.images, index, torch.bool, self.noise) if self.binarize else take(self.images, index)
+
+
+def drawn(data: Data, index: Tensor, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
+    """Rows ``index``, int64 ``[B]``, each element drawn anew, 1 with the probability that it says.
+
+    Returns:
+        ``[B, *E]`` of ``dtype``, bool or floating point (:func:`fastvae.binarize`).
+    """
+    if isinstance(data, Rows):
+        return binarize(data.take(index), dtype=dtype, generator=generator)
+    return binarize(data, index=index, dtype=dtype, generator=generator)

@@ -1,15 +1,21 @@
-"""IDX files, the format of MNIST."""
+"""IDX files, the format of MNIST, and folders of them."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastvae.data.parts import PARTS, Raw, check_size, listed
+
+# train-images-idx3-ubyte, emnist-letters-test-labels-idx1-ubyte.gz, t10k-images.idx3-ubyte
+_NAME = re.compile(r"(.*?)(train|t10k|test|val)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
@@ -53,9 +59,55 @@ def parse_idx(path: Path, content: bytes) -> Tensor:
     if len(content) < header:
         raise ValueError(f"{path}: truncated: it ends within the header")
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    expected, held = int(np.prod(shape, dtype=object)), len(content) - header
-    if held != expected:
-        reason = "truncated" if held < expected else "too long"
-        raise ValueError(f"{path}: {reason}: {held} bytes of data, expected {expected} for shape {shape}")
+    check_size(path, len(content) - header, int(np.prod(shape, dtype=object)), f"shape {shape}")
     # A copy: the bytes are read-only, and the header would shift the first pixel off its alignment.
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()).view(shape)
+
+
+def find_idx(folder: Path) -> dict[tuple[str, str, str], Path]:
+    """The IDX files of a folder that are called like MNIST's, by prefix, part and kind.
+
+    The prefix is what stands before ``train`` or ``t10k``, the part ``train``, ``test`` or ``val``, the kind ``images``
+    or ``labels``. A plain file is preferred to a compressed one.
+    """
+    found: dict[tuple[str, str, str], Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_file() and not path.name.startswith("."):
+            found.setdefault((match[1], PARTS[match[2]], match[3]), path)
+    return found
+
+
+def read_idx_folder(folder: Path, found: dict[tuple[str, str, str], Path]) -> Raw:
+    """The data set whose files ``find_idx`` found; test images and labels may be missing.
+
+    Raises:
+        ValueError: several data sets, no training images, or files as for ``read_idx``.
+    """
+    prefixes = sorted({prefix for prefix, _, _ in found})
+    if len(prefixes) > 1:
+        raise ValueError(f"{folder}: holds several data sets, {listed(prefixes)}; expected one in a folder")
+    files = {(part, kind): path for (_, part, kind), path in found.items()}
+    if ("train", "images") not in files:
+        raise ValueError(f"{folder}: holds {min(found.values()).name}, but no train-images-idx3-ubyte")
+    test = "test" if ("test", "images") in files else "val"
+    images, labels, test_images, test_labels = (
+        read_idx_images(files[key]) if key in files else None
+        for key in (("train", "images"), ("train", "labels"), (test, "images"), (test, "labels"))
+    )
+    assert images is not None
+    return Raw(
+        images,
+        None if labels is None else labels.numpy(),
+        None,
+        test_images,
+        None if test_labels is None or test_images is None else test_labels.numpy(),
+    )
+
+
+def read_idx_images(path: Path) -> Tensor:
+    """As ``read_idx``, with EMNIST's images upright: their files hold columns for rows."""
+    tensor = read_idx(path)
+    if path.name.startswith("emnist-") and tensor.dim() == 3:
+        return tensor.transpose(1, 2).contiguous()
+    return tensor

@@ -15,7 +15,21 @@ from torch import Tensor
 from fastvae.data.dataset import Dataset
 from fastvae.data.idx import parse_idx, read_bytes
 
-DatasetName = Literal["digits", "mnist", "fashion-mnist"]
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "kmnist"]
+
+
+@dataclass(frozen=True)
+class Images(Dataset):
+    """A published data set of grey images with labels, all of them in memory."""
+
+    train: Tensor
+    """``[N, H, W]`` uint8, 0..255."""
+    train_labels: Tensor
+    """``[N]`` uint8, the class."""
+    test: Tensor
+    """``[M, H, W]`` uint8, 0..255."""
+    test_labels: Tensor
+    """``[M]`` uint8, the class."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +40,11 @@ class _Source:
     torchvision: str
     """The folder of torchvision, which calls it by its class."""
     gz_md5: tuple[str, ...]
-    md5: tuple[str, ...]
-    """Of the decompressed bytes: whoever compressed a file anew has the same ones."""
+    md5: tuple[str, ...] = ()
+    """Of the decompressed bytes, where they are known: whoever compressed a file anew has the same ones."""
 
 
-# Training images and labels, test images and labels, called alike in both data sets and of the same sizes.
+# Training images and labels, test images and labels, called alike in all data sets and of the same sizes.
 _STEMS = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -72,16 +86,26 @@ _SOURCES = {
             "15d484375f8d13e6eb1aabb0c3f46965",
         ),
     ),
+    "kmnist": _Source(
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        "KMNIST",
+        gz_md5=(
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        ),
+    ),
 }
 
 
-def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Dataset:
+def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Images:
     """Load a data set.
 
     Args:
-        name: ``"digits"``: scikit-learn's 1,797 digits of 8x8 pixels, which need no file. ``"mnist"`` and
-            ``"fashion-mnist"``: 60,000 training and 10,000 test images of 28x28 pixels from the four IDX
-            files as published, plain or gzip-compressed.
+        name: ``"digits"``: scikit-learn's 1,797 digits of 8x8 pixels, which need no file. ``"mnist"``,
+            ``"fashion-mnist"`` and ``"kmnist"``: 60,000 training and 10,000 test images of 28x28 pixels from the
+            four IDX files as published, plain or gzip-compressed.
         root: the folder of the IDX files, themselves or in a subfolder called ``name``, or the ``root`` of
             torchvision's class (``MNIST/raw/``); by default that of the environment variable ``FASTVAE_DATA``. The
             files may be called ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``.
@@ -95,7 +119,7 @@ def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Datas
         OSError: a file cannot be read or downloaded.
 
     Source: UCI Optical Recognition of Handwritten Digits (test part); LeCun, Cortes & Burges, MNIST; Xiao,
-    Rasul & Vollgraf 2017 (arXiv:1708.07747), Fashion-MNIST.
+    Rasul & Vollgraf 2017 (arXiv:1708.07747), Fashion-MNIST; Clanuwat et al. 2018 (arXiv:1812.01718), Kuzushiji-MNIST.
     """
     if name not in get_args(DatasetName):
         raise ValueError(f"unknown data set {name!r}, expected one of {', '.join(get_args(DatasetName))}")
@@ -106,7 +130,7 @@ def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Datas
     return _read_dataset(name, paths)
 
 
-def _load_digits() -> Dataset:
+def _load_digits() -> Images:
     """The digits, split: of each class, in the order of the data set, every fifth image is for testing."""
     from sklearn.datasets import load_digits
 
@@ -119,7 +143,7 @@ def _load_digits() -> Dataset:
         members = np.flatnonzero(classes == label)
         rank[members] = np.arange(len(members))
     test = torch.from_numpy(rank % 5 == 4)
-    return Dataset("digits", images[~test], labels[~test], images[test], labels[test])
+    return Images("digits", images[~test], labels[~test], images[test], labels[test])
 
 
 def _find_files(name: str, root: Path) -> list[Path]:
@@ -226,7 +250,7 @@ class _DownloadBar:
         self._progress.stop()
 
 
-def _read_dataset(name: str, paths: list[Path]) -> Dataset:
+def _read_dataset(name: str, paths: list[Path]) -> Images:
     """Read the files of ``_STEMS``; the checks go from what a user can mend to the sum over all bytes."""
     contents = [read_bytes(path) for path in paths]
     parts = [parse_idx(path, content) for path, content in zip(paths, contents, strict=True)]
@@ -234,7 +258,8 @@ def _read_dataset(name: str, paths: list[Path]) -> Dataset:
     _check_split(paths[2:], parts[2:], _TEST_COUNT)
     for index, (path, content) in enumerate(zip(paths, contents, strict=True)):
         _check_published(name, index, path, content)
-    return Dataset(name, *parts)
+    train, train_labels, test, test_labels = parts
+    return Images(name, train, train_labels, test, test_labels)
 
 
 def _check_split(paths: list[Path], parts: list[Tensor], count: int) -> None:
@@ -253,10 +278,11 @@ def _check_split(paths: list[Path], parts: list[Tensor], count: int) -> None:
 
 
 def _check_published(name: str, index: int, path: Path, content: bytes) -> None:
-    md5, expected = hashlib.md5(content, usedforsecurity=False).hexdigest(), _SOURCES[name].md5[index]
-    if md5 == expected:
+    md5, published = hashlib.md5(content, usedforsecurity=False).hexdigest(), _SOURCES[name].md5
+    if published and md5 == published[index]:
         return
     for other, source in _SOURCES.items():
         if md5 in source.md5:
             raise ValueError(f"{path}: this is a file of {other}, not of {name}")
-    raise ValueError(f"{path}: not the published file of {name} (MD5 {md5}, expected {expected})")
+    if published:
+        raise ValueError(f"{path}: not the published file of {name} (MD5 {md5}, expected {published[index]})")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastvae.data import Dataset, load
+from fastvae.data import Images, load
 from fastvae.models import Model
 from fastvae.plots import Axes, Figure, image_grid
 from fastvae.training import Progress, TrainConfig, train
@@ -42,7 +42,7 @@ class Setting:
     report: Callable[[str], None]
     """Told what is being done, several times a second."""
 
-    def dataset(self) -> Dataset:
+    def dataset(self) -> Images:
         """MNIST, or the digits."""
         return load("digits" if self.quick else "mnist", self.data_dir)
 

@@ -1,0 +1,89 @@
+"""One look at all of a data set, before hours are spent on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from fastvae.data.parts import Progress
+
+_BLOCK_BYTES = 64 << 20
+
+
+def check(
+    name: str, data: Tensor, likelihood: str, *, constant: bool = False, progress: Progress | None = None
+) -> None:
+    """See that there is something to learn from ``data``, and nothing that breaks training, in one pass.
+
+    Args:
+        name: what errors call the data.
+        data: ``[N, *E]`` dense or ``torch.sparse_csr`` ``[N, D]``. It is read in order, in blocks of 64 MiB.
+        likelihood: of the model. ``"bernoulli"`` asks for values in [0, 1], which bool and uint8 (read as x/255) are.
+        constant: whether data of which all values are equal pass: a trained model can tell something about them.
+        progress: is called with the numbers read and their total.
+
+    Raises:
+        ValueError: no data; a value that is NaN, infinite or outside of [0, 1] where it must not be, with its row and
+            its index in the row; or data of which all values are equal, unless ``constant``.
+    """
+    stored = data
+    low, high = math.inf, -math.inf
+    if data.layout is torch.sparse_csr:
+        stored = data.values()
+        if len(stored) < data.numel():
+            low = high = 0  # beside the values
+    if data.numel() == 0:
+        raise ValueError(f"{name}: holds no data")
+    total = len(stored)
+    for start, block in _blocks(stored):
+        smallest, largest = (value.item() for value in torch.aminmax(_in_memory_order(block)))
+        unit = likelihood == "bernoulli" and block.dtype not in (torch.bool, torch.uint8)
+        if not (math.isfinite(smallest) and math.isfinite(largest)) or (unit and (smallest < 0 or largest > 1)):
+            _report(name, data, start, block, unit)
+        low, high = min(low, smallest), max(high, largest)
+        if progress is not None:
+            progress(start + len(block), total)
+        if low < high and block.dtype in (torch.bool, torch.uint8):
+            # Nothing in the rest could be wrong.
+            if progress is not None:
+                progress(total, total)
+            return
+    if low >= high and not constant:
+        raise ValueError(f"{name}: all values are {low}: there is nothing to learn")
+
+
+def _blocks(data: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Consecutive rows of some 64 MiB, and the number of the first one."""
+    count = len(data)
+    if count == 0:
+        return
+    rows = max(1, _BLOCK_BYTES // max(1, data[0].numel() * data.element_size()))
+    for start in range(0, count, rows):
+        yield start, data[start : start + rows]
+
+
+def _in_memory_order(block: Tensor) -> Tensor:
+    """A block with its dimensions in the order of memory, which reductions of all elements are much faster in."""
+    return block.permute(sorted(range(block.dim()), key=block.stride, reverse=True))
+
+
+def _report(name: str, data: Tensor, start: int, block: Tensor, unit: bool) -> NoReturn:
+    """Say which value of a block is the first that is wrong, and where it stands."""
+    wrong = ~torch.isfinite(block)
+    if unit:
+        wrong |= (block < 0) | (block > 1)
+    where = int(torch.nonzero(wrong.flatten())[0])
+    value = block.flatten()[where].item()
+    if data.layout is torch.sparse_csr:
+        position = start + where
+        row = int(torch.searchsorted(data.crow_indices(), position, right=True)) - 1
+        index = [int(data.col_indices()[position])]
+    else:
+        place = [int(i) for i in torch.unravel_index(torch.tensor(where), block.shape)]
+        row, index = start + place[0], place[1:]
+    expected = "numbers in [0, 1] for a Bernoulli likelihood" if unit and math.isfinite(value) else "finite numbers"
+    raise ValueError(f"{name}: row {row}, index {index} is {value}, expected {expected}")

@@ -1,0 +1,96 @@
+"""Data that another program gives: ``torch.utils.data.Dataset`` and ``DataLoader``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+
+class TorchData:
+    """A map-style ``torch.utils.data.Dataset``, or a ``DataLoader``, as training data.
+
+    Args:
+        source: whose items are rows ``[*E]`` or pairs of a row and its label.
+        workers: processes that make the items of a ``Dataset`` ahead; 0 for none, in which case what they draw from
+            torch's generator (augmentation) is repeated bitwise by a run that goes on. Workers draw otherwise after a
+            run was interrupted within an epoch.
+        name: what errors call it.
+
+    Raises:
+        ValueError: there is no length, there are no items, or an item is no tensor.
+    """
+
+    def __init__(self, source: Any, workers: int = 0, name: str = "the data") -> None:
+        self.source, self.workers, self.name = source, workers, name
+        try:
+            items = len(source.dataset if isinstance(source, DataLoader) else source)  # type: ignore[arg-type]
+        except TypeError:
+            raise ValueError(f"{name} has no length: a run counts its epochs by it") from None
+        if items == 0:
+            raise ValueError(f"{name} is empty")
+        if isinstance(source, DataLoader):
+            if source.batch_size is None:
+                raise ValueError(f"{name}: the DataLoader must have a batch_size")
+            if source.drop_last:
+                items -= items % source.batch_size
+            state = torch.get_rng_state()
+            rows, self.labels = self.batch(next(iter(source)))
+            torch.set_rng_state(state)  # a look at the data is no part of a run
+        else:
+            state = torch.get_rng_state()
+            item = source[0]
+            torch.set_rng_state(state)
+            pair = isinstance(item, (tuple, list))
+            row = item[0] if pair else item
+            try:
+                rows = torch.as_tensor(row).unsqueeze(0)
+            except (TypeError, ValueError, RuntimeError):
+                raise ValueError(
+                    f"{name} gives {type(row).__name__}, expected tensors or pairs of a tensor and a label"
+                ) from None
+            self.labels = torch.zeros(1, dtype=torch.int64) if pair and len(item) > 1 else None
+        self.shape, self.dtype = torch.Size([items, *rows.shape[1:]]), rows.dtype
+
+    def __len__(self) -> int:
+        """Rows in an epoch."""
+        return self.shape[0]
+
+    def batch(self, batch: Any, count: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """What a loader gives as rows and labels.
+
+        Raises:
+            ValueError: something else than a tensor of rows or a pair of such and labels, or not ``count`` of them.
+        """
+        pair = isinstance(batch, (tuple, list))
+        rows, labels = (batch[0], batch[1] if len(batch) > 1 else None) if pair else (batch, None)
+        if not isinstance(rows, Tensor):
+            raise ValueError(
+                f"{self.name} gives {type(rows).__name__}, expected tensors or pairs of a tensor and a label"
+            )
+        if count is not None and len(rows) != count:
+            raise ValueError(f"{self.name} gives a batch of {len(rows)} rows where the run takes {count}")
+        return rows, None if labels is None else torch.as_tensor(labels)
+
+    def check_steps(self, batch_size: int, parts: int) -> None:
+        """Raises ValueError where steps of ``batch_size`` rows in ``parts`` parts cannot be had of a ``DataLoader``."""
+        if not isinstance(self.source, DataLoader):
+            return
+        if self.source.batch_size != batch_size:
+            raise ValueError(
+                f"{self.name}: the DataLoader's batch_size is {self.source.batch_size}, the run's {batch_size}"
+            )
+        if parts > 1:
+            raise ValueError(
+                f"{self.name}: a DataLoader serves one process and whole batches: give its Dataset instead"
+            )
+
+    def all(self) -> tuple[Tensor, Tensor | None]:
+        """All rows and their labels, in memory."""
+        source = self.source
+        if not isinstance(source, DataLoader):
+            source = DataLoader(source, batch_size=256)
+        rows, labels = zip(*(self.batch(batch) for batch in source), strict=True)
+        return torch.cat(rows), None if labels[0] is None else torch.cat(labels)
