@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os as _os
 import sys as _sys
+from typing import Any as _Any
 from typing import NoReturn as _NoReturn
 
 import torch as _torch
@@ -80,6 +81,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_nll",
     "linear_sigmoid_cross_entropy",
+    "load",
     "models",
     "nn",
     "objectives",
@@ -89,6 +91,26 @@ __all__ = [
     "sample_kl_packed",
     "sigmoid_cross_entropy",
 ]
+
+
+def load(run: str | _os.PathLike[str], model: _torch.nn.Module | None = None) -> _Any:
+    """The model of a run, with the weights of its newest checkpoint that is whole, on the CPU.
+
+    Args:
+        run: the folder that :func:`fastvae.training.train` or ``fastvae train`` wrote, or one of its checkpoints.
+        model: for a run whose model a program gave: one of the same class and sizes, which gets the weights.
+
+    Returns:
+        A :class:`fastvae.models.VAE`, ``CVAE`` or ``Regressor``, or ``model``.
+
+    Raises:
+        ValueError: the checkpoints are damaged, or of another model than the one given.
+        FileNotFoundError: there is none.
+        ImportError: a function that made the networks (``--network package.module:function``) is not to be had.
+    """
+    from .training import load_checkpoint
+
+    return load_checkpoint(run).build_model(model)
 
 
 def build_info() -> dict[str, object]:

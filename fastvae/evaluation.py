@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from fastvae import objectives
-from fastvae.data import Batches
+from fastvae.activations import peak_bytes
+from fastvae.data import Batches, Data, Rows
 from fastvae.files import replacing
 from fastvae.models import CVAE, VAE, Model, Regressor
-from fastvae.models.networks import one_of
+from fastvae.models.networks import first_weight, one_of
+from fastvae.ops import binarize as draw
 from fastvae.ops import gaussian_kl, reparameterize, serializable
 
 Proposal = Literal["posterior", "prior"]
@@ -98,7 +100,7 @@ def elbo_report(reconstruction: float, kl: float, dims: int, standard_error: flo
 @torch.no_grad()
 def evaluate(
     model: Model,
-    images: Tensor,
+    images: Data,
     condition: Tensor | None = None,
     *,
     batch_size: int = 1000,
@@ -109,26 +111,26 @@ def evaluate(
 
     Args:
         model: its training mode is left as it was.
-        images: ``[N, *E]`` uint8, on the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE`` or a ``Regressor``, whose log-likelihood takes the
-            place of the ELBO.
+        images: ``[N, *E]``, a tensor or :class:`fastvae.data.Rows`; batches are moved to the model's device.
+        condition: ``[N, *C]`` or labels ``[N]``, likewise, for a ``CVAE`` or a ``Regressor``, whose log-likelihood
+            takes the place of the ELBO.
         batch_size: images at a time.
         binarize: whether the targets are binary, each pixel drawn with probability x/255.
         generator: the source of all noise, by default torch's own. With one of a fixed seed, the result is a
             function of the model and the images alone, and torch's own noise goes on undisturbed.
 
     Raises:
-        ValueError: no images, images that are not uint8, or that do not fit the model (the message names
+        ValueError: no images, or images that do not fit the model (the message names
             both shapes); conditions for a model without, or none for one with.
     """
     sums = elbo_sums(model, images, condition, batch_size=batch_size, binarize=binarize, generator=generator)
-    return report_of_sums(sums, len(images), images[0].numel())
+    return report_of_sums(sums, len(images), images.shape[1:].numel())
 
 
 @torch.no_grad()
 def elbo_sums(
     model: Model,
-    images: Tensor,
+    images: Data,
     condition: Tensor | None = None,
     *,
     batch_size: int = 1000,
@@ -150,16 +152,12 @@ def elbo_sums(
         parts: how many there are.
 
     Returns:
-        float64 ``[3]``, on the images' device: reconstruction, KL and the square of both together. Added up over the
+        float64 ``[3]``, on the model's device: reconstruction, KL and the square of both together. Added up over the
         parts they are what :func:`report_of_sums` takes.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=images.device)
-    with _evaluating(model):
-        batches = _batches(model, images, condition, batch_size, binarize, generator)
-        for i, (x, given) in enumerate(batches):
-            if i % parts != part:
-                # Of no image: the generator moves on as in the process that has them.
-                x, given = x[:0], tuple(c[:0] for c in given)
+    sums = torch.zeros(3, dtype=torch.float64, device=_device(model, images))
+    with evaluating(model):
+        for x, given in batches(model, images, condition, batch_size, binarize, generator, part, parts):
             if isinstance(model, Regressor):
                 reconstruction = model.nll(x, *given).double()
                 kl = torch.zeros_like(reconstruction)
@@ -182,7 +180,7 @@ def report_of_sums(sums: Tensor, images: int, dims: int) -> ELBOReport:
 @torch.no_grad()
 def evaluate_code(
     model: VAE | CVAE,
-    images: Tensor,
+    images: Data,
     condition: Tensor | None = None,
     *,
     batch_size: int = 1000,
@@ -193,8 +191,8 @@ def evaluate_code(
 
     Args:
         model: its training mode is left as it was.
-        images: ``[N, *E]`` uint8, on the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
+        images: ``[N, *E]``, a tensor or :class:`fastvae.data.Rows`; batches are moved to the model's device.
+        condition: ``[N, *C]`` or labels ``[N]``, likewise, for a ``CVAE``.
         batch_size: images at a time.
         binarize: whether the encoder sees binary images, each pixel drawn with probability x/255.
         generator: the source of those draws, by default torch's own.
@@ -204,9 +202,9 @@ def evaluate_code(
 
     Source: active units: Burda et al. 2015 (arXiv:1509.00519), sec. 5, with their threshold of 0.01.
     """
-    sums = torch.zeros(4, model.latent_dim, dtype=torch.float64, device=images.device)
-    with _evaluating(model):
-        for x, given in _batches(model, images, condition, batch_size, binarize, generator):
+    sums = torch.zeros(4, model.latent_dim, dtype=torch.float64, device=_device(model, images))
+    with evaluating(model):
+        for x, given in batches(model, images, condition, batch_size, binarize, generator):
             mu, logvar = model.encode(x, *given)
             # Without an event, the operator gives the divergence of each element.
             kl = gaussian_kl(mu.flatten(), logvar.flatten()).view(mu.shape).double()
@@ -221,7 +219,7 @@ def evaluate_code(
 @torch.no_grad()
 def log_likelihood(
     model: VAE | CVAE,
-    images: Tensor,
+    images: Data,
     condition: Tensor | None = None,
     *,
     num_samples: int = 5000,
@@ -241,13 +239,14 @@ def log_likelihood(
 
     Args:
         model: its training mode is left as it was.
-        images: ``[N, *E]`` uint8, on the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``.
+        images: ``[N, *E]``, a tensor or :class:`fastvae.data.Rows`; batches are moved to the model's device.
+        condition: ``[N, *C]`` or labels ``[N]``, likewise, for a ``CVAE``.
         num_samples: K.
         proposal: where z comes from: ``"posterior"``, Q(z|x); or ``"prior"``, P(z), the naive estimate of eq. 1 of
             the tutorial, which needs astronomically many samples.
         batch_size: images at a time.
-        memory: bytes that the decoder's activations may take; a chunk has at least one sample of one image.
+        memory: bytes that the decoder's activations may take; a chunk has at least one sample of one image. What a
+            sample takes is measured, but for the built-in MLPs, of which it is known.
         binarize: whether the targets are binary, each pixel drawn once with probability x/255.
         amp: ``"bf16"``: the decoder in bfloat16; weights and their sums are at least float32 all the same.
         seed: of all noise: with the same sizes of batches and chunks, the same result.
@@ -268,11 +267,7 @@ def log_likelihood(
             raise ValueError(f"{name} must be at least 1, not {size}")
     Batches(images, batch_size)  # checks them
     _check_condition(model, images, condition)
-    # Of each sample, two layers' activations are there at a time, but never the logits; of z itself, its copies in the
-    # weights.
-    number = max([4, *(parameter.element_size() for parameter in model.parameters())])
-    pixels = 0 if model.likelihood == "bernoulli" else model.pixels
-    sample_bytes = number * (2 * max(*model.hidden, pixels, model.latent_dim) + 4 * model.latent_dim)
+    sample_bytes = _sample_bytes(model, images[:1], None if condition is None else condition[:1])
     batch_size = max(1, min(batch_size, memory // sample_bytes, len(images)))
     chunk = max(1, min(num_samples, memory // (batch_size * sample_bytes)))
     starts = range(0, len(images), batch_size)
@@ -281,12 +276,12 @@ def log_likelihood(
 
     identity = _identity(model, images, condition, num_samples, proposal, batch_size, chunk, binarize, amp, seed)
     done = _Partial(partial, identity)
-    with _evaluating(model):
+    with evaluating(model):
         for start, batch_seed in list(zip(starts, seeds, strict=True))[len(done.batches) :]:
-            generator = torch.Generator(images.device).manual_seed(batch_seed)
+            generator = torch.Generator(_device(model, images)).manual_seed(batch_seed)
             part = slice(start, start + batch_size)
             of_part = None if condition is None else condition[part]
-            ((x, given),) = _batches(model, images[part], of_part, batch_size, binarize, generator)
+            ((x, given),) = batches(model, images[part], of_part, batch_size, binarize, generator)
             moments = model.encode(x, *given)
             if proposal == "prior":
                 moments = (torch.zeros_like(moments[0]), torch.zeros_like(moments[1]))
@@ -306,11 +301,27 @@ def log_likelihood(
         _standard_error(mean, float(bounds.square().mean()), len(bounds)),
         # Var(log of a mean) = Var(w) / (K mean(w)^2), the delta method; and that is 1 / size - 1 / K.
         float((1 / sizes - 1 / num_samples).clamp_min(0).sum().sqrt()) / len(bounds),
-        _bits(-mean, images[0].numel()),
+        _bits(-mean, images.shape[1:].numel()),
         float(sizes.mean()),
         num_samples,
         len(bounds),
     )
+
+
+def _sample_bytes(model: VAE | CVAE, image: Tensor, condition: Tensor | None) -> int:
+    """What the decoder's activations take for each sample of z of an image."""
+    if model.network == "mlp":
+        # Two layers' activations are there at a time, but never the logits; of z itself, its copies in the weights.
+        number = max([4, *(parameter.element_size() for parameter in model.parameters())])
+        pixels = 0 if model.likelihood == "bernoulli" else model.pixels
+        return number * (2 * max(*model.hidden, pixels, model.latent_dim) + 4 * model.latent_dim)
+    # Of other networks, one sample tells. More of them take no more than as many times that: what does not grow with
+    # them, as weights that are computed, counts for each.
+    generator = torch.Generator(_device(model, image))
+    with evaluating(model):
+        ((x, given),) = batches(model, image, condition, 1, False, generator)
+        moments = model.encode(x, *given)
+        return peak_bytes(lambda: _chunk_weights(model, x, given, moments, 1, None, generator))
 
 
 def _chunk_weights(
@@ -391,7 +402,7 @@ class _Partial:
             self.path.unlink(missing_ok=True)
 
 
-def _identity(model: VAE | CVAE, images: Tensor, condition: Tensor | None, *arguments: object) -> dict[str, str]:
+def _identity(model: VAE | CVAE, images: Data, condition: Tensor | None, *arguments: object) -> dict[str, str]:
     """What a partial evaluation belongs to."""
     names = ("num_samples", "proposal", "batch_size", "chunk", "binarize", "amp", "seed")
     kind = type(model).__name__ + json.dumps(model.config, sort_keys=True)
@@ -403,10 +414,14 @@ def _identity(model: VAE | CVAE, images: Tensor, condition: Tensor | None, *argu
 
 
 def _digest(*values: object) -> str:
-    """Of tensors; a quantised layer's state has pairs of them, and what is no tensor, beside."""
+    """Of tensors and rows; a quantised layer's state has pairs of them, and what is no tensor, beside."""
     digest = hashlib.sha256()
     for value in values:
-        if isinstance(value, tuple):
+        if isinstance(value, Rows):
+            digest.update(repr((value.dtype, tuple(value.shape))).encode())
+            for batch in Batches(value, 4096):
+                digest.update(batch.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, tuple):
             digest.update(_digest(*value).encode())
         elif isinstance(value, Tensor):
             digest.update(repr((value.dtype, tuple(value.shape))).encode())
@@ -418,8 +433,8 @@ def _digest(*values: object) -> str:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and back to what it was."""
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block, a model is in evaluation mode; after it, in the mode that it was in."""
     training = model.training
     model.eval()
     try:
@@ -428,22 +443,51 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _batches(
+def batches(
     model: Model,
-    images: Tensor,
+    images: Data,
     condition: Tensor | None,
     batch_size: int,
     binarize: bool,
     generator: torch.Generator | None,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Batches and what ``encode`` and ``decode`` take beside."""
+    """Batches on the model's device, each with what ``encode`` and ``decode`` take beside it.
+
+    Args:
+        model: of which only the kind and the device matter.
+        images: ``[N, *E]``.
+        condition: ``[N, *C]`` or labels ``[N]``; None for a VAE.
+        batch_size: B, rows at a time.
+        binarize: whether to draw binary rows, each number being a probability.
+        generator: the source of those draws, by default torch's own.
+        part: number of this process, from 0.
+        parts: number of processes; the batches of other parts are empty.
+
+    Yields:
+        ``[B, *E]``, and a tuple of the condition ``[B, *C]`` or of nothing.
+
+    Raises:
+        ValueError: no rows, or a condition that does not go with them or the model.
+    """
+    Batches(images, batch_size)  # checks them
     _check_condition(model, images, condition)
-    for i, x in enumerate(Batches(images, batch_size, binarize=binarize, noise=generator)):
-        start = i * batch_size
-        yield x, () if condition is None else (condition[start : start + batch_size],)
+    device = _device(model, images)
+    for i, start in enumerate(range(0, len(images), batch_size)):
+        # Where a batch is another process' part, none of it: the generator moves on as in the process that has it.
+        rows = slice(start, start + batch_size if i % parts == part else start)
+        x = images[rows].to(device)
+        given = () if condition is None else (condition[rows].to(device),)
+        yield draw(x, generator=generator) if binarize else x, given
 
 
-def _check_condition(model: Model, images: Tensor, condition: Tensor | None) -> None:
+def _device(model: torch.nn.Module, images: Data) -> torch.device:
+    weight = first_weight(model)
+    return images.device if weight is None else weight.device
+
+
+def _check_condition(model: Model, images: Data, condition: Tensor | None) -> None:
     if (condition is not None) == isinstance(model, VAE):
         raise ValueError(f"a {type(model).__name__} takes {'no condition' if condition is not None else 'a condition'}")
     if condition is not None and len(condition) != len(images):

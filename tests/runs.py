@@ -12,6 +12,7 @@ from fastvae.training import TrainConfig, load_checkpoint
 SMALL = TrainConfig(hidden=(32,), latent_dim=4, epochs=2)
 FILES = {
     "checkpoints",
+    "config.toml",
     "metrics.json",
     "tensorboard",
     "samples.png",

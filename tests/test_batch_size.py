@@ -53,10 +53,7 @@ def test_end_of_the_memory_is_the_end(monkeypatch, error):
 
 def test_what_does_not_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(batch_size, "_SECONDS", 0)
-    memory = batch_size._kibibytes
-    monkeypatch.setattr(
-        batch_size, "_kibibytes", lambda file, name: 1 if name == "MemAvailable" else memory(file, name)
-    )
+    monkeypatch.setattr(batch_size, "available_bytes", lambda device: 1024)
     assert [result.batch_size for result in measure_batch_sizes(small())] == [64]
 
 

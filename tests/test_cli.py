@@ -369,11 +369,13 @@ def test_unreadable_checkpoint_is_one_line(tmp_path, finished, capsys, monkeypat
 
 def test_checkpoint_that_does_not_fit_the_data_is_one_line(finished, capsys, monkeypatch):
     images, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.uint8)
-    monkeypatch.setattr("fastvae.cli.evaluate.load", lambda name, root: Dataset(name, images, labels, images, labels))
+    monkeypatch.setattr(
+        "fastvae.training.inputs.load", lambda name, root: Dataset(name, images, labels, images, labels)
+    )
     assert main(["evaluate", str(finished[0]), "--dataset", "mnist"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert_one_line_of_error(output.err, "mnist has images of 28x28, but", "was trained on digits, of 8x8")
+    assert_one_line_of_error(output.err, "mnist has rows of 28x28, but", "was trained on digits, of 8x8")
 
 
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate"])

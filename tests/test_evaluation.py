@@ -310,5 +310,5 @@ def test_errors_name_what_was_wrong():
         log_likelihood(model, x, amp="fp8")
     with pytest.raises(ValueError, match=r"x has shape \[60, 7\], expected \[B, 6\]"):
         log_likelihood(model, images(60, 7), num_samples=5)
-    with pytest.raises(ValueError, match="images must be uint8"):
+    with pytest.raises(ValueError, match=r"images must be \[N, \*E\], N > 0, not \[0, 6\]"):
         log_likelihood(model, x[:0], num_samples=5)

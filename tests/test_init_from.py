@@ -93,7 +93,7 @@ def test_fine_tuned_run_resumes_bitwise_without_the_other(source, tmp_path):
 def test_run_goes_on_with_other_images_of_that_shape(source, tmp_path, monkeypatch):
     digits = load("digits")
     other = dataclasses.replace(digits, name="mnist", train=255 - digits.train)
-    monkeypatch.setattr("fastvae.training.loop.load", lambda name, root: {"mnist": other, "digits": digits}[name])
+    monkeypatch.setattr("fastvae.training.inputs.load", lambda name, root: {"mnist": other, "digits": digits}[name])
     train(dataclasses.replace(saved_config(source), dataset="mnist"), tmp_path, init_from=source)
     assert load_checkpoint(tmp_path).train_config["dataset"] == "mnist"
     assert torch.equal(
@@ -117,9 +117,9 @@ def test_run_goes_on_with_other_images_of_that_shape(source, tmp_path, monkeypat
 )
 def test_another_architecture_is_refused(source, tmp_path, monkeypatch, changes, message):
     digits = load("digits")
-    large = torch.zeros(200, 28, 28, dtype=torch.uint8)
+    large = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1).repeat(1, 28, 28)
     mnist = dataclasses.replace(digits, train=large, train_labels=digits.train_labels[:200])
-    monkeypatch.setattr("fastvae.training.loop.load", lambda name, root: {"mnist": mnist, "digits": digits}[name])
+    monkeypatch.setattr("fastvae.training.inputs.load", lambda name, root: {"mnist": mnist, "digits": digits}[name])
     config = dataclasses.replace(saved_config(source), **changes)
     with pytest.raises(ValueError, match=f"^cannot start from {load_checkpoint(source).folder}: {message}$"):
         train(config, tmp_path / "out", init_from=source)

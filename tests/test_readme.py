@@ -16,7 +16,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *(ROOT / "docs" / name for name in ("install.md", "operators.md", "training.md"))]
+DOCS = ROOT / "docs"
+PAGES = [README, *(DOCS / f"{name}.md" for name in ("install", "operators", "training", "data", "networks"))]
 LINKED = [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "tutorial.md"]
 
 

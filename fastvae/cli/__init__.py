@@ -1,4 +1,4 @@
-"""The command line: ``fastvae train``, ``sample``, ``evaluate``, ``experiment`` and ``info``.
+"""The command line: ``fastvae train``, ``sample``, ``encode``, ``evaluate``, ``pack``, ``experiment`` and ``info``.
 
 Whatever a user can get wrong ends in one line on stderr and a non-zero exit. Drawing, data and logging
 libraries are loaded by what needs them, so that ``--help`` and errors come at once.
@@ -19,8 +19,11 @@ _INSTALL = 'pip install "fastvae-torch[train]"'  # quoted, as some shells want i
 try:
     import typer
 
-    from fastvae.cli.evaluate import evaluate_command, sample_command
+    from fastvae.cli.encode import encode_command
+    from fastvae.cli.evaluate import evaluate_command
     from fastvae.cli.experiment import experiment_command
+    from fastvae.cli.pack import pack_command
+    from fastvae.cli.sample import sample_command
     from fastvae.cli.train import InterruptedRunError, train_command
     from fastvae.training import StoppedError, TrainingError
 except ModuleNotFoundError as missing:
@@ -31,7 +34,7 @@ _TERMINATED = 143  # what a shell, and so a scheduler, takes for SIGTERM
 
 
 def info_command() -> None:
-    """Print what this installation was built for and runs on."""
+    """Print what this installation of fastvae was built for and what it runs on."""
     info = fastvae.build_info()
     width = max(map(len, info))
     for key, value in info.items():
@@ -44,14 +47,65 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, evaluate and draw from variational auto-encoders.",
 )
-for name, command in (
-    ("train", train_command),
-    ("sample", sample_command),
-    ("evaluate", evaluate_command),
-    ("experiment", experiment_command),
-    ("info", info_command),
+# Each command with what its help shows at the end. A longer line than 76 would be broken in a terminal of 80 columns.
+for name, command, examples in (
+    (
+        "train",
+        train_command,
+        (
+            "fastvae train --dataset mnist --out runs/mnist",
+            "fastvae train --data photos.npy --network conv --out runs/photos",
+            "fastvae train --config runs/mnist/config.toml --seed 1 --out runs/again",
+            "fastvae train --resume --epochs 200 --out runs/mnist",
+            "torchrun --nproc-per-node 2 -m fastvae train --out runs/two-processes",
+        ),
+    ),
+    (
+        "sample",
+        sample_command,
+        (
+            "fastvae sample runs/mnist --num 64 --out digits.png",
+            "fastvae sample runs/cvae --label 3 --seed 1",
+            "fastvae sample runs/mnist --traverse 8 --out dimensions.png",
+        ),
+    ),
+    (
+        "encode",
+        encode_command,
+        (
+            "fastvae encode runs/mnist --out codes.npz --plot codes.png",
+            "fastvae encode runs/table --data new-rows.parquet --out scores.parquet",
+        ),
+    ),
+    (
+        "evaluate",
+        evaluate_command,
+        (
+            "fastvae evaluate runs/mnist",
+            "fastvae evaluate runs/mnist --samples 5000 --partial samples.part",
+            "fastvae evaluate runs/mnist --dataset fashion-mnist --json other.json",
+        ),
+    ),
+    (
+        "pack",
+        pack_command,
+        (
+            "fastvae pack photos/ photos.npy --size 64",
+            "fastvae pack list.txt faces.npy --size 64x48 --channels grey --fit pad",
+        ),
+    ),
+    (
+        "experiment",
+        experiment_command,
+        (
+            "fastvae experiment list",
+            "fastvae experiment mnist-cvae --quick",
+            "fastvae experiment mnist-vae --data-dir data --out figures/mnist",
+        ),
+    ),
+    ("info", info_command, ("fastvae info", "fastvae info | grep cpu")),
 ):
-    app.command(name)(command)
+    app.command(name, epilog="\n  ".join(("Examples:", *examples)))(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

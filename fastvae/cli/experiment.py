@@ -12,9 +12,10 @@ from fastvae.display import progress_bar
 
 
 def experiment_command(
-    name: Annotated[str, typer.Argument(help="Name of the experiment, or list to see all of them.")],
+    name: Annotated[str, typer.Argument(help="Name of the experiment, or the word list, which prints all names.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Train small networks on scikit-learn's digits, in less than a minute.")
+        bool,
+        typer.Option("--quick", help="Train small networks on scikit-learn's digits, which takes less than a minute."),
     ] = False,
     data_dir: DataDir = None,
     epochs: Annotated[
@@ -26,7 +27,10 @@ def experiment_command(
         typer.Option(help="Folder that gets the picture, its figures and its training runs.", show_default="runs/NAME"),
     ] = None,
 ) -> None:
-    """Draw a figure of the tutorial, or show a claim of it. An experiment that stopped goes on when it is run again."""
+    """Draw a figure of the tutorial, or show one of its claims.
+
+    An experiment that was interrupted goes on when the same command is given again.
+    """
     from fastvae import experiments
 
     if name == "list":

@@ -12,9 +12,7 @@ CheckpointPath = Annotated[Path, typer.Argument(help="Folder of a run, or of one
 DATA_DIR_HELP = "Folder of the data set's IDX files, or torchvision's root. The digits need no files."
 DATA_DIR_DEFAULT = "$FASTVAE_DATA, or else they are downloaded"
 DataDir = Annotated[Path | None, typer.Option(help=DATA_DIR_HELP, show_default=DATA_DIR_DEFAULT)]
-TrainedDataDir = Annotated[
-    Path | None, typer.Option(help=DATA_DIR_HELP, show_default="that of the training, or as for train")
-]
+TRAINED_DATA_DIR_DEFAULT = "the folder that the model was trained from"
 MAX_SEED = 2**63 - 1
 
 

@@ -15,13 +15,16 @@ import typer
 
 from fastvae import training
 from fastvae.cli.options import DATA_DIR_DEFAULT, DATA_DIR_HELP, MAX_SEED
-from fastvae.data import DatasetName
+from fastvae.data import DatasetName, Layout
 from fastvae.display import TrainingDisplay
+from fastvae.models.convolutional import Norm
 from fastvae.models.likelihood import LikelihoodName
 from fastvae.models.networks import Activation, Preset
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training import StoppedError, TrainConfig
 from fastvae.training.config import Amp, Binarize, Condition, Decay, ModelName
+from fastvae.training.config_file import with_absolute_paths
+from fastvae.training.feed import DataOn
 from fastvae.training.lock import locked
 from fastvae.training.solver import Scaling
 
@@ -43,6 +46,32 @@ def train_command(
     context: typer.Context,
     dataset: Annotated[DatasetName, _data(help="Data set to train on.")] = TrainConfig.dataset,
     data_dir: Annotated[Path | None, _data(help=DATA_DIR_HELP, show_default=DATA_DIR_DEFAULT)] = None,
+    data: Annotated[
+        Path | None,
+        _data(
+            help="File or folder of your own data, in place of --dataset: .npy, .npz, .pt, .safetensors, .h5ad, "
+            "Parquet, IDX, or a folder of images.",
+            show_default=False,
+        ),
+    ] = None,
+    test_data: Annotated[
+        Path | None,
+        _data(help="File or folder of the test set of --data.", show_default="the one in --data, or --test-fraction"),
+    ] = None,
+    test_fraction: Annotated[
+        float,
+        _data(help="Fraction of the rows of --data that is set aside for testing, the same rows in every run."),
+    ] = TrainConfig.test_fraction,
+    labels: Annotated[
+        str | None,
+        _data(
+            help="Column or array of --data that holds the class labels.",
+            show_default="one named like label or y, if labels are needed",
+        ),
+    ] = TrainConfig.labels,
+    layout: Annotated[
+        Layout, _data(help="Whether images in arrays of 4 dimensions have their channels first (chw) or last (hwc).")
+    ] = TrainConfig.layout,
     binarize: Annotated[
         Binarize,
         _data(help="Whether targets are grey pixels (none) or binary ones drawn anew in every epoch (dynamic)."),
@@ -58,15 +87,32 @@ def train_command(
             "label."
         ),
     ] = TrainConfig.condition,
+    network: Annotated[
+        str,
+        _model(
+            help="Networks of the encoder and decoder: mlp, conv (residual convolutions, for images), or your own as "
+            "package.module:function."
+        ),
+    ] = TrainConfig.network,
+    conv_width: Annotated[
+        int, _model(min=1, help="Channels of the first level of --network conv that has residual blocks.")
+    ] = TrainConfig.conv_width,
+    conv_depth: Annotated[
+        int, _model(min=1, help="Residual blocks on each level of --network conv.")
+    ] = TrainConfig.conv_depth,
+    conv_norm: Annotated[
+        Norm, _model(help="Normalisation in the residual blocks of --network conv.")
+    ] = TrainConfig.conv_norm,
     latent_dim: Annotated[int, _model(min=1, help="Number of dimensions of the code z.")] = TrainConfig.latent_dim,
     hidden: Annotated[
-        str, _model(help="Widths of the encoder's hidden layers; the decoder has the same in reverse.")
+        str, _model(help="Widths of the MLP encoder's hidden layers; the decoder has the same in reverse.")
     ] = ",".join(map(str, TrainConfig.hidden)),
     activation: Annotated[
-        Activation, _model(help="Activation function of the hidden layers.")
+        Activation, _model(help="Activation function of the MLP's hidden layers.")
     ] = TrainConfig.activation,
     preset: Annotated[
-        Preset | None, _model(help="Use the wiring, initial weights and solver of the tutorial's code.")
+        Preset | None,
+        _model(help="Published code whose wiring, initial weights and solver are used: doersch is the tutorial's."),
     ] = TrainConfig.preset,
     likelihood: Annotated[
         LikelihoodName, _model(help="Distribution of a pixel given the code z.")
@@ -116,8 +162,8 @@ def train_command(
     scale_learning_rate: Annotated[
         Scaling | None,
         _optimisation(
-            help="Rule by which the learning rate grows with the batch size; --learning-rate is then the one of 100 "
-            "images."
+            help="Rule by which the learning rate grows with the batch size; --learning-rate is then the one for "
+            "batches of 100 images."
         ),
     ] = TrainConfig.scale_learning_rate,
     warmup_epochs: Annotated[
@@ -137,11 +183,19 @@ def train_command(
             help="Seed of the initial weights, the noise and the order of the images.",
         ),
     ] = TrainConfig.seed,
+    config: Annotated[
+        Path | None,
+        _run(
+            help="TOML file of the options of the panels above (batch_size = 64) and of --amp and --compile. Options "
+            "on the command line win over it. Each run leaves such a file, config.toml, in its folder.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         _run(
             help="Folder of the run: it gets checkpoints, metrics, TensorBoard logs and pictures.",
-            show_default="runs/DATASET-DATE-TIME",
+            show_default="runs/NAME-DATE-TIME",
         ),
     ] = None,
     resume: Annotated[
@@ -169,14 +223,23 @@ def train_command(
         bool,
         _run(
             "--find-batch-size",
-            help="Measure the speed and memory of growing batches, print them, and train nothing.",
+            help="Measure and print the speed and memory use of growing batches, and train nothing.",
         ),
     ] = False,
     device: Annotated[
         str | None,
         _hardware(help="Device to train on: cpu, cuda or cuda:N.", show_default="a GPU where there is one"),
     ] = None,
-    amp: Annotated[Amp | None, _hardware(help="Number format that training steps autocast to.")] = TrainConfig.amp,
+    data_on: Annotated[
+        DataOn,
+        _hardware(
+            help="Where the training set is: in the memory of the device, or on the host, from which batches are read "
+            "one ahead. auto takes the device if the data fill at most half of its free memory."
+        ),
+    ] = "auto",
+    amp: Annotated[
+        Amp | None, _hardware(help="Number format that training steps autocast to.", show_default="float32")
+    ] = TrainConfig.amp,
     compile: Annotated[bool, _hardware("--compile", help="Compile the training step with torch.compile.")] = False,
     cuda_graph: Annotated[
         bool,
@@ -189,39 +252,8 @@ def train_command(
 ) -> None:
     """Train a VAE and draw samples, reconstructions and learning curves.
 
-    To train in several processes, start it with torchrun: torchrun --nproc-per-node 2 -m fastvae train --out DIR.
+    With torchrun, as in the last example below, several processes share out each batch.
     """
-    options: dict[str, Any] = {
-        "model": model,
-        "condition": condition,
-        "dataset": dataset,
-        "data_dir": None if data_dir is None else str(data_dir.absolute()),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "latent_dim": latent_dim,
-        "hidden": _widths(hidden),
-        "activation": activation,
-        "preset": preset,
-        "likelihood": likelihood,
-        "sigma": sigma,
-        "learn_sigma": learn_sigma,
-        "beta": beta,
-        "anneal": anneal,
-        "anneal_epochs": anneal_epochs,
-        "free_bits": free_bits,
-        "importance_samples": importance_samples,
-        "gradient": gradient,
-        "binarize": binarize,
-        "learning_rate": learning_rate,
-        "scale_learning_rate": scale_learning_rate,
-        "warmup_epochs": warmup_epochs,
-        "decay": decay,
-        "clip_norm": clip_norm,
-        "amp": amp,
-        "compile": compile,
-        "seed": seed,
-    }
     first = int(os.environ.get("RANK", "0")) == 0
     if "TORCHELASTIC_RUN_ID" in os.environ and not find_batch_size:
         if out is None:
@@ -231,27 +263,33 @@ def train_command(
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if resume and out is None:
         raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
-    given = {name: value for name, value in options.items() if _is_given(context, name)}
-    base = TrainConfig()
+    from_file = {} if config is None else training.read_config(config)
+    from_options = _given_fields(context)
+    given = _over(from_file, from_options)
+    # Each configuration as a dictionary until it is complete: a layer by itself may contradict the defaults.
+    fields = given
     if resume and out is not None and training.holds_run(out):
         # Not while another run changes it, which the first process finds out for all.
         with locked(out) if first else nullcontext():
-            base = training.saved_config(out)
+            fields = vars(training.saved_config(out)) | given
     elif init_from is not None:
-        base = training.saved_config(init_from)
-        if given.get("dataset", base.dataset) != base.dataset:
-            base = dataclasses.replace(base, data_dir=None)  # which is of that data set
-    config = dataclasses.replace(base, **given)
+        fields = _over(vars(training.saved_config(init_from)), given)
+    try:
+        run_config = TrainConfig(**fields)
+    except ValueError as error:
+        if not from_file:
+            raise
+        raise ValueError(f"{config}{' with the options given' if from_options else ''}: {error}") from None
     if find_batch_size:
-        _print_batch_sizes(config, device)
+        _print_batch_sizes(run_config, device)
         return
-    out = out or Path("runs") / f"{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = out or Path("runs") / f"{Path(run_config.data_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
     how_to_go_on = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
     try:
         with TrainingDisplay(quiet=not first) as display:
             result = training.train(
-                config,
+                run_config,
                 out,
                 resume=resume,
                 init_from=init_from,
@@ -259,6 +297,7 @@ def train_command(
                 device=device,
                 fsdp=fsdp,
                 cuda_graph=cuda_graph,
+                data_on=data_on,
                 keep=keep,
                 save_steps=save_steps,
             )
@@ -291,9 +330,28 @@ def _print_batch_sizes(config: TrainConfig, device: str | None) -> None:
     )
 
 
-def _is_given(context: typer.Context, option: str) -> bool:
-    source = context.get_parameter_source(option)
-    return source is not None and source.name != "DEFAULT"
+def _given_fields(context: typer.Context) -> dict[str, Any]:
+    """The fields of the configuration that options give, each of which has its field's name."""
+    given = {
+        field.name: context.params[field.name]
+        for field in dataclasses.fields(TrainConfig)
+        if (source := context.get_parameter_source(field.name)) is not None and source.name != "DEFAULT"
+    }
+    if "hidden" in given:
+        given["hidden"] = _widths(given["hidden"])
+    return with_absolute_paths(given, Path.cwd())
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Fields laid over others, whose paths are dropped where they are of data that are no longer meant."""
+    stale: set[str] = set()
+    if "dataset" in below and above.get("dataset", below["dataset"]) != below["dataset"]:
+        stale = {"data_dir"}
+    if "data" in above:
+        stale |= {"test_data"}
+    elif "dataset" in above:
+        stale |= {"data", "test_data"}
+    return {name: value for name, value in below.items() if name not in stale} | above
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from fastvae.data import load
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import World, torch_device
+from fastvae.training.inputs import load_data
+from fastvae.training.memory import available_bytes, kibibytes
 from fastvae.training.step import Stepper, build_model
 
 _FIRST = 64
@@ -51,11 +51,11 @@ def measure_batch_sizes(
     own = torch_device(device)
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    dataset = load(config.dataset, config.data_dir)
+    dataset = load_data(config)
     results: list[BatchSpeed] = []
     size = max(_FIRST, config.accumulate)
     if size > len(dataset.train):
-        raise ValueError(f"a batch of {size} needs as many images, {config.dataset} has {len(dataset.train)}")
+        raise ValueError(f"a batch of {size} needs as many images, {config.data_name} has {len(dataset.train)}")
     while size <= len(dataset.train) and not _settled(results) and _fits(results, own):
         changed = dataclasses.replace(config, batch_size=size)
         stepper: Stepper | None = None  # and the one before is gone
@@ -81,7 +81,7 @@ def best_batch_size(results: Sequence[BatchSpeed]) -> int:
 
 
 def _images_per_second(stepper: Stepper, size: int) -> float:
-    images, device = len(stepper.images), stepper.device
+    images, device = stepper.rows, stepper.device
     seconds: list[float] = []
     # The first step makes the optimiser's state, and compiles.
     while len(seconds) < 4 or sum(seconds[1:]) < _SECONDS:
@@ -97,7 +97,7 @@ def _images_per_second(stepper: Stepper, size: int) -> float:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return 1024 * _kibibytes("/proc/self/status", "VmHWM")
+    return 1024 * kibibytes("/proc/self/status", "VmHWM")
 
 
 def _settled(results: Sequence[BatchSpeed]) -> bool:
@@ -109,10 +109,4 @@ def _fits(results: Sequence[BatchSpeed], device: torch.device) -> bool:
     """Whether twice as much is to be had: a process that asks the CPU for too much is killed, and not told."""
     if not results or device.type == "cuda":
         return True
-    return results[-1].peak_bytes < 1024 * _kibibytes("/proc/meminfo", "MemAvailable")
-
-
-def _kibibytes(file: str, name: str) -> int:
-    """A line of what Linux tells of its memory."""
-    lines = Path(file).read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return results[-1].peak_bytes < available_bytes(device)

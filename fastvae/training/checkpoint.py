@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -74,7 +74,7 @@ class Checkpoint:
     files: tuple[str, ...]
     """Those that the manifest names; what else lies in the folder is nobody's."""
     model_config: dict[str, Any]
-    """The arguments of the model's class."""
+    """The arguments of the model's class (:func:`config_of`)."""
     train_config: dict[str, Any]
     """The fields of ``TrainConfig``."""
     position: Position
@@ -115,13 +115,25 @@ class Checkpoint:
         """
         self._read(tensors, alone=not dist.is_initialized())
 
-    def build_model(self) -> Model:
+    @property
+    def given(self) -> str | None:
+        """The class of a model that a program gave, and that nothing here can build."""
+        return self.model_config.get("given")
+
+    def build_model(self, model: nn.Module | None = None) -> Any:
         """The model with its weights, on the CPU. Draws no random numbers.
 
+        Args:
+            model: one that fits, for the checkpoint of a run whose model a program gave; it gets the weights.
+
         Raises:
-            ValueError: the checkpoint is no longer there, or was altered since.
+            ValueError: the checkpoint is no longer there, or was altered since; a model is needed, or does not fit.
+            ImportError: what makes the model's networks is not to be had.
         """
-        model = self.empty_model().to_empty(device="cpu")
+        if model is None:
+            model = self.empty_model().to_empty(device="cpu")
+        else:
+            self.refuse_other(model)
         # Of this process alone, whatever others do.
         self._read({f"model.{name}": tensor for name, tensor in model.state_dict().items()}, alone=True)
         return model
@@ -132,10 +144,42 @@ class Checkpoint:
         except CheckpointException as error:
             raise ValueError(f"{self.folder}: damaged checkpoint ({_reason(error)})") from error
 
+    def refuse_other(self, model: nn.Module) -> None:
+        """Raises ValueError where the weights of ``model`` have other names or shapes."""
+        theirs = {name: shape for name, shape in self.shapes().items() if name.startswith("model.")}
+        ours = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
+        for name in [*ours, *theirs]:
+            one, other = ours.get(name), theirs.get(name)
+            if one != other:
+                described = ["none" if shape is None else str(list(shape)) for shape in (one, other)]
+                raise ValueError(
+                    f"{self.folder}: its weights are not those of this {type(model).__name__}: "
+                    f"{name.removeprefix('model.')} is {described[0]} here, {described[1]} there"
+                )
+
     def empty_model(self) -> Model:
-        """The model without memory for its weights."""
+        """The model without memory for its weights.
+
+        Raises:
+            ValueError: a program gave it.
+            ImportError: what makes its networks is not to be had.
+        """
+        if self.given is not None:
+            raise ValueError(
+                f"{self.folder}: the run's model is a {self.given}, which a program gave: pass it, as in "
+                "fastvae.load(run, model=model) or train(..., model=model)"
+            )
         with torch.device("meta"):
             return MODELS[self.train_config.get("model", "vae")](**self.model_config)
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """What builds a model again, plain enough for JSON; or ``{"given": CLASS}``, if only a program can."""
+    kind = type(model)
+    if kind is Regressor or (kind in MODELS.values() and getattr(model, "network", None) is not None):
+        assert isinstance(model, Model)
+        return model.config
+    return {"given": f"{kind.__module__}.{kind.__qualname__}"}
 
 
 class _Reader(HuggingFaceStorageReader):
@@ -346,11 +390,15 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """That they fit the model is found here, where the folder can be named, and not half-way into a run."""
+    if checkpoint.given is not None:
+        return
     try:
         expected = {f"model.{name}": tensor.shape for name, tensor in checkpoint.empty_model().state_dict().items()}
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{checkpoint.folder}: checkpoint of another version of fastvae ({reason})") from error
+    if ":" in str(checkpoint.model_config.get("network")):
+        checkpoint.refuse_other(checkpoint.empty_model())  # whose code may have changed
     held = checkpoint.shapes()
     if {name: shape for name, shape in held.items() if name.startswith("model.")} != expected:
         raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its tensors are not the model's)")

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fastvae.data import DatasetName
+from fastvae.data import DatasetName, Layout
+from fastvae.models.convolutional import Norm
 from fastvae.models.likelihood import LikelihoodName
-from fastvae.models.networks import Activation, Preset, check_network
+from fastvae.models.networks import Activation, NetworkName, Preset, check_network
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training.checkpoint import Checkpoint
 from fastvae.training.solver import Scaling
@@ -18,6 +19,9 @@ Binarize = Literal["none", "dynamic"]
 Decay = Literal["cosine"]
 ModelName = Literal["vae", "cvae", "regressor"]
 Condition = Literal["column", "labels"]
+
+# The fields that are paths: they say where the data are, and not what they are.
+PATHS = ("data_dir", "data", "test_data")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,19 @@ class TrainConfig:
     dataset: DatasetName = "digits"
     data_dir: str | None = None
     """Folder of the data set's files, the ``root`` of :func:`fastvae.data.load`."""
+    data: str | None = None
+    """File or folder of other data, which take the place of ``dataset`` (:meth:`fastvae.data.Dataset.from_files`)."""
+    test_data: str | None = None
+    """File or folder of their test set. Without it, the one in ``data`` is taken, or part of the rows is set aside."""
+    labels: str | None = None
+    """What holds the labels of ``data``: a column of a table, or an array of a file that has several."""
+    test_fraction: float = 0.1
+    """Part of the rows of ``data`` that is set aside for testing, the same rows in every run."""
+    layout: Layout = "auto"
+    """Where images in arrays of 4 dimensions have their channels: ``"chw"``, ``"hwc"``, or recognised."""
+    network: str = "mlp"
+    """Networks of a vae or cvae: ``"mlp"``; ``"conv"``, residual convolutions; or ``"package.module:function"``, which
+    is called with the data's shape and ``latent_dim`` and returns an encoder and a decoder."""
     epochs: int = 100
     batch_size: int = 100
     """Images per step, counted over all processes."""
@@ -49,6 +66,13 @@ class TrainConfig:
     """``"doersch"``: the network of the tutorial's code, its initial weights and its solver
     (:func:`fastvae.training.solver.make_optimizer`)."""
     likelihood: LikelihoodName = "bernoulli"
+    conv_width: int = 32
+    """Channels of the finest level of the convolutional network that has residual blocks
+    (:func:`fastvae.models.convolutional`)."""
+    conv_depth: int = 1
+    """Residual blocks on each level of the convolutional network."""
+    conv_norm: Norm = "group"
+    """Normalisation in the convolutional network's blocks."""
     sigma: float = 0.25
     """Standard deviation of the Gaussian likelihood, for pixels in [0, 1]. With 0.1 the digits took 46 nats of KL in
     40 epochs and samples of the prior fell apart, with 0.2 and 0.3 they are digits."""
@@ -94,9 +118,11 @@ class TrainConfig:
             "model": ModelName,
             "condition": Condition,
             "dataset": DatasetName,
+            "layout": Layout,
             "likelihood": LikelihoodName,
             "binarize": Binarize,
             "gradient": Gradient,
+            "conv_norm": Norm,
         }
         for name, choice in choices.items():
             if getattr(self, name) not in get_args(choice):
@@ -110,7 +136,16 @@ class TrainConfig:
         ):
             if getattr(self, name) not in (None, *get_args(options)):
                 raise ValueError(f"{name} must be {', '.join(get_args(options))} or none, not {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "accumulate", "latent_dim", "anneal_epochs", "importance_samples"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "latent_dim",
+            "anneal_epochs",
+            "importance_samples",
+            "conv_width",
+            "conv_depth",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -121,6 +156,10 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive finite number, not {value}")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction must lie between 0 and 1, not {self.test_fraction}")
+        if self.test_data is not None and self.data is None:
+            raise ValueError("test_data needs data: published data sets have a test set of their own")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most batch_size, {self.batch_size}, not {self.accumulate}")
         if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
@@ -130,11 +169,20 @@ class TrainConfig:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number, 0 or more, not {value}")
         check_network(self.hidden, self.activation, self.preset)
+        if self.network not in get_args(NetworkName) and ":" not in self.network:
+            choices_of_network = ", ".join(get_args(NetworkName))
+            raise ValueError(
+                f"network must be one of {choices_of_network} or package.module:function, not {self.network!r}"
+            )
+        if self.network != "mlp" and self.model == "regressor":
+            raise ValueError(f"a regressor has the network mlp, not {self.network}")
+        if self.network != "mlp" and self.preset is not None:
+            raise ValueError(f"preset {self.preset} is of the network mlp, not of {self.network}")
         if self.learn_sigma and self.likelihood == "bernoulli":
             raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
         if self.model == "vae" and self.condition != "column":
             raise ValueError(f"a vae has no condition: model must be cvae or regressor for {self.condition}")
-        if self.model != "vae" and not self.hidden:
+        if self.model != "vae" and self.network == "mlp" and not self.hidden:
             raise ValueError(f"hidden must name at least one layer for a {self.model}: the condition joins there")
         if self.model == "regressor":
             for name, nothing in (("importance_samples", 1), ("beta", 1), ("free_bits", 0), ("anneal", None)):
@@ -148,6 +196,11 @@ class TrainConfig:
             raise ValueError("beta, anneal and free_bits weigh the ELBO: importance_samples must be 1 for them")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie in 0 .. 2^63 - 1, not {self.seed}")
+
+    @property
+    def data_name(self) -> str:
+        """What the data are called: the data set, or the path of other data."""
+        return self.dataset if self.data is None else self.data
 
     @property
     def completes(self) -> bool:

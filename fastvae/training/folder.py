@@ -7,15 +7,17 @@ import json
 import os
 from pathlib import Path
 
+from torch import nn
+
 from fastvae.models import Model
-from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, Checkpoints, load_checkpoint
-from fastvae.training.config import TrainConfig
+from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, Checkpoints, config_of, load_checkpoint
+from fastvae.training.config import PATHS, TrainConfig
 
 METRICS, TENSORBOARD = "metrics.json", "tensorboard"
 PICTURES = ("samples.png", "reconstructions.png", "curves.png")
 
 # What may differ between a run and its continuation: it does not change the numbers.
-_FREE_ON_RESUME = ("epochs", "data_dir")
+_FREE_ON_RESUME = ("epochs", *PATHS)
 
 
 def refuse_run(out_dir: Path) -> None:
@@ -80,8 +82,12 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint | Non
     return checkpoint
 
 
-def refuse_other_model(config: TrainConfig, model: Model, source: Checkpoint) -> None:
+def refuse_other_model(config: TrainConfig, model: nn.Module, source: Checkpoint) -> None:
     """Raises ValueError where the weights of a checkpoint are not those of the model of ``config``."""
+    if source.given is not None or "given" in config_of(model):
+        source.refuse_other(model)
+        return
+    assert isinstance(model, Model)
     saved = TrainConfig.from_checkpoint(source)
     theirs = {"model": saved.model, "condition": saved.condition} | source.model_config
     ours = {"model": config.model, "condition": config.condition} | json.loads(json.dumps(model.config))

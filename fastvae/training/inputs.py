@@ -2,31 +2,137 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable
+from typing import Any
 
-from fastvae.data import join_column, split_column
-from fastvae.models import CVAE, VAE, Model
+import torch
+from torch import Tensor, nn
+
+from fastvae.data import Data, Dataset, Rows, join_column, load, split_column
+from fastvae.data.check import check
+from fastvae.data.torch_data import TorchData
+from fastvae.models import CVAE, VAE, Model, Regressor
 from fastvae.models.networks import first_weight
 from fastvae.training.config import TrainConfig
 
 
+def load_data(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """The data set of a run.
+
+    Args:
+        config: of the run.
+        progress: told how many files of how many are read, where that takes long.
+
+    Raises:
+        ValueError: files that are not what they should be.
+        OSError: there are none, or they cannot be read.
+    """
+    if config.data is None:
+        return load(config.dataset, config.data_dir)
+    return Dataset.from_files(
+        config.data,
+        config.test_data,
+        labels=config.labels,
+        test_fraction=config.test_fraction,
+        layout=config.layout,
+        progress=progress,
+    )
+
+
+def check_data(
+    config: TrainConfig,
+    dataset: Dataset,
+    model: nn.Module | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Look at all rows once, and see whether a run can take them.
+
+    Rows of ``torch.utils.data`` are not looked at before they are asked for.
+
+    Args:
+        config: of the run.
+        dataset: of the run.
+        model: of the run, if it is given.
+        progress: told how many bytes of how many are looked at.
+
+    Raises:
+        ValueError: one line that names the data, the row and the value.
+    """
+    shape, dtype = dataset.data_shape, dataset.train.dtype
+    if config.completes and (len(shape) != 2 or dtype not in (torch.uint8, torch.bool)):
+        raise ValueError(
+            f"{dataset.name} has rows {list(shape)} of {str(dtype).removeprefix('torch.')}, but condition column is of "
+            "images [H, W], uint8 or bool"
+        )
+    if config.binarize == "dynamic" and not (dtype == torch.uint8 or dtype.is_floating_point):
+        raise ValueError(f"{dataset.name}: binarize dynamic draws from uint8 or numbers in [0, 1], not {dtype}")
+    if model is None:
+        likelihood: str = config.likelihood
+    else:
+        likelihood = model.output.name if isinstance(model, Model) else "another"
+    arrays: dict[int, tuple[str, Tensor]] = {}
+    for name, data in ((dataset.name, dataset.train), (f"{dataset.name} (test)", dataset.test)):
+        if not isinstance(data, TorchData):
+            array = data.array if isinstance(data, Rows) else data
+            arrays.setdefault(id(array), (name, array))  # once, where both are parts of one
+    for name, array in arrays.values():
+        check(name, array, likelihood, progress=progress)
+
+
+def shape_to_model(config: TrainConfig, dataset: Dataset) -> tuple[int, ...]:
+    """``data_shape`` of the run's model: that of a row, without the column that it is given."""
+    *rest, width = dataset.data_shape
+    return (*rest, width - config.completes)
+
+
+def refuse_other_rows(config: TrainConfig, model: nn.Module, dataset: Dataset) -> None:
+    """Raises ValueError where a model that is given is not of the kind, or for the rows, that the run has."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a module, not {type(model).__name__}: a function has no weights to train")
+    if not isinstance(model, Model):
+        unused = ("importance_samples", 1), ("beta", 1), ("free_bits", 0), ("anneal", None)
+        for name, nothing in unused:
+            if getattr(config, name) != nothing:
+                raise ValueError(f"a {type(model).__name__} has a loss of its own: {name} must be {nothing}")
+        if next(model.parameters(), None) is None:
+            raise ValueError(f"the {type(model).__name__} has no parameters to train")
+        return
+    kind = type(model).__name__.lower()
+    if not isinstance(model, {"vae": VAE, "cvae": CVAE, "regressor": Regressor}[config.model]):
+        raise ValueError(f"the model that is given is a {type(model).__name__}: config.model must be {kind}")
+    shape = shape_to_model(config, dataset)
+    if model.data_shape != shape:
+        raise ValueError(
+            f"the model has data_shape {list(model.data_shape)}, but {dataset.name} asks for {list(shape)}"
+        )
+
+
+def dims_of(model: nn.Module, dataset: Dataset) -> int:
+    """Numbers that the model makes of a row."""
+    return math.prod(model.data_shape if isinstance(model, Model) else dataset.data_shape)
+
+
 def model_inputs(
-    config: TrainConfig, images: Tensor, labels: Tensor | None, generator: torch.Generator | None = None
-) -> tuple[Tensor, ...]:
+    config: TrainConfig, images: Data, labels: Tensor | None, generator: torch.Generator | None = None
+) -> tuple[Any, ...]:
     """The images themselves; or what is to be made, and the condition: the images' labels, or a column of them.
 
     Args:
         config: of the run.
-        images: ``[B, H, W]`` uint8 or bool.
+        images: ``[B, *E]``; ``[B, H, W]`` uint8 or bool where a column is the condition.
         labels: ``[B]`` integers, where the condition is labels.
         generator: the source of the column's noise (:func:`fastvae.data.split_column`).
+
+    Raises:
+        ValueError: the condition is labels, and there are none.
     """
     if config.completes:
-        return split_column(images, generator=generator)
-    if config.model == "vae":
+        return split_column(images[:], generator=generator)
+    if config.condition != "labels":
         return (images,)
-    assert labels is not None
+    if labels is None:
+        raise ValueError(f"the rows have no labels, which this {config.model} is given")
     return images, labels
 
 

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastvae
-from fastvae.data import Dataset, load
+from fastvae.data import Dataset
 from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
 from fastvae.models import Model
-from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position, load_checkpoint
+from fastvae.ops import binarize
+from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position, config_of, load_checkpoint
 from fastvae.training.config import TrainConfig
+from fastvae.training.config_file import keep_config
 from fastvae.training.distributed import (
     StoppedError,
     TrainingError,
@@ -33,8 +35,9 @@ from fastvae.training.distributed import (
     until_terminated,
     world,
 )
+from fastvae.training.feed import DataOn, placed, stays_on_host
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_other_model, refuse_run
-from fastvae.training.inputs import model_inputs
+from fastvae.training.inputs import check_data, dims_of, load_data, model_inputs, refuse_other_rows
 from fastvae.training.lock import locked
 from fastvae.training.pictures import Pictures, drawn, log_epoch, save_pictures
 from fastvae.training.solver import flush_denormal, parameter_names
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_REPORTS = 0.2
 # Processes agree on whether to stop once in so many steps: to ask at each would make each wait for the slowest.
 _STEPS_BETWEEN_AGREEMENTS = 10
+_TEST_BATCH = 1000
 
 logger = logging.getLogger("fastvae")
 
@@ -73,7 +77,8 @@ class Progress(NamedTuple):
 class TrainResult(NamedTuple):
     """A finished run."""
 
-    model: Model
+    model: Any
+    """The one that ``config`` describes, or the one that was given."""
     history: list[dict[str, Any]]
     """One entry for each epoch, as in ``metrics.json``. ``train`` is the mean over the epoch's steps, while the
     weights moved; ``test`` is measured after them."""
@@ -83,22 +88,26 @@ def train(
     config: TrainConfig,
     out_dir: str | os.PathLike[str],
     *,
+    dataset: Dataset | None = None,
+    model: nn.Module | None = None,
     resume: bool = False,
     init_from: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str | torch.device | None = None,
     fsdp: bool = False,
     cuda_graph: bool = False,
+    data_on: DataOn = "auto",
     keep: int = 2,
     save_steps: int | None = None,
 ) -> TrainResult:
-    """Train a VAE, or go on with a run that stopped, in one process or in those that torchrun starts.
+    """Train a model, or go on with a run that stopped, in one process or in those that torchrun starts.
 
     The folder gets ``checkpoints/`` (one before the first step and after each epoch, written in the background, whole
-    or not at all), ``metrics.json``, ``tensorboard/``, and at the end ``samples.png``, ``reconstructions.png`` and
-    ``curves.png``; a picture that cannot be drawn is a warning. A run that was stopped in any way and resumed ends with
-    the weights and metrics (but for times) of one that never stopped: bitwise in one process on the same machine with
-    as many threads, else up to rounding.
+    or not at all), ``config.toml``, with which ``fastvae train --config`` repeats the run
+    (:func:`fastvae.training.config_file.keep_config`), ``metrics.json``, ``tensorboard/``, and at the end
+    ``samples.png``, ``reconstructions.png`` and ``curves.png``; a picture that cannot be drawn is a warning. A run that
+    was stopped in any way and resumed ends with the weights and metrics (but for times) of one that never stopped:
+    bitwise in one process on the same machine with as many threads, else up to rounding.
     Seeds torch's own random generator, and takes numbers below 2^-126 for 0 meanwhile, in ``progress`` too
     (:func:`fastvae.training.solver.flush_denormal`).
 
@@ -110,6 +119,14 @@ def train(
         config: on resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
             unless the learning rate decays over them.
         out_dir: made where it is missing. One run at a time has it, which a lock sees to.
+        dataset: data of one's own, which take the place of those that ``config`` names; a run that goes on must be
+            given the same ones.
+        model: a model of one's own, which takes the place of the one that ``config`` describes: a ``VAE``, ``CVAE`` or
+            ``Regressor`` with any networks, of the kind that ``config.model`` names; or any other module that is called
+            with the rows ``[B, *E]`` (and the labels ``[B]``, for condition ``"labels"``) and returns an
+            :class:`fastvae.ELBO` of batch means, of which ``loss`` is minimised. It is trained where it is, from the
+            weights that it has. A run that goes on must be given such a model again, and so must
+            :func:`fastvae.load`.
         resume: goes on from the newest whole checkpoint where ``out_dir`` holds a run, and starts one where it holds
             none: which of the two is logged. Without it ``out_dir`` must hold no run.
         init_from: a run, or one of its checkpoints, from whose weights a new run starts. ``config`` may differ from
@@ -123,14 +140,17 @@ def train(
             models that do not fit one device. The model that is returned is sharded; the checkpoint has it whole.
         cuda_graph: whether a GPU repeats the step by itself (a CUDA graph), for networks and batches so small that the
             host cannot keep up with it.
+        data_on: where the training set is: ``"device"``, all of it in the memory of the device; ``"host"``, where it
+            comes from, of which the rows of one batch are read ahead, by a thread and, on a GPU, with asynchronous
+            copies; ``"auto"``: on the device if it takes at most half of the memory that is free there.
         keep: checkpoints that are kept, the newest.
         save_steps: steps between further checkpoints within an epoch.
 
     Raises:
         ValueError: ``config`` contradicts the run's own, or has another model than ``init_from``; a file of the data
-            set or all checkpoints are bad; a device that is not there; ``fsdp`` with ``config.compile`` or
-            ``config.learn_sigma``, or without several processes; ``cuda_graph`` without a GPU, with several processes
-            or with parts of batches.
+            set or all checkpoints are bad; the data hold a value that the likelihood has not; a device that is not
+            there; ``fsdp`` with ``config.compile`` or ``config.learn_sigma``, or without several processes;
+            ``cuda_graph`` without a GPU, with several processes or with parts of batches.
         FileExistsError: ``out_dir`` holds a run already, or with ``resume`` only remains of one.
         FileNotFoundError: there is no data set, or nothing in ``init_from``.
         OSError: a file cannot be read or written.
@@ -157,13 +177,21 @@ def train(
         checkpoint = processes.of_first(
             lambda: checkpoint_to_resume(config, out_dir) if resume else refuse_run(out_dir)
         )
+        notes = [
+            f"The {name} was given from Python: train(..., {name}=...)"
+            for name, given in (("dataset", dataset), ("model", model))
+            if given is not None
+        ]
         source = None
         if checkpoint is None and init_from is not None:
             source = processes.of_first(lambda: load_checkpoint(init_from))
-        if processes.size > 1:
-            # One process downloads; the data themselves are not sent.
-            processes.of_first(lambda: load(config.dataset, config.data_dir).name)
-        dataset = load(config.dataset, config.data_dir)
+        if dataset is None:
+            if processes.size > 1:
+                # One process downloads; the data themselves are not sent.
+                processes.of_first(lambda: load_data(config).name)
+            dataset = load_data(config)
+        if checkpoint is None:
+            processes.of_first(lambda: check_data(config, dataset, model))
 
         saved = Checkpoints(out_dir, keep, first=processes.rank == 0, group=processes.saving)
         run = _Run(
@@ -175,12 +203,18 @@ def train(
             saved,
             terminated,
             source=source,
+            model=model,
             fsdp=fsdp,
             cuda_graph=cuda_graph,
+            data_on=data_on,
             save_steps=save_steps,
         )
+        held.callback(run.stepper.feed.close)
         if resume and processes.rank == 0:
             logger.info("%s", f"no run in {out_dir} yet: starting one" if checkpoint is None else run.how_far())
+        if run.init_from is not None:
+            notes.append(f"Its first weights: --init-from {json.dumps(run.init_from['checkpoint'])}")
+        processes.of_first(lambda: keep_config(config, out_dir, notes))
         if checkpoint is None:
             # So that there is something to resume from before the first epoch is over, and before anything else is
             # there that would be taken for a run.
@@ -221,30 +255,50 @@ class _Run:
         terminated: Callable[[], bool] = lambda: False,
         *,
         source: Checkpoint | None = None,
+        model: nn.Module | None = None,
         fsdp: bool = False,
         cuda_graph: bool = False,
+        data_on: DataOn = "auto",
         save_steps: int | None = None,
     ) -> None:
         self.config, self.out_dir = config, out_dir
         self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
         self.device = processes.device
-        self.test_images = dataset.test.to(self.device)
-        self.test_labels = dataset.test_labels.to(self.device)
+        self.test = dataset.test
+        if not stays_on_host(self.test, self.device, data_on):
+            self.test = placed(self.test, self.device)
+        self.test_labels = None if dataset.test_labels is None else dataset.test_labels.to(self.device)
         # Order and noise are seeded anew for each epoch, and for each part of each step: nothing but the position must
         # be kept to go on, with any number of processes.
         self.order_seed = stream("order", config.seed)
-        if checkpoint is None:
+        self.model: nn.Module
+        if model is not None:
+            if checkpoint is not None:
+                checkpoint.refuse_other(model)
+            refuse_other_rows(config, model, dataset)
+            torch.manual_seed(config.seed)
+            self.model = model.to(self.device)
+        elif checkpoint is None:
             self.model = build_model(config, dataset).to(self.device)
         else:
             self.model = checkpoint.empty_model().to_empty(device=self.device)
+        self.dims = dims_of(self.model, dataset)
         self.init_from = None if checkpoint is None else checkpoint.init_from
         if source is not None:
             refuse_other_model(config, self.model, source)
             self.init_from = source.origin()
-        self.stepper = Stepper(config, dataset, self.model, processes, fsdp=fsdp, cuda_graph=cuda_graph)
+        self.stepper = Stepper(
+            config, dataset, self.model, processes, fsdp=fsdp, cuda_graph=cuda_graph, data_on=data_on
+        )
         self.objective, self.optimizer = self.stepper.objective, self.stepper.optimizer
         position = Position() if checkpoint is None else checkpoint.position
         self.step, self.epoch, self.history = position.step, position.epoch, list(position.history)
+        done = self.step - self.epoch * self.stepper.batches
+        if not (0 <= done < self.stepper.batches and done * config.batch_size == position.images):
+            raise ValueError(
+                f"{out_dir} is after step {self.step}, in epoch {self.epoch + 1}, but {dataset.name} has "
+                f"{self.stepper.rows} rows, {self.stepper.batches} steps an epoch: the run was trained on other data"
+            )
         # Of this process; what was done before belongs to the first.
         first = processes.rank == 0
         self.sums = torch.tensor(position.sums, dtype=torch.float64, device=self.device) * first
@@ -282,11 +336,16 @@ class _Run:
     def train_epoch(self, writer: SummaryWriter | None, progress: Callable[[Progress], None] | None) -> None:
         """What is left of a pass through the training set, the test, and everything that is written after an epoch."""
         unread: list[Tensor] = []
+        waited = self.stepper.feed.waited
         started = reported = time.perf_counter() - self.seconds
         shuffle = torch.Generator().manual_seed(self.order_seed + self.epoch)
-        order = torch.randperm(len(self.stepper.images), generator=shuffle, device="cpu").to(self.device)
-        batches = torch.split(order, self.config.batch_size)
-        for batch in batches[self.step - self.epoch * self.stepper.batches :]:
+        order = torch.randperm(self.stepper.rows, generator=shuffle, device="cpu")
+        if not self.stepper.feed.reads_ahead:
+            order = order.to(self.device)
+        done = self.step - self.epoch * self.stepper.batches
+        batches = torch.split(order, self.config.batch_size)[done:]
+        self.stepper.announce(batches, done, self.order_seed + self.epoch)
+        for batch in batches:
             unread.append(self.stepper(self.step, batch))
             self.sums += unread[-1]
             self.images_done += len(batch)
@@ -306,13 +365,14 @@ class _Run:
         if not math.isfinite(test.elbo):
             self._fail(f"the test ELBO is {test.elbo}")
 
-        train = elbo_report(reconstruction, kl, math.prod(self.model.data_shape))
+        train = elbo_report(reconstruction, kl, self.dims)
         self.history.append(
             {
                 "epoch": self.epoch + 1,
                 "train": train._asdict(),
                 "test": test._asdict(),
                 "seconds": self.seconds,
+                "seconds_waiting_for_data": self.stepper.feed.waited - waited,
                 "samples_per_second": self.images_done / self.seconds,
             }
         )
@@ -357,15 +417,35 @@ class _Run:
     def _test(self) -> ELBOReport:
         generator = self._test_generator()
         with gathered(self.objective):
+            if not isinstance(self.model, Model):
+                return self._test_given()
             sums = elbo_sums(
                 self.model,
-                *model_inputs(self.config, self.test_images, self.test_labels, generator),
+                *model_inputs(self.config, self.test, self.test_labels, generator),
                 binarize=self.config.binarize == "dynamic",
                 generator=generator,
                 part=self.world.rank,
                 parts=self.world.size,
             )
-        return report_of_sums(self.world.sum(sums), len(self.test_images), math.prod(self.model.data_shape))
+        return report_of_sums(self.world.sum(sums), len(self.test), self.dims)
+
+    def _test_given(self) -> ELBOReport:
+        """Of a module of which nothing is known but what it returns: every process takes all of the test set."""
+        given, draw = self.model, self.config.binarize == "dynamic"
+        training, sums = given.training, torch.zeros(2, dtype=torch.float64, device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(self.config.seed)
+            given.eval()
+            for start in range(0, len(self.test), _TEST_BATCH):
+                rows = slice(start, start + _TEST_BATCH)
+                x = self.test[rows].to(self.device)
+                labels = None if self.test_labels is None else self.test_labels[rows]
+                terms = given(*model_inputs(self.config, binarize(x) if draw else x, labels))
+                sums += torch.stack([terms.reconstruction, terms.kl]).double() * len(x)
+            given.train(training)
+        reconstruction, kl = (sums / len(self.test)).tolist()
+        return elbo_report(reconstruction, kl, self.dims)
 
     def _check_finite(self, unread: list[Tensor]) -> None:
         """``unread`` are the sums of the steps that nobody has looked at, up to the last one."""
@@ -389,7 +469,7 @@ class _Run:
             epoch=self.epoch + 1,
             epochs=self.config.epochs,
             images=self.images_done,
-            images_per_epoch=len(self.stepper.images),
+            images_per_epoch=self.stepper.rows,
             loss=loss,
             reconstruction=reconstruction,
             kl=kl,
@@ -410,7 +490,7 @@ class _Run:
             images=self.images_done,
             seconds=self.seconds,
         )
-        self.saved.save(tensors, self.model.config, dataclasses.asdict(self.config), position, self.init_from)
+        self.saved.save(tensors, config_of(self.model), dataclasses.asdict(self.config), position, self.init_from)
 
     def save_metrics(self) -> None:
         if self.world.rank > 0:
@@ -428,10 +508,10 @@ class _Run:
         with replacing(self.out_dir / METRICS) as temporary:
             temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    def pictures(self) -> Pictures:
-        """Every process must ask for them."""
+    def pictures(self) -> Pictures | None:
+        """Every process must ask for them; there are none of a model or of data that draws nothing."""
         with gathered(self.objective):
-            return drawn(self.model, self.config, self.test_images, self.test_labels, self._test_generator())
+            return drawn(self.model, self.config, self.test, self.test_labels, self._test_generator())
 
     def _test_generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.config.seed)

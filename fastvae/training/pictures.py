@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastvae.data import Data
 from fastvae.evaluation import ELBOReport
 from fastvae.files import replacing
 from fastvae.models import Model
@@ -27,7 +28,7 @@ logger = logging.getLogger("fastvae")
 
 
 class Pictures(NamedTuple):
-    """Images ``[N, H, W]`` on the CPU."""
+    """Images ``[N, H, W]`` or ``[N, 3, H, W]``, on the CPU."""
 
     samples: Tensor
     originals: Tensor
@@ -37,42 +38,70 @@ class Pictures(NamedTuple):
 
 
 def drawn(
-    model: Model, config: TrainConfig, test_images: Tensor, test_labels: Tensor, generator: torch.Generator
-) -> Pictures:
+    model: nn.Module, config: TrainConfig, test: Data, test_labels: Tensor | None, generator: torch.Generator
+) -> Pictures | None:
     """Samples, and test images with their reconstructions: of the same codes for every generator of one seed.
 
     Args:
         model: of the run.
         config: of the run.
-        test_images: ``[M, H, W]`` uint8, of which the first are reconstructed.
-        test_labels: ``[M]``.
+        test: ``[M, *E]``, of which the first are reconstructed.
+        test_labels: ``[M]``, where there are any.
         generator: on the device of the model.
+
+    Returns:
+        None where rows are no images, or where the model is none of ours, which draws nothing.
     """
-    originals = test_images[:_RECONSTRUCTIONS]
+    if not isinstance(model, Model) or not are_images(test):
+        return None
+    # Whole rows of them, or one that is not.
+    count = min(len(test), _RECONSTRUCTIONS)
+    count = count - count % _COLUMNS or count
+    originals = test[:count].to(generator.device)
+    labels = None if test_labels is None else test_labels[:count]
     if config.binarize == "dynamic":
         originals = binarize(originals, generator=generator)
-    inputs = model_inputs(config, originals, test_labels[:_RECONSTRUCTIONS], generator)
+    inputs = model_inputs(config, originals, labels, generator)
     known = inputs[1] if config.completes else None
     samples = sample(model, config, _COLUMNS**2, known, generator)
-    return Pictures(samples.cpu(), originals.cpu(), reconstruct(model, config, *inputs).cpu())
+    shown = samples, originals, reconstruct(model, config, *inputs)
+    return Pictures(*(unit_range(images, originals).cpu() for images in shown))
 
 
-def save_pictures(folder: Path, pictures: Pictures, history: list[dict[str, Any]]) -> None:
+def are_images(data: Data) -> bool:
+    """Whether rows are ``[H, W]`` or ``[C, H, W]`` with 1 or 3 channels, of no less than 4 pixels either way."""
+    *channels, height, width = (0, *data.shape[1:])
+    return channels in ([0], [0, 1], [0, 3]) and min(height, width) >= 4
+
+
+def unit_range(images: Tensor, originals: Tensor) -> Tensor:
+    """What is shown between black and white: floating-point images by the range of the originals."""
+    if not originals.is_floating_point():
+        return images
+    low, high = originals.aminmax()
+    if low >= 0 and high <= 1:
+        return images
+    return (images - low) / (high - low)
+
+
+def save_pictures(folder: Path, pictures: Pictures | None, history: list[dict[str, Any]]) -> None:
     """Write those of a run that is over; one that cannot be drawn is a warning.
 
     Args:
         folder: of the run.
-        pictures: of its model.
+        pictures: of its model, if it draws any.
         history: the list ``epochs`` of ``metrics.json``.
     """
     from fastvae import plots
 
-    samples, originals, reconstructions = pictures
-    drawings: dict[str, Callable[[Path], None]] = {
-        "samples.png": lambda path: plots.save_samples(samples, _COLUMNS, path),
-        "reconstructions.png": lambda path: plots.save_reconstructions(originals, reconstructions, _COLUMNS, path),
-        "curves.png": lambda path: plots.save_curves(history, path),
-    }
+    drawings: dict[str, Callable[[Path], None]] = {"curves.png": lambda path: plots.save_curves(history, path)}
+    if pictures is not None:
+        samples, originals, reconstructions = pictures
+        columns = min(_COLUMNS, len(originals))
+        drawings |= {
+            "samples.png": lambda path: plots.save_samples(samples, _COLUMNS, path),
+            "reconstructions.png": lambda path: plots.save_reconstructions(originals, reconstructions, columns, path),
+        }
     for name, draw in drawings.items():
         try:
             with replacing(folder / name) as temporary:
@@ -83,7 +112,7 @@ def save_pictures(folder: Path, pictures: Pictures, history: list[dict[str, Any]
 
 
 def log_epoch(
-    writer: SummaryWriter, epoch: int, train: ELBOReport, test: ELBOReport, rate: float, pictures: Pictures
+    writer: SummaryWriter, epoch: int, train: ELBOReport, test: ELBOReport, rate: float, pictures: Pictures | None
 ) -> None:
     """Write an epoch to TensorBoard.
 
@@ -93,7 +122,7 @@ def log_epoch(
         train: the mean over the epoch's steps.
         test: measured after them.
         rate: samples per second.
-        pictures: of the model after the epoch.
+        pictures: of the model after the epoch, if it draws any.
     """
     from fastvae import plots
 
@@ -102,7 +131,10 @@ def log_epoch(
         for key in ("elbo", "reconstruction", "kl", "bits_per_dim"):
             add_scalar(f"{key}/{part}", getattr(report, key), epoch)
     add_scalar("samples_per_second", rate, epoch)
-    rows = plots.interleave_rows(pictures.originals, pictures.reconstructions, _COLUMNS)
-    for name, images in (("samples", pictures.samples), ("reconstructions", rows)):
-        add_image(name, plots.image_grid(images, _COLUMNS), epoch, dataformats="HW")
+    if pictures is not None:
+        columns = min(_COLUMNS, len(pictures.originals))
+        rows = plots.interleave_rows(pictures.originals, pictures.reconstructions, columns)
+        for name, images, across in (("samples", pictures.samples, _COLUMNS), ("reconstructions", rows, columns)):
+            grid = plots.image_grid(images, across)
+            add_image(name, grid, epoch, dataformats="HW" if grid.dim() == 2 else "HWC")
     writer.flush()

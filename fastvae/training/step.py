@@ -3,49 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastvae.data import Dataset
+from fastvae.data.torch_data import TorchData
 from fastvae.models import CVAE, VAE, Model
 from fastvae.objectives import Schedule
-from fastvae.ops import ELBO, binarize
+from fastvae.ops import ELBO
 from fastvae.training.checkpoint import MODELS
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import TrainingError, World, is_of_compiler, more_to_come, share_out
+from fastvae.training.feed import DataOn, TorchFeed, make_feed
 from fastvae.training.graph import CapturedStep
-from fastvae.training.inputs import model_inputs
+from fastvae.training.inputs import model_inputs, shape_to_model
 from fastvae.training.solver import learning_rate_schedule, make_optimizer, scaled_learning_rate
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of a run, with weights by the seed of the configuration."""
-    shape = dataset.data_shape
-    options: dict[str, Any] = {
-        name: getattr(config, name) for name in ("hidden", "likelihood", "sigma", "learn_sigma", "activation", "preset")
-    }
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("likelihood", "sigma", "learn_sigma")}
+    if config.network == "mlp":
+        options |= {name: getattr(config, name) for name in ("hidden", "activation", "preset")}
+    elif config.network == "conv":
+        options |= {name: getattr(config, name) for name in ("conv_width", "conv_depth", "conv_norm")}
     if config.model != "regressor":
-        options["latent_dim"] = config.latent_dim
+        options |= {"latent_dim": config.latent_dim, "network": config.network}
     if config.completes:
-        height, width = shape
-        shape, options["condition_shape"] = (height, width - 1), height
+        options["condition_shape"] = dataset.data_shape[0]
     elif config.model != "vae":
         options["condition_classes"] = dataset.classes
     torch.manual_seed(config.seed)
-    return MODELS[config.model](shape, **options)
+    return MODELS[config.model](shape_to_model(config, dataset), **options)
 
 
 class Objective(nn.Module):
     """What is minimised, as a module of its own: DDP and FSDP see to gradients where a module is called."""
 
-    def __init__(self, model: Model, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
     def forward(self, beta: float | Tensor, x: Tensor, condition: Tensor | None = None) -> ELBO:
         model, config = self.model, self.config
+        if not isinstance(model, Model):
+            terms = model(x) if condition is None else model(x, condition)
+            if not isinstance(terms, ELBO) or any(term.dim() for term in terms):
+                given = [list(term.shape) for term in terms] if isinstance(terms, ELBO) else type(terms).__name__
+                raise ValueError(
+                    f"{type(model).__name__} gives {given}, expected a fastvae.ELBO(loss, reconstruction, kl) of means "
+                    "over the batch, 0-d tensors"
+                )
+            return terms
         samples, gradient = config.importance_samples, config.gradient
         if isinstance(model, VAE):
             if samples > 1:
@@ -65,28 +77,33 @@ class Stepper:
 
     Args:
         config: of the run.
-        dataset: whose training images go to the device.
+        dataset: whose training rows the steps take.
         model: on the device of ``processes``.
         processes: those that take the steps together.
         fsdp: as for ``train``.
         cuda_graph: as for ``train``.
+        data_on: as for ``train``.
+
+    Raises:
+        ValueError: data that cannot be taken so.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         dataset: Dataset,
-        model: Model,
+        model: nn.Module,
         processes: World,
         *,
         fsdp: bool = False,
         cuda_graph: bool = False,
+        data_on: DataOn = "auto",
     ) -> None:
         self.config, self.model, self.world = config, model, processes
         self.device = processes.device
-        self.images = dataset.train.to(self.device)
-        self.labels = dataset.train_labels.to(self.device) if config.condition == "labels" else None
-        self.batches = -(-len(self.images) // config.batch_size)
+        self.feed = make_feed(dataset, config.condition == "labels", self.device, data_on)
+        self.rows = len(dataset.train)
+        self.batches = -(-self.rows // config.batch_size)
         self.parts = max(config.accumulate, processes.size)
         self.objective = share_out(Objective(model, config), processes, fsdp, config.compile)
         rate = scaled_learning_rate(config.learning_rate, config.batch_size, config.scale_learning_rate)
@@ -103,7 +120,9 @@ class Stepper:
             # A tensor where it changes: compiled code is then not compiled anew, and captured code sees it.
             self._beta = torch.zeros((), device=self.device)
         # Drawn as the network reads them, which is the target too; what is to be split must be bool.
-        self._drawn_dtype = torch.bool if config.completes else next(model.parameters()).dtype
+        self._drawn_dtype = None
+        if config.binarize == "dynamic":
+            self._drawn_dtype = torch.bool if config.completes else next(model.parameters()).dtype
         # The noise of each part of each step has a seed of its own.
         self._noise = torch.default_generator
         if self.device.type == "cuda":
@@ -112,7 +131,11 @@ class Stepper:
         self._seeds = self._first_seed
         self._written: dict[Tensor, float] = {}
         self._captured: CapturedStep | None = None
+        if isinstance(dataset.train, TorchData):
+            dataset.train.check_steps(config.batch_size, self.parts)
         if cuda_graph:
+            if self.feed.reads_ahead:
+                raise ValueError("cuda_graph needs all of the data in the memory of the GPU")
             self._captured = CapturedStep(self._on_device, config.batch_size, self.device)
 
     def __call__(self, number: int, batch: Tensor) -> Tensor:
@@ -134,6 +157,20 @@ class Stepper:
         self._seed(self.world.rank)
         return (self._captured or self._on_device)(batch)
 
+    def announce(self, batches: Sequence[Tensor], done: int, seed: int) -> None:
+        """The batches that are left of an epoch, after ``done`` others of it; ``seed`` is that of its order."""
+        mine = (part for batch in batches for _, part, _ in self._mine(batch))
+        self.feed.announce(list(mine) if self.feed.reads_ahead else [], done, seed)
+
+    def _mine(self, batch: Tensor) -> list[tuple[int, Tensor, int]]:
+        """The parts of a batch that this process takes: the number of each, its rows, and how many of them count."""
+        parts = list(enumerate(batch.tensor_split(self.parts)))[self.world.rank :: self.world.size]
+        mine = [(number, part, len(part)) for number, part in parts if len(part)]
+        # All make as many passes, because they exchange gradients, and weights with FSDP, in each: who has no part left
+        # takes an image that counts nothing.
+        passes = -(-min(self.parts, len(batch)) // self.world.size)
+        return mine + [(0, batch[:1], 0)] * (passes - len(mine))
+
     def share(self, images: int) -> int:
         """How many images of a batch are this process' own."""
         mine = range(self.world.rank, self.parts, self.world.size)
@@ -148,26 +185,19 @@ class Stepper:
     def _seed(self, part: int) -> None:
         # Not torch.manual_seed, which seeds every device there might be: a quarter of a millisecond.
         self._noise.manual_seed(self._seeds + part)
+        if isinstance(self.feed, TorchFeed) and self._noise is not torch.default_generator:
+            torch.default_generator.manual_seed(self._seeds + part)  # of what the program draws for its items
 
     def _on_device(self, batch: Tensor) -> Tensor:
         """The part of a step that may be captured: it waits for nothing and takes nothing from the host."""
         self.optimizer.zero_grad()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        parts = list(enumerate(batch.tensor_split(self.parts)))[self.world.rank :: self.world.size]
-        mine = [(number, part, len(part)) for number, part in parts if len(part)]
-        # All make as many passes, because they exchange gradients, and weights with FSDP, in each: who has no part left
-        # takes an image that counts nothing.
-        passes = -(-min(self.parts, len(batch)) // self.world.size)
-        mine += [(0, batch[:1], 0)] * (passes - len(mine))
+        mine = self._mine(batch)
         for done, (number, part, count) in enumerate(mine, 1):
             if done > 1:
                 self._seed(number)
-            if self.config.binarize == "dynamic":
-                images = binarize(self.images, index=part, dtype=self._drawn_dtype)
-            else:
-                images = self.images.index_select(0, part)
-            labels = None if self.labels is None else self.labels.index_select(0, part)
-            with more_to_come(self.objective, done < passes):
+            images, labels = self.feed(part, self._drawn_dtype)
+            with more_to_come(self.objective, done < len(mine)):
                 # Of the mean over the batch; what processes exchange is the mean over them.
                 terms = self._add_gradient(images, labels, count * self.world.size / len(batch))
             sums += terms * count

@@ -1,0 +1,112 @@
+"""What the commands after a training have in common: the run's model, and rows for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import typer
+from torch import Tensor
+
+from fastvae import training
+from fastvae.data import Data, DatasetName, Rows
+from fastvae.data.check import check
+from fastvae.display import progress_bar
+from fastvae.models import Model
+from fastvae.training import TrainConfig
+
+Part = Literal["train", "test", "all"]
+
+OwnData = Annotated[
+    Path | None,
+    typer.Option(
+        help="File or folder of data, in any format that train --data takes; also where the run's own data have moved "
+        "to.",
+        show_default="the data of the training",
+        rich_help_panel="Data",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Column or array of --data that holds the class labels; an empty name for none.",
+        show_default="that of the training",
+        rich_help_panel="Data",
+    ),
+]
+
+
+class Trained(NamedTuple):
+    """A run, or one of its checkpoints."""
+
+    path: Path
+    config: TrainConfig
+    """What it was trained with."""
+    model: Model
+    """In evaluation mode."""
+
+    def check(self, name: str, *parts: Data) -> None:
+        """Raises ValueError, one line, where rows ``[N, *E]`` do not fit the model or are none for its likelihood."""
+        arrays: dict[int, Tensor] = {}
+        # What a model completes is a column narrower than the images.
+        shape = (*self.model.data_shape[:-1], self.model.data_shape[-1] + self.config.completes)
+        for data in parts:
+            if data.shape[1:] != shape:
+                raise ValueError(
+                    f"{name} has rows of {_sizes(data.shape[1:])}, but {self.path} was trained on "
+                    f"{self.config.data_name}, of {_sizes(shape)}"
+                )
+            array = data.array if isinstance(data, Rows) else data
+            arrays[id(array)] = array  # once, where both are parts of one
+        with progress_bar("checking") as show:
+            for array in arrays.values():
+                check(
+                    name,
+                    array,
+                    self.model.output.name,
+                    constant=True,
+                    progress=lambda done, total: show(done, total, ""),
+                )
+
+
+def load_trained(path: Path) -> Trained:
+    """The model of a run and what it was trained with.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is damaged, or only a program can build its model.
+        ImportError: what makes the model's networks is not to be had.
+    """
+    # The model at once: a training that goes on removes its older checkpoints.
+    loaded = training.load_checkpoint(path)
+    return Trained(path, TrainConfig.from_checkpoint(loaded), loaded.build_model().eval())
+
+
+def with_data(
+    config: TrainConfig,
+    *,
+    dataset: DatasetName | None = None,
+    data_dir: Path | None = None,
+    data: Path | None = None,
+    labels: str | None = None,
+) -> TrainConfig:
+    """A run's configuration with the data that options name, and its own where they name none.
+
+    Raises:
+        typer.BadParameter: options that exclude each other.
+    """
+    if dataset is not None and data is not None:
+        raise typer.BadParameter("takes the place of a published data set: give one of both", param_hint="--data")
+    if labels is not None:
+        config = replace(config, labels=labels or None)
+    if data is not None:
+        return replace(config, data=str(data.absolute()), test_data=None)
+    if dataset is not None:
+        # The folder of another data set than the run's is not known.
+        known = config.data_dir if dataset == config.dataset else None
+        config = replace(config, dataset=dataset, data_dir=known, data=None, test_data=None)
+    return config if data_dir is None else replace(config, data_dir=str(data_dir.absolute()))
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,66 @@
+"""What memory there is, and what of it is taken."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def kibibytes(file: str, name: str) -> int:
+    """A line of what Linux tells of its memory."""
+    lines = Path(file).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def available_bytes(device: torch.device) -> int:
+    """What a process may still take: of a GPU's memory, or of the machine's, its control group's and its own limits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = [1024 * kibibytes("/proc/meminfo", "MemAvailable"), *_left_of_groups()]
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    if limit != resource.RLIM_INFINITY:
+        available.append(limit - 1024 * kibibytes("/proc/self/status", "VmData"))
+    return max(0, min(available))
+
+
+def _left_of_groups() -> list[int]:
+    """Of the control groups that the process is in, version 1 or 2, what each has left."""
+    left = []
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "memory":
+            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes"), Path("/sys/fs/cgroup/memory")
+        elif not controllers:
+            names, root = ("memory.max", "memory.current"), Path("/sys/fs/cgroup")
+        else:
+            continue
+        # Inside of a container its own group is the root.
+        for folder in (root / group.lstrip("/"), root):
+            try:
+                limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in names)
+            except OSError:
+                continue
+            if limit != "max":
+                left.append(int(limit) - int(used) + _cache(folder))
+            break
+    return left
+
+
+def _cache(folder: Path) -> int:
+    """Copies of files, which give way where memory is asked for."""
+    lines = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    return sum(int(value) for name, value in lines if name in ("inactive_file", "active_file"))
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor on the CPU is a file's."""
+    address = tensor.data_ptr()
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        span, _, _, device, _, *_ = line.split(maxsplit=5)
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start <= address < end:
+            return device != "00:00"
+    return False

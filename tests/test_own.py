@@ -1,0 +1,71 @@
+"""What a program gives to a run, data or a model, and what is wrong with it: one error that says so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastvae
+from fastvae.data import Dataset
+from fastvae.training import TrainConfig, train
+
+CONFIG = TrainConfig(hidden=(16,), latent_dim=2, epochs=1, batch_size=20)
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, number: int) -> Any:
+        return self.item
+
+
+class Given(nn.Module):
+    """Returns what ``change`` makes of its ELBO."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.change = nn.Linear(8, 4), nn.Linear(2, 8), change
+
+    def forward(self, x: Tensor) -> Any:
+        mu, logvar = self.encoder(x).chunk(2, -1)
+        return self.change(fastvae.elbo_loss(self.decoder(fastvae.reparameterize(mu, logvar)), x, mu, logvar))
+
+
+@pytest.mark.parametrize("item", [{"x": torch.zeros(8)}, object(), (object(), 0)], ids=["dict", "object", "pair"])
+def test_items_that_are_no_tensors_are_named(item: Any) -> None:
+    with pytest.raises(ValueError, match=r"^faces gives (dict|object), expected tensors or pairs of a tensor"):
+        Dataset.from_torch(Items(item), Items(item), name="faces")
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda terms: terms.loss, "Tensor"),
+        (tuple, "tuple"),
+        (lambda terms: fastvae.ELBO(*(term.expand(3) for term in terms)), "[[3], [3], [3]]"),
+    ],
+    ids=["loss", "tuple", "rows"],
+)
+def test_a_model_that_returns_no_elbo_of_means_is_named(change: Any, given: str, tmp_path: Path) -> None:
+    message = f"Given gives {given}, expected a fastvae.ELBO(loss, reconstruction, kl) of means over the batch"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(CONFIG, tmp_path, dataset=Dataset.from_arrays(torch.rand(60, 8)), model=Given(change))
+
+
+def test_a_run_refuses_to_go_on_with_fewer_rows(tmp_path: Path) -> None:
+    rows = torch.rand(60, 8)
+    train(CONFIG, tmp_path, dataset=Dataset.from_arrays(rows))
+    longer = TrainConfig(hidden=(16,), latent_dim=2, epochs=2, batch_size=20)
+    for fewer, message in ((40, "36 rows, 2 steps"), (20, "18 rows, 1 steps")):
+        with pytest.raises(ValueError, match=f"is after step 3, in epoch 2, but the data has {message} an epoch"):
+            train(longer, tmp_path, dataset=Dataset.from_arrays(rows[:fewer]), resume=True)
+    assert len(train(longer, tmp_path, dataset=Dataset.from_arrays(rows), resume=True).history) == 2
