@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import typer
-from torch import Tensor
 
 from fastvae import training
-from fastvae.data import Data, DatasetName, Rows
-from fastvae.data.check import check
+from fastvae.data import Data, DatasetName
+from fastvae.data.check import check_parts
 from fastvae.display import progress_bar
 from fastvae.models import Model
 from fastvae.training import TrainConfig
@@ -48,7 +47,6 @@ class Trained(NamedTuple):
 
     def check(self, name: str, *parts: Data) -> None:
         """Raises ValueError, one line, where rows ``[N, *E]`` do not fit the model or are none for its likelihood."""
-        arrays: dict[int, Tensor] = {}
         # What a model completes is a column narrower than the images.
         shape = (*self.model.data_shape[:-1], self.model.data_shape[-1] + self.config.completes)
         for data in parts:
@@ -57,17 +55,13 @@ class Trained(NamedTuple):
                     f"{name} has rows of {_sizes(data.shape[1:])}, but {self.path} was trained on "
                     f"{self.config.data_name}, of {_sizes(shape)}"
                 )
-            array = data.array if isinstance(data, Rows) else data
-            arrays[id(array)] = array  # once, where both are parts of one
         with progress_bar("checking") as show:
-            for array in arrays.values():
-                check(
-                    name,
-                    array,
-                    self.model.output.name,
-                    constant=True,
-                    progress=lambda done, total: show(done, total, ""),
-                )
+            check_parts(
+                [(name, data) for data in parts],
+                self.model.output.name,
+                constant=True,
+                progress=lambda done, total: show(done, total, ""),
+            )
 
 
 def load_trained(path: Path) -> Trained:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from fastvae.data.parts import Progress
+from fastvae.data.rows import Data, array_of
 
 _BLOCK_BYTES = 64 << 20
 
@@ -54,6 +55,18 @@ def check(
             return
     if low >= high and not constant:
         raise ValueError(f"{name}: all values are {low}: there is nothing to learn")
+
+
+def check_parts(
+    parts: Iterable[tuple[str, Data]], likelihood: str, *, constant: bool = False, progress: Progress | None = None
+) -> None:
+    """The same for parts of a data set, each with what errors call it; an array that several are of is read once."""
+    arrays: dict[int, tuple[str, Tensor]] = {}
+    for name, data in parts:
+        array = array_of(data)
+        arrays.setdefault(id(array), (name, array))
+    for name, array in arrays.values():
+        check(name, array, likelihood, constant=constant, progress=progress)
 
 
 def _blocks(data: Tensor) -> Iterator[tuple[int, Tensor]]:

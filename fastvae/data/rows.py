@@ -58,6 +58,11 @@ Data = Tensor | Rows
 """What is trained on: ``[N, *E]``."""
 
 
+def array_of(data: Data) -> Tensor:
+    """The array that rows are of, all of it."""
+    return data.array if isinstance(data, Rows) else data
+
+
 def take(data: Data, index: Tensor) -> Tensor:
     """Copies of the rows ``index``, int64 ``[B]``: ``[B, *E]``, contiguous."""
     return data.take(index) if isinstance(data, Rows) else data.index_select(0, index)

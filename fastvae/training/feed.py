@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from fastvae.data import Data, Dataset, Rows, take
 from fastvae.data.batches import drawn
+from fastvae.data.rows import array_of
 from fastvae.data.torch_data import TorchData
 from fastvae.models.networks import one_of
 from fastvae.ops import binarize
@@ -212,7 +213,7 @@ def stays_on_host(data: Data, device: torch.device, data_on: DataOn) -> bool:
     """Whether rows are read from the host one batch at a time."""
     if data_on != "auto":
         return data_on == "host"
-    array = data.array if isinstance(data, Rows) else data
+    array = array_of(data)
     if device.type == "cpu" and not (array.layout == torch.strided and is_mapped(array)):
         return False  # it is there already
     size = len(data) * data.shape[1:].numel() * data.dtype.itemsize if array.layout == torch.strided else _size(array)
@@ -221,12 +222,12 @@ def stays_on_host(data: Data, device: torch.device, data_on: DataOn) -> bool:
 
 def placed(data: Data, device: torch.device) -> Data:
     """All of the rows in the memory of the device."""
-    array = data.array if isinstance(data, Rows) else data
+    array = array_of(data)
     if array.layout != torch.strided:
         return data.to(device)
-    if device.type == "cpu" and not is_mapped(array):
-        return data
-    return data[:].to(device).contiguous() if device.type != "cpu" else data[:].clone()
+    if device.type != "cpu":
+        return data[:].to(device).contiguous()
+    return take(data, torch.arange(len(data))) if is_mapped(array) else data
 
 
 def _size(array: Tensor) -> int:
@@ -258,9 +259,9 @@ def _advise(rows: np.ndarray[Any, Any], advice: int) -> None:
 
 def _advise_rows(rows: np.ndarray[Any, Any], where: np.ndarray[Any, Any]) -> None:
     """Asks for all rows of a batch at once, so that the disk has many requests to work on."""
-    size, base = rows.shape[1], rows.ctypes.data
-    first = (base + np.sort(where) * size) // mmap.PAGESIZE
-    last = (base + np.sort(where) * size + size - 1) // mmap.PAGESIZE
+    size = rows.shape[1]
+    address = rows.ctypes.data + np.sort(where) * size
+    first, last = address // mmap.PAGESIZE, (address + size - 1) // mmap.PAGESIZE
     # Runs of pages that touch are one request.
     starts = np.concatenate([[0], np.flatnonzero(first[1:] > last[:-1] + 1) + 1])
     ends = np.concatenate([starts[1:], [len(first)]]) - 1

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvae.data import Data, Dataset, Rows, join_column, load, split_column
-from fastvae.data.check import check
+from fastvae.data import Data, Dataset, join_column, load, split_column
+from fastvae.data.check import check_parts
 from fastvae.data.torch_data import TorchData
-from fastvae.models import CVAE, VAE, Model, Regressor
+from fastvae.models import CVAE, VAE, Model
 from fastvae.models.networks import first_weight
+from fastvae.training.checkpoint import MODELS
 from fastvae.training.config import TrainConfig
 
 
@@ -71,13 +72,9 @@ def check_data(
         likelihood: str = config.likelihood
     else:
         likelihood = model.output.name if isinstance(model, Model) else "another"
-    arrays: dict[int, tuple[str, Tensor]] = {}
-    for name, data in ((dataset.name, dataset.train), (f"{dataset.name} (test)", dataset.test)):
-        if not isinstance(data, TorchData):
-            array = data.array if isinstance(data, Rows) else data
-            arrays.setdefault(id(array), (name, array))  # once, where both are parts of one
-    for name, array in arrays.values():
-        check(name, array, likelihood, progress=progress)
+    named = (dataset.name, dataset.train), (f"{dataset.name} (test)", dataset.test)
+    parts = [(name, data) for name, data in named if not isinstance(data, TorchData)]
+    check_parts(parts, likelihood, progress=progress)
 
 
 def shape_to_model(config: TrainConfig, dataset: Dataset) -> tuple[int, ...]:
@@ -99,7 +96,7 @@ def refuse_other_rows(config: TrainConfig, model: nn.Module, dataset: Dataset) -
             raise ValueError(f"the {type(model).__name__} has no parameters to train")
         return
     kind = type(model).__name__.lower()
-    if not isinstance(model, {"vae": VAE, "cvae": CVAE, "regressor": Regressor}[config.model]):
+    if not isinstance(model, MODELS[config.model]):
         raise ValueError(f"the model that is given is a {type(model).__name__}: config.model must be {kind}")
     shape = shape_to_model(config, dataset)
     if model.data_shape != shape:
