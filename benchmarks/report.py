@@ -347,12 +347,13 @@ def with_block(document: str, name: str, block: str) -> str:
 def documents(ops: table.Row, train: table.Row) -> dict[Path, str]:
     """The files with what the results say, as they should be."""
     on_gpu = load("gpu-ops.json"), load("gpu-train.json")
+    on_h100 = load("gpu-ops-h100.json"), load("gpu-train-h100.json")
     readme = with_block(README.read_text(), "picture", readme_picture(ops))
     readme = with_block(readme, "gpu", gpu_figures(*on_gpu))
     tables = with_block(TABLES.read_text(), "benchmarks", short_tables(ops, train))
     return {
         README: with_block(readme, "figures", readme_figures(ops, train)),
-        TABLES: with_block(tables, "gpu", gpu_tables(*on_gpu)),
+        TABLES: with_block(with_block(tables, "gpu", gpu_tables(*on_gpu)), "h100", gpu_tables(*on_h100)),
         RESULTS / "README.md": full_report(ops, train),
     }
 

@@ -279,10 +279,11 @@ def linear_sigmoid_cross_entropy(
 ) -> Tensor:
     """:func:`sigmoid_cross_entropy` of the logits ``hidden @ weight.T + bias``, a block of rows at a time.
 
-    A block is at most 256 rows, or as many as fit into 2 MiB of float32 (64 MiB on a GPU). With ``"mean"`` and
-    ``"sum"`` the gradients are written in the forward pass (but for float16, and a target that wants a gradient). Per
-    sample the backward pass computes the logits again, a third more multiplications, where they take more than 16 MiB
-    or are of reduced precision; others are kept. A graph of the derivatives (``create_graph=True``) holds the logits.
+    A block is at most 256 rows, or as many as fit into 2 MiB of float32; on a GPU a quarter of all logits, between 64
+    and 256 MiB. With ``"mean"`` and ``"sum"`` the gradients are written in the forward pass (but for float16, and a
+    target that wants a gradient). Per sample the backward pass computes the logits again, a third more
+    multiplications, where they take more than 16 MiB or are of reduced precision; others are kept. A graph of the
+    derivatives (``create_graph=True``) holds the logits.
 
     Args:
         hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes.

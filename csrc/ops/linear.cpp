@@ -17,9 +17,11 @@ namespace fastvae::ops {
 namespace {
 
 // A block's logits. On a CPU they fit the last cache that a core has to itself, as float32; of
-// bfloat16, oneDNN was slower with twice as many, which it cuts in another way. On a GPU enough
-// rows for every multiprocessor.
-constexpr int64_t kBlockElements = int64_t{1} << 19, kCudaBlockBytes = int64_t{64} << 20;
+// bfloat16, oneDNN was slower with twice as many, which it cuts in another way.
+constexpr int64_t kBlockElements = int64_t{1} << 19;
+// On a GPU the longer a product is the faster, and no block stays in a cache: a quarter of all
+// logits, between these.
+constexpr int64_t kCudaLeastBytes = int64_t{64} << 20, kCudaMostBytes = int64_t{256} << 20;
 // Fewer make a matrix product slow, however long they are, for it goes over the weights, or packs
 // them, each time; and where a batch is cut, products take multiples of them without a rest.
 constexpr int64_t kRowStep = 256;
@@ -94,8 +96,12 @@ class Layer {
     int64_t width = weight_.size(0);
     // Beside the logits a block has what is converted: hidden units and their gradient.
     if (weight_.scalar_type() != hidden.scalar_type()) width += 2 * weight_.size(1);
-    const int64_t elements =
-        hidden.is_cuda() ? kCudaBlockBytes / weight_.element_size() : kBlockElements;
+    int64_t elements = kBlockElements;
+    if (hidden.is_cuda()) {
+      const int64_t size = weight_.element_size();
+      elements = std::clamp(K() * B() * weight_.size(0) / 4, kCudaLeastBytes / size,
+                            kCudaMostBytes / size);
+    }
     const int64_t most = std::max(kRowStep, elements / std::max<int64_t>(1, width));
     batch_ = std::max<int64_t>(1, B() <= most ? B() : most / kRowStep * kRowStep);
     samples_ = std::max<int64_t>(1, std::min(K(), most / batch_));
