@@ -394,3 +394,22 @@ def test_digits_by_name_and_as_arrays_are_one_run(tmp_path):
     arrays = Dataset.from_arrays(digits.train.numpy(), digits.test.numpy())
     train(small(epochs=1), tmp_path / "arrays", dataset=arrays)
     assert_same_run(tmp_path / "name", tmp_path / "arrays")
+
+
+def test_a_run_does_not_go_on_with_other_rows_or_labels(tmp_path):
+    rows, labels = torch.rand(200, 6), torch.arange(200) % 3
+    config = small(epochs=1, model="cvae", condition="labels")
+    dataset = Dataset.from_arrays(rows, labels=labels)
+    train(config, tmp_path / "run", dataset=dataset)
+    longer = small(epochs=2, model="cvae", condition="labels")
+    others = Dataset.from_arrays(1 - rows, labels=labels), Dataset.from_arrays(rows, labels=(labels + 1) % 3)
+    for other in others:
+        with pytest.raises(ValueError, match="run was trained on other rows or labels than those that"):
+            train(longer, tmp_path / "run", dataset=other, resume=True)
+    # The same in another form, of which a VAE would not be given the labels.
+    np.savez(tmp_path / "same.npz", data=rows.numpy(), labels=labels.numpy())
+    same = Dataset.from_files(tmp_path / "same.npz")
+    assert train(longer, tmp_path / "run", dataset=same, resume=True).history[-1]["epoch"] == 2
+    unlabelled = small(epochs=1)
+    train(unlabelled, tmp_path / "vae", dataset=dataset)
+    train(small(epochs=2), tmp_path / "vae", dataset=others[1], resume=True)

@@ -64,6 +64,8 @@ class Position:
     """Of that epoch."""
     seconds: float = 0.0
     """Spent on that epoch."""
+    rows: str | None = None
+    """What the training rows were (:func:`fastvae.training.inputs.digest_rows`); None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +371,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         tuple(content["files"]),
         content["model"],
         content["train"],
-        Position(**{name: content[name] for name in Position.__dataclass_fields__}),
+        Position(
+            **{name: content[name] for name in Position.__dataclass_fields__ if name in content or name != "rows"}
+        ),
         digest,
         content.get("init_from"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from fastvae.data import Data, Dataset, join_column, load, split_column
 from fastvae.data.check import check_parts
+from fastvae.data.rows import take
 from fastvae.data.torch_data import TorchData
 from fastvae.models import CVAE, VAE, Model
 from fastvae.models.networks import first_weight
 from fastvae.training.checkpoint import MODELS
 from fastvae.training.config import TrainConfig
+
+_DIGESTED = 64  # rows
 
 
 def load_data(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -75,6 +79,23 @@ def check_data(
     named = (dataset.name, dataset.train), (f"{dataset.name} (test)", dataset.test)
     parts = [(name, data) for name, data in named if not isinstance(data, TorchData)]
     check_parts(parts, likelihood, progress=progress)
+
+
+def digest_rows(config: TrainConfig, dataset: Dataset) -> str | None:
+    """Tells training rows from others of the same shape: a hash of some of them, spread over all.
+
+    Their labels are a part of it where the model is given those. None for rows of ``torch.utils.data``, which are drawn
+    when they are asked for.
+    """
+    rows = dataset.train
+    if isinstance(rows, TorchData):
+        return None
+    index = torch.linspace(0, len(rows) - 1, _DIGESTED, dtype=torch.float64).long()
+    found = hashlib.blake2b(f"{rows.dtype} {list(rows.shape)}".encode(), digest_size=16)
+    for data in (rows, dataset.train_labels if config.condition == "labels" else None):
+        if data is not None:
+            found.update(take(data, index.to(data.device)).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def shape_to_model(config: TrainConfig, dataset: Dataset) -> tuple[int, ...]:

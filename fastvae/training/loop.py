@@ -37,7 +37,7 @@ from fastvae.training.distributed import (
 )
 from fastvae.training.feed import DataOn, placed, stays_on_host
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_other_model, refuse_run
-from fastvae.training.inputs import check_data, dims_of, load_data, model_inputs, refuse_other_rows
+from fastvae.training.inputs import check_data, digest_rows, dims_of, load_data, model_inputs, refuse_other_rows
 from fastvae.training.lock import locked
 from fastvae.training.pictures import Pictures, drawn, log_epoch, save_pictures
 from fastvae.training.solver import flush_denormal, parameter_names
@@ -299,6 +299,9 @@ class _Run:
                 f"{out_dir} is after step {self.step}, in epoch {self.epoch + 1}, but {dataset.name} has "
                 f"{self.stepper.rows} rows, {self.stepper.batches} steps an epoch: the run was trained on other data"
             )
+        self.rows_digest = digest_rows(config, dataset)
+        if None not in (position.rows, self.rows_digest) and position.rows != self.rows_digest:
+            raise ValueError(f"{out_dir} was trained on other rows or labels than those that {dataset.name} has now")
         # Of this process; what was done before belongs to the first.
         first = processes.rank == 0
         self.sums = torch.tensor(position.sums, dtype=torch.float64, device=self.device) * first
@@ -489,6 +492,7 @@ class _Run:
             sums=self.world.sum(self.sums.clone()).tolist(),
             images=self.images_done,
             seconds=self.seconds,
+            rows=self.rows_digest,
         )
         self.saved.save(tensors, config_of(self.model), dataclasses.asdict(self.config), position, self.init_from)
 
