@@ -44,7 +44,7 @@ class TrainingDisplay:
         self._interrupted = False
         self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1)),
             rich.progress.TextColumn("{task.fields[state]}"),
             rich.progress.TimeRemainingColumn(),
@@ -54,6 +54,7 @@ class TrainingDisplay:
             disable=not self._console.is_terminal,
         )
         self._task: rich.progress.TaskID | None = None
+        self._reading: dict[str, rich.progress.TaskID] = {}
 
     def __enter__(self) -> TrainingDisplay:
         self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
@@ -76,6 +77,15 @@ class TrainingDisplay:
         self._interrupted = True
         raise KeyboardInterrupt
 
+    def read(self, what: str, done: int, total: int) -> None:
+        """What is done before the first step."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        if what not in self._reading:
+            self._reading[what] = self._bar.add_task(what, state="")
+            self._bar.start()
+        self._bar.update(self._reading[what], completed=done, total=total)
+
     def show(self, progress: Progress) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
@@ -85,11 +95,13 @@ class TrainingDisplay:
         if self._task is None:
             # The bar starts with the first step: until then a download may draw its own.
             total = progress.epochs * progress.images_per_epoch
-            self._task = self._bar.add_task("", total=total, epoch="", state="")
+            for task in self._reading.values():
+                self._bar.remove_task(task)
+            self._task = self._bar.add_task("", total=total, state="")
             self._bar.start()
         done = (progress.epoch - 1) * progress.images_per_epoch + progress.images
         state = f"loss {progress.loss:.2f}  {parts}  {rate}"
-        self._bar.update(self._task, completed=done, epoch=epoch, state=state)
+        self._bar.update(self._task, completed=done, description=f"epoch {epoch}", state=state)
         if progress.test is not None:
             test = progress.test
             self._console.print(

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from data_files import encode, write
 from runs import assert_same_run, environment, run, small, start, tensors
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,7 +20,7 @@ from fastvae.data import Dataset, load
 from fastvae.models import VAE
 from fastvae.training import load_checkpoint, train
 from fastvae.training.feed import Feed, HostFeed, make_feed, stays_on_host
-from fastvae.training.memory import available_bytes, is_mapped
+from fastvae.training.memory import _left_of_groups, available_bytes, is_mapped
 
 CPU = torch.device("cpu")
 ROWS = 203
@@ -133,6 +134,35 @@ def test_limits_of_a_process_count_as_memory():
     left = int(run([sys.executable, "-c", code]).stdout)
     assert 2**27 < left <= 2**28
     assert available_bytes(CPU) > left
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used"),
+    [
+        ("0::/pod/container", "", "memory.max", "memory.current"),
+        ("4:memory:/pod/container", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_limits_of_the_groups_above_bind_too(tmp_path, line, folder, limit, used):
+    """A batch system limits a job, and not the step of it that a process is in."""
+    own = tmp_path / "own"
+    own.write_text(line + "\n")
+    pod = tmp_path / folder / "pod"
+    for group, value in ((pod, "1000"), (pod / "container", "max" if folder == "" else "5000")):
+        group.mkdir(parents=True)
+        (group / limit).write_text(value + "\n")
+        (group / used).write_text("300\n")
+        (group / "memory.stat").write_text("anon 200\ninactive_file 60\nactive_file 40\n")
+    assert min(_left_of_groups(own, tmp_path)) == 1000 - 300 + 100
+
+
+def test_processes_of_one_machine_share_its_memory(mapped, monkeypatch):
+    dataset = mapped(images())
+    size = dataset.train.shape.numel()
+    monkeypatch.setattr("fastvae.training.feed.available_bytes", lambda device: 4 * size)
+    assert not stays_on_host(dataset.train, CPU, "auto")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert stays_on_host(dataset.train, CPU, "auto")
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
@@ -413,3 +443,20 @@ def test_a_run_does_not_go_on_with_other_rows_or_labels(tmp_path):
     unlabelled = small(epochs=1)
     train(unlabelled, tmp_path / "vae", dataset=dataset)
     train(small(epochs=2), tmp_path / "vae", dataset=others[1], resume=True)
+
+
+def test_reading_and_checking_are_reported_before_the_first_step(tmp_path):
+    for number, image in enumerate(images()[:30]):
+        write(tmp_path / "images" / f"{number}.png", encode(image))
+    seen = []
+    train(
+        small(epochs=1, data=str(tmp_path / "images")),
+        tmp_path / "run",
+        reading=lambda *told: seen.append(told),
+        progress=lambda progress: seen.append("a step"),
+    )
+    before = seen[: seen.index("a step")]
+    assert ("reading", 30, 30) in before
+    what, done, total = before[-1]
+    assert (what, done) == ("checking", total)
+    assert all(told == "a step" for told in seen[len(before) :])

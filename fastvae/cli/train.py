@@ -294,6 +294,7 @@ def train_command(
                 resume=resume,
                 init_from=init_from,
                 progress=display.show,
+                reading=display.read,
                 device=device,
                 fsdp=fsdp,
                 cuda_graph=cuda_graph,

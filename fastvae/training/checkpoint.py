@@ -65,7 +65,7 @@ class Position:
     seconds: float = 0.0
     """Spent on that epoch."""
     rows: str | None = None
-    """What the training rows were (:func:`fastvae.training.inputs.digest_rows`); None where that is not known."""
+    """What the rows were (:func:`fastvae.training.inputs.digest_rows`); None where that is not known."""
 
 
 @dataclass(frozen=True)

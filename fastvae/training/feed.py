@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ DataOn = Literal["auto", "device", "host"]
 
 # A data set that takes no more of what is free than this leaves room for a model, its gradients and the system.
 _SHARE = 0.5
+_PART = 64 << 20  # bytes that are copied to a device at a time
 
 
 class Read(NamedTuple):
@@ -217,7 +219,9 @@ def stays_on_host(data: Data, device: torch.device, data_on: DataOn) -> bool:
     if device.type == "cpu" and not (array.layout == torch.strided and is_mapped(array)):
         return False  # it is there already
     size = len(data) * data.shape[1:].numel() * data.dtype.itemsize if array.layout == torch.strided else _size(array)
-    return size > _SHARE * available_bytes(device)
+    # The processes of a machine have its memory together, and a GPU each.
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    return copies * size > _SHARE * available_bytes(device)
 
 
 def placed(data: Data, device: torch.device) -> Data:
@@ -226,7 +230,12 @@ def placed(data: Data, device: torch.device) -> Data:
     if array.layout != torch.strided:
         return data.to(device)
     if device.type != "cpu":
-        return data[:].to(device).contiguous()
+        # In parts: what the device has room for the host may have none.
+        out = torch.empty(data.shape, dtype=data.dtype, device=device)
+        each = max(1, _PART * len(data) // max(1, out.nbytes))
+        for first in range(0, len(data), each):
+            out[first : first + each] = data[first : first + each]
+        return out
     return take(data, torch.arange(len(data))) if is_mapped(array) else data
 
 

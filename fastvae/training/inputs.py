@@ -82,19 +82,20 @@ def check_data(
 
 
 def digest_rows(config: TrainConfig, dataset: Dataset) -> str | None:
-    """Tells training rows from others of the same shape: a hash of some of them, spread over all.
+    """Tells the rows of a run from others of the same shape: a hash of some of each part, spread over all.
 
     Their labels are a part of it where the model is given those. None for rows of ``torch.utils.data``, which are drawn
     when they are asked for.
     """
-    rows = dataset.train
-    if isinstance(rows, TorchData):
+    if isinstance(dataset.train, TorchData):
         return None
-    index = torch.linspace(0, len(rows) - 1, _DIGESTED, dtype=torch.float64).long()
-    found = hashlib.blake2b(f"{rows.dtype} {list(rows.shape)}".encode(), digest_size=16)
-    for data in (rows, dataset.train_labels if config.condition == "labels" else None):
+    labels = (dataset.train_labels, dataset.test_labels) if config.condition == "labels" else ()
+    found = hashlib.blake2b(digest_size=16)
+    for data in (dataset.train, dataset.test, *labels):
         if data is not None:
-            found.update(take(data, index.to(data.device)).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            index = torch.linspace(0, len(data) - 1, _DIGESTED, dtype=torch.float64).long()
+            found.update(f"{data.dtype} {list(data.shape)}".encode())
+            found.update(take(data, index.to(data.device)).cpu().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,6 +94,7 @@ def train(
     resume: bool = False,
     init_from: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    reading: Callable[[str, int, int], None] | None = None,
     device: str | torch.device | None = None,
     fsdp: bool = False,
     cuda_graph: bool = False,
@@ -134,6 +136,8 @@ def train(
             starts anew and epochs count from 0; ``metrics.json`` and the checkpoints say where the weights came from.
             A run that goes on does not read it.
         progress: called with a ``Progress`` several times a second, in the first process.
+        reading: called with "reading" or "checking", how much is done and the total, while data are read and looked at
+            before the first step, where that takes long; in the first process.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
             there is one and this build has kernels for it.
         fsdp: whether processes share out the weights and the optimiser's state as well (FSDP2), layer by layer, for
@@ -182,16 +186,20 @@ def train(
             for name, given in (("dataset", dataset), ("model", model))
             if given is not None
         ]
+
+        def told(what: str) -> Callable[[int, int], None] | None:
+            return None if reading is None else partial(reading, what)
+
         source = None
         if checkpoint is None and init_from is not None:
             source = processes.of_first(lambda: load_checkpoint(init_from))
         if dataset is None:
-            if processes.size > 1:
-                # One process downloads; the data themselves are not sent.
-                processes.of_first(lambda: load_data(config).name)
-            dataset = load_data(config)
+            # The first process downloads, and finds out for all what is wrong; the data themselves are not sent.
+            first: list[Dataset] = []
+            processes.of_first(lambda: first.append(load_data(config, told("reading"))))
+            dataset = first[0] if first else load_data(config)
         if checkpoint is None:
-            processes.of_first(lambda: check_data(config, dataset, model))
+            processes.of_first(lambda: check_data(config, dataset, model, told("checking")))
 
         saved = Checkpoints(out_dir, keep, first=processes.rank == 0, group=processes.saving)
         run = _Run(

@@ -26,26 +26,28 @@ def available_bytes(device: torch.device) -> int:
     return max(0, min(available))
 
 
-def _left_of_groups() -> list[int]:
-    """Of the control groups that the process is in, version 1 or 2, what each has left."""
+def _left_of_groups(own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Of the control groups that the process is in, version 1 or 2, and of those above, what each has left."""
     left = []
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+    for line in own.read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "memory":
-            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes"), Path("/sys/fs/cgroup/memory")
+            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes"), groups / "memory"
         elif not controllers:
-            names, root = ("memory.max", "memory.current"), Path("/sys/fs/cgroup")
+            names, root = ("memory.max", "memory.current"), groups
         else:
             continue
-        # Inside of a container its own group is the root.
-        for folder in (root / group.lstrip("/"), root):
+        # A limit of those above binds too. Inside of a container its own group is the root.
+        innermost = root / group.lstrip("/")
+        for folder in (innermost, *innermost.parents):
+            if not folder.is_relative_to(root):
+                break
             try:
                 limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in names)
             except OSError:
                 continue
             if limit != "max":
                 left.append(int(limit) - int(used) + _cache(folder))
-            break
     return left
 
 
