@@ -93,7 +93,7 @@ FORMATS = [
 @pytest.mark.parametrize("written", FORMATS, ids=lambda written: written.__name__)
 def test_killed_run_of_each_format_goes_on_bitwise_is_evaluated_and_encoded(tmp_path, written):
     name, options = written(tmp_path)
-    command = [sys.executable, "-m", "fastvae", *TRAIN, "--data", tmp_path / name, "--epochs", 40, "--save-steps", 2]
+    command = [sys.executable, "-m", "fastvae", *TRAIN, "--data", tmp_path / name, "--epochs", 20, "--save-steps", 2]
     command += options
     process = start([*command, "--out", tmp_path / "killed"])
     for line in process.stdout:
@@ -111,6 +111,6 @@ def test_killed_run_of_each_format_goes_on_bitwise_is_evaluated_and_encoded(tmp_
     # The data are those that the run names.
     assert main(["evaluate", str(tmp_path / "killed"), "--samples", "5", "--json", str(tmp_path / "figures.json")]) == 0
     assert main(["encode", str(tmp_path / "killed"), "--out", str(tmp_path / "codes.npz")]) == 0
-    means = np.load(tmp_path / "codes.npz")["mean"]
-    assert np.isfinite(means).all()
-    assert means.shape[1] == 4
+    mu = np.load(tmp_path / "codes.npz")["mu"]
+    assert np.isfinite(mu).all()
+    assert mu.shape[1] == 4
