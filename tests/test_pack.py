@@ -159,6 +159,25 @@ def test_images_without_two_classes_have_no_labels(folder: Path, tmp_path: Path)
     assert not list(tmp_path.glob("*.labels.npy"))
 
 
+@pytest.mark.parametrize("above", [False, True])
+def test_parts_of_a_data_set_are_not_mixed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], above: bool
+) -> None:
+    for part in ("Train", "val"):
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        (tmp_path / "parts" / part).symlink_to(folder)
+    if above:
+        picture(1).save(tmp_path / "parts" / "above.png")
+    out = tmp_path / "out.npy"
+    message = f"{tmp_path / 'parts'} holds parts of a data set, Train, val, which one array would mix: pack each"
+    assert_fails(capsys, [tmp_path / "parts", out, "--size", 4], message, "--test-data")
+    assert not out.exists()
+    assert pack(tmp_path / "parts" / "Train", out, size=4).classes == ("class 0", "class 1", "class 2")
+    (tmp_path / "parts" / "plane").symlink_to(folder)
+    if not above:
+        assert pack(tmp_path / "parts", tmp_path / "classes.npy", size=4).classes == ("Train", "plane", "val")
+
+
 def test_hidden_files_and_other_files_are_left_out_and_loops_of_links_end(folder: Path, tmp_path: Path) -> None:
     (folder / "class 0" / "._00.png").write_bytes(b"of macOS")
     (folder / "class 0" / "notes.md").write_text("of the photographer")

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fastvae.data.parts import PARTS, listed
 from fastvae.data.unfinished import Unfinished, unfinished
 from fastvae.files import replacing
 
@@ -73,7 +74,8 @@ def pack(
     Args:
         source: a folder, which is searched with its subfolders for files with the suffix of an image, hidden ones left
             out, and read in the order of their names; or a ``.txt`` file with one path a line, relative to its folder.
-            Where all images of a folder lie in two subfolders or more, the subfolders are their classes.
+            Where all images of a folder lie in two subfolders or more, the subfolders are their classes. Parts of a
+            data set, such as the subfolders ``train`` and ``val``, are packed each by itself.
         out: the file to write, ``NAME.npy``. Where there are classes, ``NAME.labels.npy`` beside it gets the labels,
             int64 ``[N]``, and ``NAME.classes.txt`` the name of each class, one a line.
         size: height and width, or one number for both.
@@ -87,8 +89,8 @@ def pack(
 
     Raises:
         ValueError: a size or number of workers below 1, an unknown option, an ``out`` that does not end in ``.npy``, no
-            images found, or files that cannot be read. All files have been looked at then: the message names the first
-            ten, and what was read is kept for the next call.
+            images found, parts of a data set, or files that cannot be read. All files have been looked at then: the
+            message names the first ten, and what was read is kept for the next call.
         FileExistsError: ``out`` exists.
         BlockingIOError: another process is writing ``out``.
         OSError: the source cannot be searched or the result not written, as on a full disk.
@@ -285,6 +287,12 @@ def _find_files(source: Path) -> tuple[list[str], tuple[str, ...], npt.NDArray[n
     parts = sorted(path[len(root) + 1 :].split(os.sep) for path in _walk(root))
     if not parts:
         raise ValueError(f"found no images in {source}: no file ends in {', '.join(sorted(SUFFIXES))}")
+    folders = sorted({path[0] for path in parts if len(path) > 1})
+    if folders and all(folder.lower() in PARTS for folder in folders):
+        raise ValueError(
+            f"{source} holds parts of a data set, {listed(folders)}, which one array would mix: pack each of these "
+            "folders by itself, and train with --data on one and --test-data on another"
+        )
     files = [os.sep.join((root, *path)) for path in parts]
     classes = tuple(sorted({path[0] for path in parts}))
     if min(map(len, parts)) == 1 or len(classes) == 1:
