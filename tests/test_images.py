@@ -5,6 +5,7 @@ import pytest
 from data_files import COLOUR, GREY, NOISE, encode, refused, same, write
 
 from fastvae.data import read
+from fastvae.data.pack import read_image
 
 
 @pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
@@ -42,6 +43,27 @@ def test_images_of_any_kind_are_what_pillow_says(tmp_path, form, array, options)
     image = Image.open(path)
     expected = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     assert same(read(tmp_path).data, expected[None] if expected.ndim == 2 else expected.transpose(2, 0, 1)[None])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_orientation_says(tmp_path, orientation):
+    from PIL import Image, ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write(tmp_path / "a.png", encode(GREY[0], exif=exif))
+    with Image.open(tmp_path / "a.png") as stored:
+        turned = ImageOps.exif_transpose(stored)
+    assert turned.size == ((4, 5) if orientation < 5 else (5, 4))
+    assert same(read(tmp_path).data[0], np.asarray(turned))
+    packed = read_image(str(tmp_path / "a.png"), turned.size[::-1], True, "crop")
+    assert np.array_equal(packed, np.asarray(turned))
+
+
+def test_an_image_whose_metadata_are_damaged_is_taken_as_it_is(tmp_path):
+    write(tmp_path / "a.png", encode(GREY[0], exif=b"Exif\0\0garbage!"))
+    assert same(read(tmp_path).data, GREY[:1])
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), (5, 4), True, "crop"), GREY[0])
 
 
 def test_a_palette_is_looked_up(tmp_path, recwarn):

@@ -136,6 +136,19 @@ def test_every_mode_of_pixels_becomes_the_right_levels(tmp_path: Path) -> None:
             assert np.abs(read - expected).max() <= 1, name
 
 
+def test_a_file_is_none_of_the_formats_that_run_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(1).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    picture(1).save(tmp_path / "b.png")
+    for name in ("avif", "jp2", "tga"):
+        if Image.registered_extensions()[f".{name}"] in Image.SAVE:
+            picture(1).save(tmp_path / f"{name}.{name}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("Ghostscript was started"))
+    packed = pack(tmp_path, tmp_path / "out.npy", size=4, skip_bad=True)
+    assert packed.skipped == [f"{tmp_path / 'a.png'} (no image)"]
+    assert packed.shape == (3, 4, 4)
+
+
 def test_folder_becomes_an_array_with_labels_and_names_of_classes(folder: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int, int]] = []
     packed = pack(folder, tmp_path / "out.npy", size=(12, 16), progress=lambda *counts: calls.append(counts))

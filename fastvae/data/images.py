@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from fastvae.data.parts import PARTS, Array, Progress, Raw, files_below, to_tens
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
 # Named, since others of Pillow's run programs (EPS).
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 # Images between two reports of progress: many for each thread, and few in memory.
 _ROUND = 256
 
@@ -27,7 +28,8 @@ Encoded = tuple[str, Callable[[], bytes]]
 def decode(name: str, content: bytes) -> NDArray[np.uint8]:
     """Decode an image: uint8 ``[H, W]`` where it is grey or black and white, else ``[3, H, W]``.
 
-    Transparency is dropped, and a palette is looked up. Of several frames the first is taken.
+    It is turned as its EXIF orientation says. Transparency is dropped, and a palette is looked up. Of several frames
+    the first is taken.
 
     Raises:
         ValueError: it cannot be decoded, or has more than 8 bits a pixel and channel.
@@ -35,7 +37,8 @@ def decode(name: str, content: bytes) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            turn_upright(image)
             mode = image.mode
             if mode in ("1", "L", "LA"):
                 return np.array(image.convert("L"))
@@ -47,6 +50,18 @@ def decode(name: str, content: bytes) -> NDArray[np.uint8]:
         reason = "it is none of its formats" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{name}: cannot be decoded as an image: {reason}") from None
     raise ValueError(f"{name}: has grey levels of more than 8 bits (mode {mode}), expected 8; an array keeps them")
+
+
+def turn_upright(image: Any) -> None:
+    """Decode an image of Pillow's and turn it as its EXIF orientation says, where that can be read."""
+    from PIL import ImageOps
+
+    image.load()
+    try:
+        image.getexif()
+    except Exception:  # damaged metadata, beside which the pixels are whole
+        return
+    ImageOps.exif_transpose(image, in_place=True)
 
 
 def decode_all(encoded: Iterable[Encoded], count: int, progress: Progress | None) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ alone writes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -22,14 +23,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fastvae.data.images import FORMATS, turn_upright
 from fastvae.data.parts import PARTS, listed
 from fastvae.data.unfinished import Unfinished, unfinished
 from fastvae.files import replacing
 
 Channels = Literal["auto", "grey", "rgb"]
 Fit = Literal["crop", "stretch", "pad"]
-_FORMATS = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
-SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
+_KNOWN = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+SUFFIXES = frozenset(f".{name}" for name in _KNOWN.split())
 
 _NAMED = 10  # files that a message names, at most
 _SECONDS_BETWEEN_COMMITS = 1.0  # what a killed process may lose
@@ -218,14 +220,14 @@ def read_image(path: str, size: tuple[int, int], grey: bool, fit: Fit) -> npt.ND
 
     Raises whatever Pillow does for a file that is no image, or a damaged one.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     mode, (height, width) = "L" if grey else "RGB", size
-    with Image.open(path) as image:
+    with Image.open(path, formats=_formats()) as image:
         # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for a fraction of the time; twice the result's is enough for
         # the filter. Orientation may swap height and width.
         image.draft(mode, (2 * max(size), 2 * max(size)))
-        ImageOps.exif_transpose(image, in_place=True)
+        turn_upright(image)
         pixels = _converted(image, mode)
         w, h = pixels.size
         shown, box = (width, height), (0.0, 0.0, float(w), float(h))
@@ -259,12 +261,21 @@ def _converted(image: Any, mode: str) -> Any:
     return image if image.mode == mode else image.convert(mode)
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Formats of Pillow's that the suffixes stand for, as far as it has them."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in (*FORMATS, "AVIF", "JPEG2000", "TGA") if name in Image.OPEN)
+
+
 def _is_grey(path: str) -> bool:
     """By its header; what cannot be read is no colour."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             return image.mode[0] in "1LI"
     except MemoryError:
         raise
