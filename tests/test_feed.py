@@ -13,7 +13,7 @@ import torch
 from data_files import encode, write
 from runs import assert_same_run, environment, run, small, start, tensors
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import fastvae
 from fastvae.data import Dataset, load
@@ -282,12 +282,44 @@ def test_torch_dataset_without_augmentation_is_the_run_from_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("sampler", "count"),
+    [
+        (lambda: SubsetRandomSampler(range(30)), 30),
+        (lambda: WeightedRandomSampler(torch.ones(ROWS), 500), 500),
+    ],
+)
+def test_epoch_of_a_loader_is_what_its_sampler_gives(tmp_path, sampler, count):
+    rows, seen = torch.from_numpy(images()), []
+    loader = DataLoader(TensorDataset(rows), 20, sampler=sampler())
+    dataset = Dataset.from_torch(loader, rows[:50])
+    assert len(dataset.train) == count
+    train(small(epochs=2, batch_size=20), tmp_path, dataset=dataset, progress=lambda p: seen.append(p.images))
+    assert seen[-1] == count
+
+
+class Short(IterableDataset):
+    """Gives fewer rows than its length says."""
+
+    def __init__(self, rows, given):
+        self.rows, self.given = rows, given
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows[: self.given])
+
+
+@pytest.mark.parametrize(
     ("source", "config", "message"),
     [
         (lambda rows: DataLoader(rows, 20), small(batch_size=50), "the DataLoader's batch_size is 20, the run's 50"),
         (lambda rows: DataLoader(rows, 50), small(batch_size=50, accumulate=2), "serves one process and whole batches"),
         (lambda rows: iter(rows), small(), "has no length: a run counts its epochs by it"),
         (lambda rows: [], small(), "the data is empty"),
+        (lambda rows: DataLoader(rows, 500, drop_last=True), small(batch_size=500), "no batch: it has 203 rows, fewer"),
+        (lambda rows: DataLoader(Short(rows, 100), 50), small(batch_size=50), "fewer rows than its length says"),
+        (lambda rows: DataLoader(Short(rows, 0), 50), small(batch_size=50), "fewer rows than its length says"),
     ],
 )
 def test_torch_data_that_cannot_be_trained_on_are_named(tmp_path, source, config, message):

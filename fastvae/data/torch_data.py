@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 
 class TorchData:
@@ -20,13 +21,17 @@ class TorchData:
         name: what errors call it.
 
     Raises:
-        ValueError: there is no length, there are no items, or an item is no tensor.
+        ValueError: there is no length, there are no items or no batch of them, or an item is no tensor.
     """
 
     def __init__(self, source: Any, workers: int = 0, name: str = "the data") -> None:
         self.source, self.workers, self.name = source, workers, name
+        counted = source
+        if isinstance(source, DataLoader):
+            # A sampler may give some of the rows, or some of them twice.
+            counted = source.dataset if isinstance(source.dataset, IterableDataset) else source.sampler
         try:
-            items = len(source.dataset if isinstance(source, DataLoader) else source)  # type: ignore[arg-type]
+            items = len(counted)
         except TypeError:
             raise ValueError(f"{name} has no length: a run counts its epochs by it") from None
         if items == 0:
@@ -35,9 +40,14 @@ class TorchData:
             if source.batch_size is None:
                 raise ValueError(f"{name}: the DataLoader must have a batch_size")
             if source.drop_last:
+                if items < source.batch_size:
+                    raise ValueError(
+                        f"{name}: the DataLoader with drop_last gives no batch: it has {items} rows, fewer than its "
+                        f"batch_size of {source.batch_size}"
+                    )
                 items -= items % source.batch_size
             state = torch.get_rng_state()
-            rows, self.labels = self.batch(next(iter(source)))
+            rows, self.labels = self.batch(self.next_of(iter(source)))
             torch.set_rng_state(state)  # a look at the data is no part of a run
         else:
             state = torch.get_rng_state()
@@ -73,6 +83,15 @@ class TorchData:
         if count is not None and len(rows) != count:
             raise ValueError(f"{self.name} gives a batch of {len(rows)} rows where the run takes {count}")
         return rows, None if labels is None else torch.as_tensor(labels)
+
+    def next_of(self, batches: Iterator[Any]) -> Any:
+        """What a loader gives next, of which there must be as much as its length says; ValueError otherwise."""
+        try:
+            return next(batches)
+        except StopIteration:
+            raise ValueError(
+                f"{self.name}: the DataLoader gives fewer rows than its length says, by which a run counts its epochs"
+            ) from None
 
     def check_steps(self, batch_size: int, parts: int) -> None:
         """Raises ValueError where steps of ``batch_size`` rows in ``parts`` parts cannot be had of a ``DataLoader``."""

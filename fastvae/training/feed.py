@@ -180,14 +180,14 @@ class TorchFeed(Feed):
         # A sampler draws its order, at the first batch, from torch's own generator.
         torch.default_generator.manual_seed(seed)
         batches = iter(source)
-        first = next(batches)
+        first = self.source.next_of(batches)
         for _ in range(done - 1):
-            next(batches)
+            self.source.next_of(batches)
         self._batches = chain([first], batches) if done == 0 else batches
 
     def __call__(self, index: Tensor, draw: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         started = time.perf_counter()
-        rows, labels = self.source.batch(next(self._batches), len(index))
+        rows, labels = self.source.batch(self.source.next_of(self._batches), len(index))
         self.waited += time.perf_counter() - started
         rows = rows.to(self.device, non_blocking=True)
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
