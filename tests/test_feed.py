@@ -423,6 +423,18 @@ def test_wrong_values_are_named_before_the_first_step(tmp_path, likelihood):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("model", [None, Given], ids=["gaussian", "own loss"])
+def test_what_cannot_be_binarized_is_named_before_the_first_step(tmp_path, model):
+    rows = images((7,), "float32")
+    rows[17, 3] = 1.5
+    config = small(likelihood="gaussian", binarize="dynamic")
+    with pytest.raises(
+        ValueError, match=r"row 17, index \[3\] is 1.5, expected numbers in \[0, 1\] for binarize dynamic$"
+    ):
+        train(config, tmp_path / "run", dataset=Dataset.from_arrays(rows), model=model and model((7,)))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_column_is_of_grey_images_only(tmp_path):
     config = small(model="cvae")
     with pytest.raises(ValueError, match=r"the data has rows \[7\] of uint8, but condition column is of images"):

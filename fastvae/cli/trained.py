@@ -59,6 +59,7 @@ class Trained(NamedTuple):
             check_parts(
                 [(name, data) for data in parts],
                 self.model.output.name,
+                binarized=self.config.binarize == "dynamic",
                 constant=True,
                 progress=lambda done, total: show(done, total, ""),
             )

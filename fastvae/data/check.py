@@ -16,7 +16,13 @@ _BLOCK_BYTES = 64 << 20
 
 
 def check(
-    name: str, data: Tensor, likelihood: str, *, constant: bool = False, progress: Progress | None = None
+    name: str,
+    data: Tensor,
+    likelihood: str,
+    *,
+    binarized: bool = False,
+    constant: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """See that there is something to learn from ``data``, and nothing that breaks training, in one pass.
 
@@ -24,6 +30,7 @@ def check(
         name: what errors call the data.
         data: ``[N, *E]`` dense or ``torch.sparse_csr`` ``[N, D]``. It is read in order, in blocks of 64 MiB.
         likelihood: of the model. ``"bernoulli"`` asks for values in [0, 1], which bool and uint8 (read as x/255) are.
+        binarized: whether binary values are drawn from the data, which must then lie in [0, 1] for any likelihood.
         constant: whether data of which all values are equal pass: a trained model can tell something about them.
         progress: is called with the numbers read and their total.
 
@@ -32,6 +39,7 @@ def check(
             its index in the row; or data of which all values are equal, unless ``constant``.
     """
     stored = data
+    why = "for a Bernoulli likelihood" if likelihood == "bernoulli" else "for binarize dynamic" if binarized else None
     low, high = math.inf, -math.inf
     if data.layout is torch.sparse_csr:
         stored = data.values()
@@ -42,9 +50,9 @@ def check(
     total = len(stored)
     for start, block in _blocks(stored):
         smallest, largest = (value.item() for value in torch.aminmax(_in_memory_order(block)))
-        unit = likelihood == "bernoulli" and block.dtype not in (torch.bool, torch.uint8)
+        unit = why is not None and block.dtype not in (torch.bool, torch.uint8)
         if not (math.isfinite(smallest) and math.isfinite(largest)) or (unit and (smallest < 0 or largest > 1)):
-            _report(name, data, start, block, unit)
+            _report(name, data, start, block, why if unit else None)
         low, high = min(low, smallest), max(high, largest)
         if progress is not None:
             progress(start + len(block), total)
@@ -58,7 +66,12 @@ def check(
 
 
 def check_parts(
-    parts: Iterable[tuple[str, Data]], likelihood: str, *, constant: bool = False, progress: Progress | None = None
+    parts: Iterable[tuple[str, Data]],
+    likelihood: str,
+    *,
+    binarized: bool = False,
+    constant: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """The same for parts of a data set, each with what errors call it; an array that several are of is read once."""
     arrays: dict[int, tuple[str, Tensor]] = {}
@@ -66,7 +79,7 @@ def check_parts(
         array = array_of(data)
         arrays.setdefault(id(array), (name, array))
     for name, array in arrays.values():
-        check(name, array, likelihood, constant=constant, progress=progress)
+        check(name, array, likelihood, binarized=binarized, constant=constant, progress=progress)
 
 
 def _blocks(data: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -84,10 +97,10 @@ def _in_memory_order(block: Tensor) -> Tensor:
     return block.permute(sorted(range(block.dim()), key=block.stride, reverse=True))
 
 
-def _report(name: str, data: Tensor, start: int, block: Tensor, unit: bool) -> NoReturn:
-    """Say which value of a block is the first that is wrong, and where it stands."""
+def _report(name: str, data: Tensor, start: int, block: Tensor, unit: str | None) -> NoReturn:
+    """Say which value of a block is the first that is wrong, where it stands, and why it must be in [0, 1], if so."""
     wrong = ~torch.isfinite(block)
-    if unit:
+    if unit is not None:
         wrong |= (block < 0) | (block > 1)
     where = int(torch.nonzero(wrong.flatten())[0])
     value = block.flatten()[where].item()
@@ -98,5 +111,5 @@ def _report(name: str, data: Tensor, start: int, block: Tensor, unit: bool) -> N
     else:
         place = [int(i) for i in torch.unravel_index(torch.tensor(where), block.shape)]
         row, index = start + place[0], place[1:]
-    expected = "numbers in [0, 1] for a Bernoulli likelihood" if unit and math.isfinite(value) else "finite numbers"
+    expected = "finite numbers" if unit is None or not math.isfinite(value) else f"numbers in [0, 1] {unit}"
     raise ValueError(f"{name}: row {row}, index {index} is {value}, expected {expected}")

@@ -78,7 +78,7 @@ def check_data(
         likelihood = model.output.name if isinstance(model, Model) else "another"
     named = (dataset.name, dataset.train), (f"{dataset.name} (test)", dataset.test)
     parts = [(name, data) for name, data in named if not isinstance(data, TorchData)]
-    check_parts(parts, likelihood, progress=progress)
+    check_parts(parts, likelihood, binarized=config.binarize == "dynamic", progress=progress)
 
 
 def digest_rows(config: TrainConfig, dataset: Dataset) -> str | None:
