@@ -53,11 +53,20 @@ def test_images_may_be_plain_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     ("types", "kept"),
-    [(("u1", "u1"), "u1"), (("i4", "i8"), "i8"), (("?", "?"), "?"), (("f8", "f8"), "f4"), (("i8", "f4"), "f4")],
+    [
+        (("u1", "u1"), "u1"),
+        (("?", "u1"), "i2"),
+        (("i1", "u1"), "i2"),
+        (("f2", "u1"), "f4"),
+        (("i4", "i8"), "i8"),
+        (("?", "?"), "?"),
+        (("f8", "f8"), "f4"),
+        (("i8", "f4"), "f4"),
+    ],
 )
 def test_a_table_of_numbers_is_one_array(tmp_path, types, kept):
     pa = pytest.importorskip("pyarrow")
-    columns = {"a": NOISE.integers(0, 2, 3000).astype(types[0]), "label": np.arange(3000).astype(types[1])}
+    columns = {"a": NOISE.integers(0, 2, 3000).astype(types[0]), "label": (np.arange(3000) % 200).astype(types[1])}
     write_parquet(tmp_path / "a.parquet", pa.table(columns))
     source = read(tmp_path / "a.parquet")
     assert same(source.data, np.stack(list(columns.values()), 1).astype(kept))

@@ -52,9 +52,9 @@ def read(
       ``train, test, labels``. The last two are mapped; of a ``.pt`` file, torch's map counts as memory in use.
     - ``.npz`` of ``scipy.sparse.save_npz``, ``X`` of ``.h5ad``: a sparse matrix stays sparse.
     - ``.parquet``, or a folder of such files: a column of encoded images and their ``label``, or a table of numbers,
-      ``[N, D]``: bool or integers where all columns are, otherwise float32. Every column of a table is data, one
-      called ``label`` too, unless ``labels`` names it. Files (or their folders) called ``train`` and ``test`` or
-      ``validation`` are the parts, and others beside them are left out.
+      ``[N, D]``: bool or integers where all columns are, otherwise float32; uint8 only where all columns are uint8.
+      Every column of a table is data, one called ``label`` too, unless ``labels`` names it. Files (or their folders)
+      called ``train`` and ``test`` or ``validation`` are the parts, and others beside them are left out.
     - IDX files of unsigned bytes, alone or in a folder with the names of MNIST's or EMNIST's.
     - A folder of PNG, JPEG, GIF, BMP, TIFF, WebP or PNM images of one size: uint8 ``[N, H, W]`` where they are grey,
       otherwise ``[N, 3, H, W]``. Subfolders are classes; ``train`` and ``test`` (or ``val``) are the parts.

@@ -149,7 +149,10 @@ def _encoded(shards: list[_Shard], column: str) -> Iterator[Encoded]:
 def _numbers(
     path: Path, shards: list[_Shard], schema: pa.Schema, labels: str | None, rows: int, progress: Progress | None
 ) -> Array:
-    """All columns but the labels as ``[N, D]``: bool or integers where all are, otherwise float32."""
+    """All columns but the labels as ``[N, D]``: bool or integers where all are, otherwise float32.
+
+    uint8, which is read as x/255, only where all are: beside others a number stays what it is.
+    """
     from pyarrow import types
 
     # pandas writes its index as a column of that name where it is no range.
@@ -163,7 +166,10 @@ def _numbers(
         raise ValueError(f"{path}: has columns that are no numbers: {listed(wrong)}")
     if not fields:
         raise ValueError(f"{path}: has no columns of numbers")
-    dtype = np.result_type(*(f.type.to_pandas_dtype() for f in fields))
+    dtypes = {np.dtype(f.type.to_pandas_dtype()) for f in fields}
+    dtype = np.result_type(*dtypes)
+    if dtype == np.uint8 and len(dtypes) > 1:  # with bool, whose True would be 1/255
+        dtype = np.dtype(np.int16)
     table = np.empty((rows, len(fields)), np.float32 if dtype.kind == "f" else dtype)
     done = 0
     for shard in shards:
