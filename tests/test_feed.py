@@ -19,8 +19,10 @@ import fastvae
 from fastvae.data import Dataset, load
 from fastvae.models import VAE
 from fastvae.training import load_checkpoint, train
+from fastvae.training.distributed import World
 from fastvae.training.feed import Feed, HostFeed, make_feed, stays_on_host
 from fastvae.training.memory import _left_of_groups, available_bytes, is_mapped
+from fastvae.training.step import Stepper, build_model
 
 CPU = torch.device("cpu")
 ROWS = 203
@@ -186,6 +188,19 @@ def test_compressed_rows_train_as_dense_ones(tmp_path):
     train(config, tmp_path / "dense", dataset=Dataset.from_arrays(dense))
     train(config, tmp_path / "sparse", dataset=dataset)
     assert_same_run(tmp_path / "dense", tmp_path / "sparse")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_compressed_rows_are_no_part_of_a_cuda_graph():
+    dense = torch.from_numpy(images((12,), "float32"))
+    for rows, data_on, message in (
+        (dense.to_sparse_csr(), "device", "cuda_graph needs dense data, but the data is a sparse matrix"),
+        (dense.to_sparse_csr(), "host", "cuda_graph needs all of the data in the memory of the GPU"),
+    ):
+        config, dataset = small(), Dataset.from_arrays(rows)
+        model = build_model(config, dataset)
+        with pytest.raises(ValueError, match=message):
+            Stepper(config, dataset, model, World(0, 1, CPU), cuda_graph=True, data_on=data_on)
 
 
 def test_processes_read_their_own_parts(tmp_path):

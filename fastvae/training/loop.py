@@ -154,7 +154,7 @@ def train(
         ValueError: ``config`` contradicts the run's own, or has another model than ``init_from``; a file of the data
             set or all checkpoints are bad; the data hold a value that the likelihood has not; a device that is not
             there; ``fsdp`` with ``config.compile`` or ``config.learn_sigma``, or without several processes;
-            ``cuda_graph`` without a GPU, with several processes or with parts of batches.
+            ``cuda_graph`` without a GPU, with several processes, with parts of batches or with sparse data.
         FileExistsError: ``out_dir`` holds a run already, or with ``resume`` only remains of one.
         FileNotFoundError: there is no data set, or nothing in ``init_from``.
         OSError: a file cannot be read or written.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.data import Dataset
+from fastvae.data.rows import array_of
 from fastvae.data.torch_data import TorchData
 from fastvae.models import CVAE, VAE, Model
 from fastvae.objectives import Schedule
@@ -136,6 +137,9 @@ class Stepper:
         if cuda_graph:
             if self.feed.reads_ahead:
                 raise ValueError("cuda_graph needs all of the data in the memory of the GPU")
+            if array_of(self.feed.data).layout != torch.strided:
+                # How many values the rows of a batch have decides what the step runs.
+                raise ValueError(f"cuda_graph needs dense data, but {dataset.name} is a sparse matrix")
             self._captured = CapturedStep(self._on_device, config.batch_size, self.device)
 
     def __call__(self, number: int, batch: Tensor) -> Tensor:
