@@ -382,6 +382,30 @@ def test_evaluate_takes_data_of_ones_own_without_labels(table, tmp_path, capsys)
     fails(capsys, ["evaluate", run, "--data", path, "--dataset", "digits"], "--data", "give one of both")
 
 
+def test_a_test_file_of_its_own_moves_with_the_data(tmp_path, capsys):
+    noise, names = np.random.default_rng(0), ("rows.npy", "test.npy")
+    for name, rows in zip(names, (200, 40), strict=True):
+        np.save(tmp_path / name, noise.random((rows, 20), dtype=np.float32))
+    run, figures = tmp_path / "run", tmp_path / "figures.json"
+    train(small(epochs=1, data=str(tmp_path / "rows.npy"), test_data=str(tmp_path / "test.npy")), run)
+    (tmp_path / "new").mkdir()
+    data, test = ((tmp_path / name).rename(tmp_path / "new" / name) for name in names)
+    # Of the training file alone, a part would pass for test rows.
+    part_of_it = ["encode", run, "--part", "test", "--out", tmp_path / "codes.npz"]
+    for command_line in (["evaluate", run], part_of_it, ["sample", run, "--traverse", 2, "--out", tmp_path / "x.npy"]):
+        fails(capsys, [*command_line, "--data", data], "--test-data", "test.npy")
+        command(*command_line, "--data", data, "--test-data", test)
+    assert len(np.load(tmp_path / "codes.npz")["mu"]) == 40
+    command("evaluate", run, "--data", data, "--test-data", test, "--json", figures)
+    assert json.loads(figures.read_text())["test"]["elbo"] == load_checkpoint(run).history[-1]["test"]["elbo"]
+    # All rows of a file are what they are.
+    command("encode", run, "--data", data, "--out", tmp_path / "codes.npz")
+    assert len(np.load(tmp_path / "codes.npz")["mu"]) == 200
+    command("encode", run, "--data", data, "--test-data", test, "--out", tmp_path / "codes.npz")
+    assert len(np.load(tmp_path / "codes.npz")["mu"]) == 240
+    fails(capsys, ["evaluate", run, "--dataset", "digits", "--test-data", test], "test_data needs data")
+
+
 def test_what_cannot_be_encoded_is_one_line(vae, cvae, table, tmp_path, capsys):
     out = ["--out", tmp_path / "codes.npz"]
     fails(capsys, ["encode", vae, "--out", tmp_path / "codes.csv"], "--out", "codes.csv does not end in .npz or .par")

@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from fastvae.cli.options import DATA_DIR_HELP, MAX_SEED, TRAINED_DATA_DIR_DEFAULT, CheckpointPath, seeded
-from fastvae.cli.trained import Labels, OwnData, Part, load_trained, with_data
+from fastvae.cli.trained import Labels, OwnData, OwnTestData, Part, load_trained, with_data
 from fastvae.data import Data, DatasetName, Rows, read, take
 from fastvae.data.torch_data import TorchData
 from fastvae.display import progress_bar
@@ -37,6 +37,7 @@ LabelledRows = tuple[Data, Tensor | None]
 def encode_command(
     checkpoint: CheckpointPath,
     data: OwnData = None,
+    test_data: OwnTestData = None,
     dataset: Annotated[
         DatasetName | None,
         _data(help="Published data set to encode.", show_default="the one of the training"),
@@ -95,8 +96,17 @@ def encode_command(
     model = trained.model
     if isinstance(model, Regressor):
         raise ValueError(f"{checkpoint} is a regressor: it has no code")
-    config = with_data(trained.config, dataset=dataset, data_dir=data_dir, data=data, labels=labels)
-    parts = _parts(config, part or ("test" if data is None else "all"))
+    part = part or ("test" if data is None else "all")
+    config = with_data(
+        trained.config,
+        dataset=dataset,
+        data_dir=data_dir,
+        data=data,
+        test_data=test_data,
+        labels=labels,
+        whole=part == "all",
+    )
+    parts = _parts(config, part)
     trained.check(config.data_name, *(rows for rows, _ in parts))
     total = sum(len(rows) for rows, _ in parts)
     step = -(-total // _POINTS)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvae.cli.options import DATA_DIR_HELP, MAX_SEED, TRAINED_DATA_DIR_DEFAULT, CheckpointPath, seeded
-from fastvae.cli.trained import Labels, OwnData, load_trained, with_data
+from fastvae.cli.trained import Labels, OwnData, OwnTestData, load_trained, with_data
 from fastvae.data import DatasetName
 from fastvae.data.torch_data import TorchData
 from fastvae.display import progress_bar
@@ -36,6 +36,7 @@ def evaluate_command(
     ] = None,
     data_dir: Annotated[Path | None, _data(help=DATA_DIR_HELP, show_default=TRAINED_DATA_DIR_DEFAULT)] = None,
     data: OwnData = None,
+    test_data: OwnTestData = None,
     labels: Labels = None,
     images: Annotated[
         int | None,
@@ -86,7 +87,7 @@ def evaluate_command(
     trained = load_trained(checkpoint)
     model, config = (
         trained.model,
-        with_data(trained.config, dataset=dataset, data_dir=data_dir, data=data, labels=labels),
+        with_data(trained.config, dataset=dataset, data_dir=data_dir, data=data, test_data=test_data, labels=labels),
     )
     seed = config.seed if seed is None else seed
     with progress_bar("reading") as show:

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from fastvae.cli.options import DATA_DIR_HELP, MAX_SEED, TRAINED_DATA_DIR_DEFAULT, CheckpointPath, seeded
-from fastvae.cli.trained import Labels, OwnData, Trained, load_trained, with_data
+from fastvae.cli.trained import Labels, OwnData, OwnTestData, Trained, load_trained, with_data
 from fastvae.data import Data, Dataset
 from fastvae.evaluation import evaluate_code
 from fastvae.files import replacing
@@ -63,6 +63,7 @@ def sample_command(
         ),
     ] = None,
     data: OwnData = None,
+    test_data: OwnTestData = None,
     data_dir: Annotated[
         Path | None,
         _data(help=DATA_DIR_HELP, show_default=TRAINED_DATA_DIR_DEFAULT),
@@ -86,7 +87,7 @@ def sample_command(
     if traverse is not None and grid is not None:
         raise typer.BadParameter("excludes --traverse", param_hint="--grid")
     trained = load_trained(checkpoint)
-    config = with_data(trained.config, data=data, data_dir=data_dir, labels=labels)
+    config = with_data(trained.config, data=data, test_data=test_data, data_dir=data_dir, labels=labels)
     trained = trained._replace(config=config)
     if label is not None:
         classes = None if isinstance(trained.model, VAE) else trained.model.condition_classes

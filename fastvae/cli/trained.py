@@ -26,6 +26,14 @@ OwnData = Annotated[
         rich_help_panel="Data",
     ),
 ]
+OwnTestData = Annotated[
+    Path | None,
+    typer.Option(
+        help="File or folder of the test set of --data, needed where the run was trained with one.",
+        show_default="that of the training",
+        rich_help_panel="Data",
+    ),
+]
 Labels = Annotated[
     str | None,
     typer.Option(
@@ -83,9 +91,13 @@ def with_data(
     dataset: DatasetName | None = None,
     data_dir: Path | None = None,
     data: Path | None = None,
+    test_data: Path | None = None,
     labels: str | None = None,
+    whole: bool = False,
 ) -> TrainConfig:
     """A run's configuration with the data that options name, and its own where they name none.
+
+    ``whole`` says that all rows are asked for, so that none of ``data`` have to be test rows.
 
     Raises:
         typer.BadParameter: options that exclude each other.
@@ -95,11 +107,19 @@ def with_data(
     if labels is not None:
         config = replace(config, labels=labels or None)
     if data is not None:
-        return replace(config, data=str(data.absolute()), test_data=None)
-    if dataset is not None:
+        if test_data is None and config.test_data is not None and not whole:
+            # A part of the rows would be set aside, though the run may have been trained on all of them.
+            raise typer.BadParameter(
+                f"is needed beside --data: the run had a test file of its own, {config.test_data}",
+                param_hint="--test-data",
+            )
+        config = replace(config, data=str(data.absolute()), test_data=None)
+    elif dataset is not None:
         # The folder of another data set than the run's is not known.
         known = config.data_dir if dataset == config.dataset else None
         config = replace(config, dataset=dataset, data_dir=known, data=None, test_data=None)
+    if test_data is not None:
+        config = replace(config, test_data=str(test_data.absolute()))
     return config if data_dir is None else replace(config, data_dir=str(data_dir.absolute()))
 
 
