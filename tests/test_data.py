@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae.data import Batches, join_column, load, published, read_idx, split_column
+from fastvae.data import Batches, Rows, join_column, load, published, read_idx, split_column
+from fastvae.data.columns import split_rows
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -429,6 +430,21 @@ def test_column_is_taken_out_and_put_back():
     others, known = split_column(binary, 27)
     assert torch.equal(join_column(others, known, 27), binary)
     assert join_column(others, known, 27).dtype == torch.bool
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+@pytest.mark.parametrize("index", [None, torch.arange(2499, -1, -2)], ids=["all", "some"])
+def test_column_of_rows_is_split_without_a_copy(dtype, index):
+    array = torch.randint(0, 256, (2500, 5, 6), dtype=torch.uint8).to(dtype)
+    images = array if index is None else array[index]
+    others, known = split_column(images, generator=torch.Generator().manual_seed(1))
+    lazily, column = split_rows(Rows(array, index), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(column, known)
+    assert (lazily.shape, lazily.dtype, lazily.array) == (others.shape, dtype, array)
+    assert torch.equal(lazily[7:30], others[7:30])
+    assert torch.equal(lazily.take(torch.tensor([3, 1])), others[[3, 1]])
+    with pytest.raises(ValueError, match=r"W > 1, not torch.float32 \[2, 3, 4\]"):
+        split_rows(Rows(torch.zeros(2, 3, 4)))
 
 
 def test_column_is_drawn_anew_with_the_pixels_probability():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastvae.cli import main
-from fastvae.data import load
+from fastvae.data import Rows, load
 from fastvae.encoding import Codes, encode, write_codes
 from fastvae.evaluation import evaluate, evaluate_code
 from fastvae.latent_space import decode, plane, quantile_grid, traversal
@@ -380,6 +380,30 @@ def test_evaluate_takes_data_of_ones_own_without_labels(table, tmp_path, capsys)
     assert moved.pop("dataset") == str(tmp_path / "moved.npy")
     assert moved == {key: value for key, value in own.items() if key != "dataset"}
     fails(capsys, ["evaluate", run, "--data", path, "--dataset", "digits"], "--data", "give one of both")
+
+
+@pytest.mark.parametrize("model", ["vae", "cvae"])
+def test_test_rows_are_read_a_batch_at_a_time(model, tmp_path, monkeypatch):
+    rows = np.random.default_rng(0).integers(0, 256, (3000, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "rows.npy", rows)
+    read = []
+
+    def take(rows, index, take=Rows.take):
+        read.append(len(index))
+        return take(rows, index)
+
+    monkeypatch.setattr(Rows, "take", take)
+    config = small(epochs=1, batch_size=1000, model=model, data=str(tmp_path / "rows.npy"), test_fraction=0.7)
+    train(config, tmp_path / "run", data_on="host")
+    command("evaluate", tmp_path / "run", "--json", tmp_path / "all.json")
+    assert sum(read) > 2 * 2100
+    assert max(read) <= 1000
+    own = load_checkpoint(tmp_path / "run").history[-1]["test"]
+    assert json.loads((tmp_path / "all.json").read_text())["test"]["elbo"] == own["elbo"]
+    read.clear()
+    command("evaluate", tmp_path / "run", "--images", 1500, "--samples", 1, "--json", tmp_path / "some.json")
+    assert json.loads((tmp_path / "some.json").read_text())["log_likelihood_posterior"]["images"] == 1500
+    assert max(read) <= 1500
 
 
 def test_a_test_file_of_its_own_moves_with_the_data(tmp_path, capsys):

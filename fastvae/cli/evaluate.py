@@ -12,6 +12,7 @@ import typer
 from fastvae.cli.options import DATA_DIR_HELP, MAX_SEED, TRAINED_DATA_DIR_DEFAULT, CheckpointPath, seeded
 from fastvae.cli.trained import Labels, OwnData, OwnTestData, load_trained, with_data
 from fastvae.data import DatasetName
+from fastvae.data.rows import rows_of
 from fastvae.data.torch_data import TorchData
 from fastvae.display import progress_bar
 from fastvae.evaluation import Proposal, evaluate, evaluate_code, log_likelihood
@@ -100,10 +101,10 @@ def evaluate_command(
 
     lines = [f"{Path(config.data_name).name:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}"]
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": config.data_name, "seed": seed}
-    test_images, test_labels = rows.test[:images], rows.test_labels
+    test_images, test_labels = rows_of(rows.test, slice(images)), rows.test_labels
     test_labels = None if test_labels is None else test_labels[:images]
     for part, part_images, part_labels in (
-        ("train", rows.train, rows.train_labels),
+        ("train", rows_of(rows.train), rows.train_labels),
         ("test", test_images, test_labels),
     ):
         generator = seeded(seed)  # of the condition and of the code, as in training

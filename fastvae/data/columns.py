@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastvae.data.batches import Batches
+from fastvae.data.rows import Data, Rows
 from fastvae.ops import binarize
+
+_BATCH = 1000
 
 
 def split_column(
@@ -27,14 +31,54 @@ def split_column(
 
     Source: the code of Doersch 2016 (arXiv:1606.05908), sec. 5.
     """
-    if images.dim() != 3 or images.shape[2] < 2 or images.dtype not in (torch.uint8, torch.bool):
-        raise ValueError(f"images must be uint8 or bool [B, H, W], W > 1, not {images.dtype} {list(images.shape)}")
+    _check(images)
     column = (images.shape[2] - 1) // 2 if column is None else column
     if not 0 <= column < images.shape[2]:
         raise ValueError(f"column must lie in 0 .. {images.shape[2] - 1}, not {column}")
-    known = images[:, :, column]
-    others = torch.cat([images[:, :, :column], images[:, :, column + 1 :]], dim=2)
-    return others, binarize(known, generator=generator) if images.dtype == torch.uint8 else known
+    return _without(images, column), _drawn(images[:, :, column], generator)
+
+
+def split_rows(images: Rows, *, generator: torch.Generator | None = None) -> tuple[Rows, Tensor]:
+    """The middle column, with the same noise, of rows of which no copy is made: others are read when asked for."""
+    _check(images)
+    column = (images.shape[2] - 1) // 2
+    known = torch.cat([batch[:, :, column] for batch in Batches(images, _BATCH)])
+    return _Others(images, column), _drawn(known, generator)
+
+
+class _Others(Rows):
+    """Images without one of their columns."""
+
+    def __init__(self, images: Rows, column: int) -> None:
+        super().__init__(images.array, images.index)
+        self.images, self.column = images, column
+
+    @property
+    def shape(self) -> torch.Size:
+        *rest, width = self.images.shape
+        return torch.Size([*rest, width - 1])
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return _without(self.images[part], self.column)
+
+    def take(self, index: Tensor) -> Tensor:
+        return _without(self.images.take(index), self.column)
+
+    def to(self, device: torch.device) -> Rows:
+        return _Others(self.images.to(device), self.column)
+
+
+def _check(images: Data) -> None:
+    if len(images.shape) != 3 or images.shape[2] < 2 or images.dtype not in (torch.uint8, torch.bool):
+        raise ValueError(f"images must be uint8 or bool [B, H, W], W > 1, not {images.dtype} {list(images.shape)}")
+
+
+def _without(images: Tensor, column: int) -> Tensor:
+    return torch.cat([images[:, :, :column], images[:, :, column + 1 :]], dim=2)
+
+
+def _drawn(known: Tensor, generator: torch.Generator | None) -> Tensor:
+    return binarize(known, generator=generator) if known.dtype == torch.uint8 else known
 
 
 def join_column(others: Tensor, known: Tensor, column: int | None = None) -> Tensor:

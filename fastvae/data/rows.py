@@ -63,6 +63,14 @@ def array_of(data: Data) -> Tensor:
     return data.array if isinstance(data, Rows) else data
 
 
+def rows_of(data: Data, part: slice = slice(None)) -> Rows:
+    """A part of the rows in their order, of which no copy is made."""
+    if isinstance(data, Tensor):
+        return Rows(data[part])
+    index = torch.arange(len(data), device=data.device) if data.index is None else data.index
+    return data if part == slice(None) else Rows(data.array, index[part])
+
+
 def take(data: Data, index: Tensor) -> Tensor:
     """Copies of the rows ``index``, int64 ``[B]``: ``[B, *E]``, contiguous."""
     return data.take(index) if isinstance(data, Rows) else data.index_select(0, index)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastvae.data import Data, Dataset, join_column, load, split_column
 from fastvae.data.check import check_parts
-from fastvae.data.rows import take
+from fastvae.data.columns import split_rows
+from fastvae.data.rows import Rows, take
 from fastvae.data.torch_data import TorchData
 from fastvae.models import CVAE, VAE, Model
 from fastvae.models.networks import first_weight
@@ -139,7 +140,8 @@ def model_inputs(
 
     Args:
         config: of the run.
-        images: ``[B, *E]``; ``[B, H, W]`` uint8 or bool where a column is the condition.
+        images: ``[B, *E]``; ``[B, H, W]`` uint8 or bool where a column is the condition. Of :class:`fastvae.data.Rows`
+            no copy is made.
         labels: ``[B]`` integers, where the condition is labels.
         generator: the source of the column's noise (:func:`fastvae.data.split_column`).
 
@@ -147,7 +149,9 @@ def model_inputs(
         ValueError: the condition is labels, and there are none.
     """
     if config.completes:
-        return split_column(images[:], generator=generator)
+        if isinstance(images, Rows):
+            return split_rows(images, generator=generator)
+        return split_column(images, generator=generator)
     if config.condition != "labels":
         return (images,)
     if labels is None:

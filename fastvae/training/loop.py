@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import fastvae
 from fastvae.data import Dataset
+from fastvae.data.rows import rows_of
 from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
 from fastvae.models import Model
@@ -432,7 +433,7 @@ class _Run:
                 return self._test_given()
             sums = elbo_sums(
                 self.model,
-                *model_inputs(self.config, self.test, self.test_labels, generator),
+                *model_inputs(self.config, rows_of(self.test), self.test_labels, generator),
                 binarize=self.config.binarize == "dynamic",
                 generator=generator,
                 part=self.world.rank,
