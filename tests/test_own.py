@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,39 @@ def test_a_run_refuses_to_go_on_with_fewer_rows(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"is after step 3, in epoch 2, but the data has {message} an epoch"):
             train(longer, tmp_path, dataset=Dataset.from_arrays(rows[:fewer]), resume=True)
     assert len(train(longer, tmp_path, dataset=Dataset.from_arrays(rows), resume=True).history) == 2
+
+
+def test_a_network_by_name_is_made_again_with_what_no_checkpoint_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_of_tables.py").write_text(
+        """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.linear, self.shift = nn.Linear(inputs, outputs), torch.rand(inputs)
+        self.register_buffer("scale", torch.rand(inputs), persistent=False)
+        self.weights = torch.linspace(0, 1, outputs).tolist()
+
+    def forward(self, x):
+        return self.linear(x * self.scale + self.shift) * torch.tensor(self.weights)
+
+def networks(data_shape, latent_dim):
+    return Scaled(*data_shape, 2 * latent_dim), Scaled(latent_dim, *data_shape)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    config, rows = dataclasses.replace(CONFIG, network="own_of_tables:networks", hidden=(), epochs=2), torch.rand(60, 8)
+    data = Dataset.from_arrays(rows)
+    trained = train(config, "run", dataset=data).model
+    drawn = torch.get_rng_state()
+    loaded = fastvae.load("run")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for ours, theirs in zip(loaded.encode(rows), trained.encode(rows), strict=True):
+        assert torch.equal(ours, theirs)
+    train(dataclasses.replace(config, epochs=1), "resumed", dataset=data)
+    resumed = train(config, "resumed", dataset=data, resume=True).model
+    assert torch.equal(resumed.encode(rows)[0], trained.encode(rows)[0])

@@ -133,7 +133,7 @@ class Checkpoint:
             ImportError: what makes the model's networks is not to be had.
         """
         if model is None:
-            model = self.empty_model().to_empty(device="cpu")
+            model = self.unread_model()
         else:
             self.refuse_other(model)
         # Of this process alone, whatever others do.
@@ -159,8 +159,11 @@ class Checkpoint:
                     f"{name.removeprefix('model.')} is {described[0]} here, {described[1]} there"
                 )
 
-    def empty_model(self) -> Model:
-        """The model without memory for its weights.
+    def unread_model(self, device: str | torch.device = "cpu") -> Model:
+        """The model with room for its weights, of which none is read yet. Draws no random numbers.
+
+        Args:
+            device: where it is; ``"meta"`` for names and shapes alone.
 
         Raises:
             ValueError: a program gave it.
@@ -171,8 +174,16 @@ class Checkpoint:
                 f"{self.folder}: the run's model is a {self.given}, which a program gave: pass it, as in "
                 "fastvae.load(run, model=model) or train(..., model=model)"
             )
+        kind = MODELS[self.train_config.get("model", "vae")]
+        if ":" in str(self.model_config.get("network")):
+            # Made as for the training, from the same seed: modules of the caller's own may compute or draw what no
+            # checkpoint holds, such as buffers that are not persistent, and may need real tensors for it.
+            with torch.device("cpu"), torch.random.fork_rng([]):
+                torch.default_generator.manual_seed(self.train_config["seed"])
+                return kind(**self.model_config).to(device)
         with torch.device("meta"):
-            return MODELS[self.train_config.get("model", "vae")](**self.model_config)
+            model = kind(**self.model_config)
+        return model.to_empty(device=device)
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
@@ -397,12 +408,13 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     if checkpoint.given is not None:
         return
     try:
-        expected = {f"model.{name}": tensor.shape for name, tensor in checkpoint.empty_model().state_dict().items()}
+        model = checkpoint.unread_model("meta")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{checkpoint.folder}: checkpoint of another version of fastvae ({reason})") from error
     if ":" in str(checkpoint.model_config.get("network")):
-        checkpoint.refuse_other(checkpoint.empty_model())  # whose code may have changed
+        checkpoint.refuse_other(model)  # whose code may have changed
+    expected = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     held = checkpoint.shapes()
     if {name: shape for name, shape in held.items() if name.startswith("model.")} != expected:
         raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its tensors are not the model's)")

@@ -290,7 +290,7 @@ class _Run:
         elif checkpoint is None:
             self.model = build_model(config, dataset).to(self.device)
         else:
-            self.model = checkpoint.empty_model().to_empty(device=self.device)
+            self.model = checkpoint.unread_model(self.device)
         self.dims = dims_of(self.model, dataset)
         self.init_from = None if checkpoint is None else checkpoint.init_from
         if source is not None:
