@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from runs import assert_same_run, tensors
 from torch import Tensor, nn
 
 import fastvae
 from fastvae.data import Dataset
-from fastvae.training import TrainConfig, train
+from fastvae.training import TrainConfig, load_checkpoint, train
+from fastvae.training.checkpoint import Checkpoints
 
 CONFIG = TrainConfig(hidden=(16,), latent_dim=2, epochs=1, batch_size=20)
 
@@ -106,3 +108,31 @@ def networks(data_shape, latent_dim):
     train(dataclasses.replace(config, epochs=1), "resumed", dataset=data)
     resumed = train(config, "resumed", dataset=data, resume=True).model
     assert torch.equal(resumed.encode(rows)[0], trained.encode(rows)[0])
+
+
+def partly_trained() -> Given:
+    """An encoder whose bias is frozen, and a parameter that is no part of the loss."""
+    torch.manual_seed(0)
+    model = Given(lambda terms: terms)
+    model.encoder.bias.requires_grad_(False)
+    model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+    return model
+
+
+def test_a_run_whose_parameters_do_not_all_have_gradients_goes_on_bitwise(tmp_path: Path) -> None:
+    data, longer = Dataset.from_arrays(torch.rand(60, 8)), dataclasses.replace(CONFIG, epochs=2)
+    train(longer, tmp_path / "whole", dataset=data, model=partly_trained())
+    train(CONFIG, tmp_path / "resumed", dataset=data, model=partly_trained())
+    train(longer, tmp_path / "resumed", dataset=data, model=partly_trained(), resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_run_of_such_a_model_that_lost_a_state_is_refused(tmp_path: Path) -> None:
+    data = Dataset.from_arrays(torch.rand(60, 8))
+    train(CONFIG, tmp_path / "whole", dataset=data, model=partly_trained())
+    original, saved = load_checkpoint(tmp_path / "whole"), Checkpoints(tmp_path / "damaged")
+    fewer = {name: value for name, value in tensors(original).items() if ".decoder.bias." not in name}
+    saved.save(fewer, original.model_config, original.train_config, original.position)
+    saved.wait()
+    with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser's state is not the model's\)"):
+        train(CONFIG, tmp_path / "damaged", dataset=data, model=partly_trained(), resume=True)

@@ -66,6 +66,8 @@ class Position:
     """Spent on that epoch."""
     rows: str | None = None
     """What the rows were (:func:`fastvae.training.inputs.digest_rows`); None where that is not known."""
+    optimized: list[str] | None = None
+    """The parameters that have had a gradient, of which the optimiser has a state; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -382,9 +384,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         tuple(content["files"]),
         content["model"],
         content["train"],
-        Position(
-            **{name: content[name] for name in Position.__dataclass_fields__ if name in content or name != "rows"}
-        ),
+        # Checkpoints of earlier versions lack some.
+        Position(**{name: content[name] for name in Position.__dataclass_fields__ if name in content}),
         digest,
         content.get("init_from"),
     )

@@ -330,12 +330,16 @@ class _Run:
         shapes = checkpoint.shapes()
         state: dict[int, dict[str, Tensor]] = {}
         parameters = dict(self.model.named_parameters())
-        for index, name in enumerate(parameter_names(self.model, self.optimizer)):
+        names = parameter_names(self.model, self.optimizer)
+        for index, name in enumerate(names):
             prefix, parameter = f"optimizer.{name}.", parameters[name]
             for key in (key for key in shapes if key.startswith(prefix)):
                 like = torch.zeros_like(parameter) if shapes[key] == parameter.shape else torch.zeros(shapes[key])
                 tensors[key] = state.setdefault(index, {})[key.removeprefix(prefix)] = like
-        if checkpoint.position.step > 0 and len(state) < len(parameters):
+        optimized = checkpoint.position.optimized
+        if optimized is None:
+            optimized = names if checkpoint.position.step > 0 else []
+        if not set(optimized) <= {names[index] for index in state}:
             raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser's state is not the model's)")
         checkpoint.read(tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -492,7 +496,8 @@ class _Run:
     def save_checkpoint(self) -> None:
         names = parameter_names(self.model, self.optimizer)
         tensors = self._weights()
-        for index, state in self.optimizer.state_dict()["state"].items():
+        states = self.optimizer.state_dict()["state"]
+        for index, state in states.items():
             tensors |= {f"optimizer.{names[index]}.{key}": tensor for key, tensor in state.items()}
         position = Position(
             step=self.step,
@@ -502,6 +507,7 @@ class _Run:
             images=self.images_done,
             seconds=self.seconds,
             rows=self.rows_digest,
+            optimized=[names[index] for index in states],
         )
         self.saved.save(tensors, config_of(self.model), dataclasses.asdict(self.config), position, self.init_from)
 
