@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fastvae
 from fastvae.data import Dataset
+from fastvae.models import VAE
 from fastvae.training import TrainConfig, load_checkpoint, train
 from fastvae.training.checkpoint import Checkpoints
 
@@ -82,17 +83,17 @@ def test_a_network_by_name_is_made_again_with_what_no_checkpoint_holds(
 import torch
 from torch import nn
 
-class Scaled(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.linear, self.shift = nn.Linear(inputs, outputs), torch.rand(inputs)
-        self.register_buffer("scale", torch.rand(inputs), persistent=False)
-        self.weights = torch.linspace(0, 1, outputs).tolist()
-
-    def forward(self, x):
-        return self.linear(x * self.scale + self.shift) * torch.tensor(self.weights)
-
 def networks(data_shape, latent_dim):
+    class Scaled(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.linear, self.shift = nn.Linear(inputs, outputs), torch.rand(inputs)
+            self.register_buffer("scale", torch.rand(inputs), persistent=False)
+            self.weights = torch.linspace(0, 1, outputs).tolist()
+
+        def forward(self, x):
+            return self.linear(x * self.scale + self.shift) * torch.tensor(self.weights)
+
     return Scaled(*data_shape, 2 * latent_dim), Scaled(latent_dim, *data_shape)
 """
     )
@@ -136,3 +137,38 @@ def test_a_run_of_such_a_model_that_lost_a_state_is_refused(tmp_path: Path) -> N
     saved.wait()
     with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser's state is not the model's\)"):
         train(CONFIG, tmp_path / "damaged", dataset=data, model=partly_trained(), resume=True)
+
+
+def weight_normed(model: VAE) -> None:
+    nn.utils.parametrizations.weight_norm(model.encoder[0])
+
+
+def with_another_decoder(model: VAE) -> None:
+    model.decoder = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 8))
+
+
+def with_another_activation(model: VAE) -> None:
+    model.decoder[1] = nn.Tanh()
+
+
+@pytest.mark.parametrize("change", [weight_normed, with_another_decoder, with_another_activation])
+def test_a_built_in_model_that_was_altered_is_one_that_was_given(change: Any, tmp_path: Path) -> None:
+    def altered() -> VAE:
+        torch.manual_seed(0)
+        model = VAE(8, (16,), 2)
+        change(model)
+        return model
+
+    rows = torch.rand(60, 8)
+    data, longer = Dataset.from_arrays(rows), dataclasses.replace(CONFIG, epochs=2)
+    train(CONFIG, tmp_path, dataset=data, model=altered())
+    trained = train(longer, tmp_path, dataset=data, model=altered(), resume=True).model
+    assert torch.equal(fastvae.load(tmp_path, altered()).reconstruct(rows), trained.reconstruct(rows))
+    with pytest.raises(ValueError, match=r"the run's model is a fastvae\.models\.vae\.VAE, which a program gave"):
+        fastvae.load(tmp_path)
+
+
+def test_a_built_in_model_that_is_given_as_it_is_needs_not_be_given_again(tmp_path: Path) -> None:
+    rows = torch.rand(60, 8)
+    trained = train(CONFIG, tmp_path, dataset=Dataset.from_arrays(rows), model=VAE(8, (16,), 2)).model
+    assert torch.equal(fastvae.load(tmp_path).reconstruct(rows), trained.reconstruct(rows))

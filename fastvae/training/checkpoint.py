@@ -177,15 +177,7 @@ class Checkpoint:
                 "fastvae.load(run, model=model) or train(..., model=model)"
             )
         kind = MODELS[self.train_config.get("model", "vae")]
-        if ":" in str(self.model_config.get("network")):
-            # Made as for the training, from the same seed: modules of the caller's own may compute or draw what no
-            # checkpoint holds, such as buffers that are not persistent, and may need real tensors for it.
-            with torch.device("cpu"), torch.random.fork_rng([]):
-                torch.default_generator.manual_seed(self.train_config["seed"])
-                return kind(**self.model_config).to(device)
-        with torch.device("meta"):
-            model = kind(**self.model_config)
-        return model.to_empty(device=device)
+        return _unread(kind, self.model_config, device, self.train_config["seed"])
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
@@ -193,8 +185,30 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     kind = type(model)
     if kind is Regressor or (kind in MODELS.values() and getattr(model, "network", None) is not None):
         assert isinstance(model, Model)
-        return model.config
+        # Not one whose modules were replaced, wrapped or added to since it was made.
+        if _parts(_unread(type(model), model.config, "meta")) == _parts(model):
+            return model.config
     return {"given": f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def _unread(kind: type[Model], config: dict[str, Any], device: str | torch.device, seed: int = 0) -> Model:
+    """The model of a configuration with room for its weights; draws no random numbers."""
+    if ":" in str(config.get("network")):
+        # Made as for the training, from the same seed: modules of the caller's own may compute or draw what no
+        # checkpoint holds, such as buffers that are not persistent, and may need real tensors for it.
+        with torch.device("cpu"), torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            return kind(**config).to(device)
+    with torch.device("meta"):
+        model = kind(**config)
+    return model.to_empty(device=device)
+
+
+def _parts(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Size]]:
+    """The classes of a model's modules and the shapes of its weights, by name."""
+    # By name too: a function may define its classes anew each time that it is called.
+    modules = {name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()}
+    return modules, {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 class _Reader(HuggingFaceStorageReader):

@@ -291,6 +291,7 @@ class _Run:
             self.model = build_model(config, dataset).to(self.device)
         else:
             self.model = checkpoint.unread_model(self.device)
+        self.model_config = config_of(self.model)
         self.dims = dims_of(self.model, dataset)
         self.init_from = None if checkpoint is None else checkpoint.init_from
         if source is not None:
@@ -509,7 +510,7 @@ class _Run:
             rows=self.rows_digest,
             optimized=[names[index] for index in states],
         )
-        self.saved.save(tensors, config_of(self.model), dataclasses.asdict(self.config), position, self.init_from)
+        self.saved.save(tensors, self.model_config, dataclasses.asdict(self.config), position, self.init_from)
 
     def save_metrics(self) -> None:
         if self.world.rank > 0:
