@@ -94,7 +94,7 @@ __all__ = [
 
 
 def load(run: str | _os.PathLike[str], model: _torch.nn.Module | None = None) -> _Any:
-    """The model of a run, with the weights of its newest checkpoint that is whole, on the CPU.
+    """The model of a run, with the weights of its newest whole checkpoint, on the CPU and in evaluation mode.
 
     Args:
         run: the folder that :func:`fastvae.training.train` or ``fastvae train`` wrote, or one of its checkpoints.

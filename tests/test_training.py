@@ -12,6 +12,7 @@ import pytest
 import torch
 from runs import FILES, SMALL, assert_same_run, contents, small, without_times
 
+import fastvae
 from fastvae import ELBO, gaussian_kl
 from fastvae.data import load
 from fastvae.evaluation import evaluate
@@ -67,6 +68,25 @@ def test_checkpoint_gives_the_model_of_the_last_metrics(finished):
     assert report._asdict() == result.history[-1]["test"]
     for name, parameter in result.model.state_dict().items():
         assert torch.equal(parameter, model.state_dict()[name])
+
+
+def test_pictures_and_tests_leave_the_running_statistics_alone(tmp_path):
+    """They are of the training set's batches: two for each of the two epochs."""
+    config = small(network="conv", conv_width=4, conv_norm="batch", batch_size=721)
+    trained = train(config, tmp_path).model
+    loaded = fastvae.load(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    counts = {int(value) for name, value in trained.state_dict().items() if name.endswith("num_batches_tracked")}
+    assert counts == {4}
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path):
+    """As that of an earlier run, which is loaded and given to another."""
+    model = VAE((8, 8), network="conv", conv_width=4, conv_norm="batch", latent_dim=4).eval()
+    train(small(epochs=1, batch_size=721), tmp_path, model=model)
+    assert {int(value) for name, value in model.named_buffers() if name.endswith("num_batches_tracked")} == {2}
 
 
 def test_tensorboard_gets_scalars_and_images(finished):

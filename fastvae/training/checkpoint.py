@@ -125,7 +125,7 @@ class Checkpoint:
         return self.model_config.get("given")
 
     def build_model(self, model: nn.Module | None = None) -> Any:
-        """The model with its weights, on the CPU. Draws no random numbers.
+        """The model with its weights, on the CPU and in evaluation mode. Draws no random numbers.
 
         Args:
             model: one that fits, for the checkpoint of a run whose model a program gave; it gets the weights.
@@ -140,7 +140,7 @@ class Checkpoint:
             self.refuse_other(model)
         # Of this process alone, whatever others do.
         self._read({f"model.{name}": tensor for name, tensor in model.state_dict().items()}, alone=True)
-        return model
+        return model.eval()
 
     def _read(self, tensors: dict[str, Tensor], alone: bool) -> None:
         try:

@@ -128,8 +128,8 @@ def train(
             ``Regressor`` with any networks, of the kind that ``config.model`` names; or any other module that is called
             with the rows ``[B, *E]`` (and the labels ``[B]``, for condition ``"labels"``) and returns an
             :class:`fastvae.ELBO` of batch means, of which ``loss`` is minimised. It is trained where it is, from the
-            weights that it has. A run that goes on must be given such a model again, and so must
-            :func:`fastvae.load`.
+            weights that it has; one in evaluation mode is put into training mode. A run that goes on must be given such
+            a model again, and so must :func:`fastvae.load`.
         resume: goes on from the newest whole checkpoint where ``out_dir`` holds a run, and starts one where it holds
             none: which of the two is logged. Without it ``out_dir`` must hold no run.
         init_from: a run, or one of its checkpoints, from whose weights a new run starts. ``config`` may differ from
@@ -287,6 +287,8 @@ class _Run:
             refuse_other_rows(config, model, dataset)
             torch.manual_seed(config.seed)
             self.model = model.to(self.device)
+            if not model.training:  # as that of a checkpoint
+                model.train()
         elif checkpoint is None:
             self.model = build_model(config, dataset).to(self.device)
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.data import Data
-from fastvae.evaluation import ELBOReport
+from fastvae.evaluation import ELBOReport, evaluating
 from fastvae.files import replacing
 from fastvae.models import Model
 from fastvae.ops import binarize
@@ -63,8 +63,9 @@ def drawn(
         originals = binarize(originals, generator=generator)
     inputs = model_inputs(config, originals, labels, generator)
     known = inputs[1] if config.completes else None
-    samples = sample(model, config, _COLUMNS**2, known, generator)
-    shown = samples, originals, reconstruct(model, config, *inputs)
+    with evaluating(model):
+        samples = sample(model, config, _COLUMNS**2, known, generator)
+        shown = samples, originals, reconstruct(model, config, *inputs)
     return Pictures(*(unit_range(images, originals).cpu() for images in shown))
 
 
