@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from fastvae.data import Data
-from fastvae.evaluation import batches, evaluating
+from fastvae.evaluation import batches
 from fastvae.files import replacing
 from fastvae.models import Model, Regressor
+from fastvae.models.networks import evaluating
 from fastvae.ops import gaussian_kl, reparameterize
 from fastvae.training.config import TrainConfig
 from fastvae.training.inputs import model_inputs

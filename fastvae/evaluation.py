@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -23,7 +22,7 @@ from fastvae.activations import peak_bytes
 from fastvae.data import Batches, Data, Rows
 from fastvae.files import replacing
 from fastvae.models import CVAE, VAE, Model, Regressor
-from fastvae.models.networks import first_weight, one_of
+from fastvae.models.networks import evaluating, first_weight, one_of
 from fastvae.ops import binarize as draw
 from fastvae.ops import gaussian_kl, reparameterize, serializable
 
@@ -430,17 +429,6 @@ def _digest(*values: object) -> str:
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block, a model is in evaluation mode; after it, in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def batches(

@@ -11,9 +11,10 @@ import sys
 import pytest
 import torch
 from runs import FILES, SMALL, assert_same_run, contents, small, without_times
+from torch import nn
 
 import fastvae
-from fastvae import ELBO, gaussian_kl
+from fastvae import ELBO, elbo_loss, gaussian_kl, reparameterize
 from fastvae.data import load
 from fastvae.evaluation import evaluate
 from fastvae.models import VAE, Regressor
@@ -80,6 +81,33 @@ def test_pictures_and_tests_leave_the_running_statistics_alone(tmp_path):
     assert counts == {4}
     for name, value in trained.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+class Frozen(nn.Module):
+    """A module with its own loss, whose normalisation keeps the statistics that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.encoder, self.decoder = nn.BatchNorm1d(64), nn.Linear(64, 8), nn.Linear(4, 64)
+        self.norm.eval()
+
+    def forward(self, x):
+        x = x.flatten(1) / 255
+        mu, logvar = self.encoder(self.norm(x)).chunk(2, -1)
+        return elbo_loss(self.decoder(reparameterize(mu, logvar)), x, mu, logvar)
+
+
+def test_frozen_submodules_stay_frozen(tmp_path):
+    torch.manual_seed(0)
+    given = Frozen()
+    train(small(epochs=2, batch_size=721), tmp_path / "given", model=given)
+    encoder = nn.Sequential(nn.Flatten(), given.norm, given.encoder)
+    model = VAE((8, 8), latent_dim=4, encoder=encoder, decoder=given.decoder)
+    train(small(epochs=2, batch_size=721), tmp_path / "networks", model=model)
+    assert model.training
+    assert given.encoder.training
+    assert not given.norm.training
+    assert given.norm.num_batches_tracked == 0
 
 
 def test_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path):

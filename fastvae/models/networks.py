@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -205,3 +206,18 @@ def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module)
         raise ValueError(f"{name} must be integers, bool or floating point, not {x.dtype}")
     dtype = input_dtype(x, *networks)
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Within the block, modules are in evaluation mode; after it, each submodule is in the mode that it was in."""
+    training = {module: module.training for network in networks for module in network.modules()}
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for network in networks:
+            network.train(training[network])  # a method of theirs, which may do more than set the mode
+        for module, mode in training.items():
+            module.training = mode

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastvae.models.networks import first_weight
+from fastvae.models.networks import evaluating, first_weight
 
 _BATCH = 2  # one sample alone would hide a module that drops the dimension
 
@@ -114,16 +114,9 @@ def _run(
 @contextmanager
 def _untouched(*networks: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; after it the modules' modes and the random numbers are as before."""
-    training = {module: module.training for network in networks for module in network.modules()}
     weights = [weight for network in networks for weight in network.parameters()]
     devices = {weight.device for weight in weights if weight.is_cuda}
     # What lazy weights were drawn from is not drawn again.
     keeps = not any(is_lazy(weight) for weight in weights)
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device.index for device in devices], enabled=keeps):
-            for module in training:
-                module.training = False
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(*networks), torch.no_grad(), torch.random.fork_rng([d.index for d in devices], enabled=keeps):
+        yield

@@ -24,6 +24,7 @@ from fastvae.data.rows import rows_of
 from fastvae.evaluation import ELBOReport, elbo_report, elbo_sums, report_of_sums
 from fastvae.files import replacing
 from fastvae.models import Model
+from fastvae.models.networks import evaluating
 from fastvae.ops import binarize
 from fastvae.training.checkpoint import Checkpoint, Checkpoints, Position, config_of, load_checkpoint
 from fastvae.training.config import TrainConfig
@@ -451,18 +452,16 @@ class _Run:
     def _test_given(self) -> ELBOReport:
         """Of a module of which nothing is known but what it returns: every process takes all of the test set."""
         given, draw = self.model, self.config.binarize == "dynamic"
-        training, sums = given.training, torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with evaluating(given), torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self.config.seed)
-            given.eval()
             for start in range(0, len(self.test), _TEST_BATCH):
                 rows = slice(start, start + _TEST_BATCH)
                 x = self.test[rows].to(self.device)
                 labels = None if self.test_labels is None else self.test_labels[rows]
                 terms = given(*model_inputs(self.config, binarize(x) if draw else x, labels))
                 sums += torch.stack([terms.reconstruction, terms.kl]).double() * len(x)
-            given.train(training)
         reconstruction, kl = (sums / len(self.test)).tolist()
         return elbo_report(reconstruction, kl, self.dims)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.data import Data
-from fastvae.evaluation import ELBOReport, evaluating
+from fastvae.evaluation import ELBOReport
 from fastvae.files import replacing
 from fastvae.models import Model
+from fastvae.models.networks import evaluating
 from fastvae.ops import binarize
 from fastvae.training.config import TrainConfig
 from fastvae.training.inputs import model_inputs, reconstruct, sample
