@@ -156,7 +156,8 @@ def elbo_sums(
     """
     sums = torch.zeros(3, dtype=torch.float64, device=_device(model, images))
     with evaluating(model):
-        for x, given in batches(model, images, condition, batch_size, binarize, generator, part, parts):
+        found = batches(model, images, condition, batch_size, binarize, generator, part, parts)
+        for i, (x, given) in enumerate(found):
             if isinstance(model, Regressor):
                 reconstruction = model.nll(x, *given).double()
                 kl = torch.zeros_like(reconstruction)
@@ -165,7 +166,8 @@ def elbo_sums(
                 z = reparameterize(mu, logvar, generator=generator)
                 reconstruction = model.nll(z, x, *given).double()
                 kl = gaussian_kl(mu, logvar).double()
-            sums += torch.stack([reconstruction.sum(), kl.sum(), (reconstruction + kl).square().sum()])
+            if i % parts == part:
+                sums += torch.stack([reconstruction.sum(), kl.sum(), (reconstruction + kl).square().sum()])
     return sums
 
 
@@ -451,7 +453,7 @@ def batches(
         binarize: whether to draw binary rows, each number being a probability.
         generator: the source of those draws, by default torch's own.
         part: number of this process, from 0.
-        parts: number of processes; the batches of other parts are empty.
+        parts: number of processes; of each batch of another part only the first row is given.
 
     Yields:
         ``[B, *E]``, and a tuple of the condition ``[B, *C]`` or of nothing.
@@ -463,8 +465,9 @@ def batches(
     _check_condition(model, images, condition)
     device = _device(model, images)
     for i, start in enumerate(range(0, len(images), batch_size)):
-        # Where a batch is another process' part, none of it: the generator moves on as in the process that has it.
-        rows = slice(start, start + batch_size if i % parts == part else start)
+        # Of a batch that is another process' part one row, because a network need not take none: the generator moves on
+        # as in the process that has it, and so do the processes that share out a model's weights.
+        rows = slice(start, start + (batch_size if i % parts == part else 1))
         x = images[rows].to(device)
         given = () if condition is None else (condition[rows].to(device),)
         yield draw(x, generator=generator) if binarize else x, given

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import fastvae
-from fastvae.evaluation import evaluate, evaluate_code, log_likelihood
+from fastvae.evaluation import elbo_sums, evaluate, evaluate_code, log_likelihood
 from fastvae.models import CVAE, VAE
 
 S = 0.4
@@ -297,6 +298,30 @@ def test_evaluation_leaves_the_model_and_torchs_noise_alone():
         evaluate_code(model, x)
         assert model.training == training
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Viewed(nn.Module):
+    """Flattens its input in a way that no empty batch can take."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_add_up_for_networks_that_take_no_empty_batch(parts):
+    """Three batches, the last of which is smaller; one part of four has none."""
+    model = VAE((4, 4), latent_dim=2, encoder=Viewed(nn.Linear(16, 4)), decoder=Viewed(nn.Linear(2, 16)))
+    options = {"batch_size": 25, "binarize": True}
+    whole = elbo_sums(model, images(60, 4, 4), generator=generator(), **options)
+    split = [
+        elbo_sums(model, images(60, 4, 4), generator=generator(), part=part, parts=parts, **options)
+        for part in range(parts)
+    ]
+    torch.testing.assert_close(sum(split), whole)
 
 
 def test_errors_name_what_was_wrong():
