@@ -275,6 +275,15 @@ def test_projector_and_plot_show_every_so_many_rows(vae, tmp_path, monkeypatch, 
         assert (labels == codes["labels"][::12]).all()
 
 
+def test_projector_takes_a_test_part_of_fewer_rows_than_its_stride(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvae.cli.encode._POINTS", 100)
+    rows = np.random.default_rng(0).integers(0, 256, (303, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "rows.npz", train=rows[:301], test=rows[301:])
+    options = ["--out", tmp_path / "codes.npz", "--projector", tmp_path / "p"]
+    command("encode", vae, "--data", tmp_path / "rows.npz", *options)
+    assert len(np.loadtxt(tmp_path / "p" / "00000" / "default" / "tensors.tsv")) == 76  # each fourth of 303
+
+
 def test_plane_of_codes_is_that_of_most_variance():
     noise = torch.randn(500, 2, generator=seeded(), dtype=torch.float64) * torch.tensor([3.0, 1.0])
     rotation, _ = torch.linalg.qr(torch.randn(5, 5, generator=seeded(1), dtype=torch.float64))

@@ -179,7 +179,7 @@ def _project(folder: Path, mu: Tensor, labels: Tensor | None, parts: list[Labell
     if are_images(parts[0][0]):
         taken, start = [], 0
         for rows, _ in parts:
-            taken.append(take(rows, torch.arange(-start % step, len(rows), step)))
+            taken.append(take(rows, torch.arange(len(rows))[-start % step :: step]))
             start += len(rows)
         originals = torch.cat(taken)
         images = originals / 255 if originals.dtype == torch.uint8 else unit_range(originals, originals).float()
