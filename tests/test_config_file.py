@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from runs import SMALL, assert_same_run, small
 
 from fastvae.cli import app, main
+from fastvae.cli.trained import with_data
 from fastvae.data import load
 from fastvae.training import TrainConfig, load_checkpoint, read_config, saved_config, train
 from fastvae.training.config import PATHS
@@ -137,6 +138,17 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path, monkeypatch):
             "test_data": f"{tmp_path}/there/../y.npy",
             "data_dir": "/absolute",
         }
+
+
+def test_home_is_expanded_before_a_path_is_made_absolute(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path, x = written(tmp_path, 'data = "~/x.npy"'), f"{tmp_path}/home/x.npy"
+    assert read_config(path) == {"data": x}
+    main(["train", "--data=~/x.npy", "--test-data=~nobody-of-that-name/y.npy"])
+    monkeypatch.chdir(tmp_path)
+    assert (asked[0].data, Path(asked[0].test_data).name) == (x, "y.npy")
+    later = with_data(TrainConfig(), data=Path("~/x.npy"), test_data=Path("~/y.npy"), data_dir=Path("~/d"))
+    assert (later.data, later.test_data, later.data_dir) == (x, f"{tmp_path}/home/y.npy", f"{tmp_path}/home/d")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from fastvae.data.check import check_parts
 from fastvae.display import progress_bar
 from fastvae.models import Model
 from fastvae.training import TrainConfig
+from fastvae.training.config_file import with_absolute_paths
 
 Part = Literal["train", "test", "all"]
 
@@ -104,6 +105,7 @@ def with_data(
     """
     if dataset is not None and data is not None:
         raise typer.BadParameter("takes the place of a published data set: give one of both", param_hint="--data")
+    paths = with_absolute_paths({"data": data, "test_data": test_data, "data_dir": data_dir}, Path.cwd())
     if labels is not None:
         config = replace(config, labels=labels or None)
     if data is not None:
@@ -113,14 +115,14 @@ def with_data(
                 f"is needed beside --data: the run had a test file of its own, {config.test_data}",
                 param_hint="--test-data",
             )
-        config = replace(config, data=str(data.absolute()), test_data=None)
+        config = replace(config, data=paths["data"], test_data=None)
     elif dataset is not None:
         # The folder of another data set than the run's is not known.
         known = config.data_dir if dataset == config.dataset else None
         config = replace(config, dataset=dataset, data_dir=known, data=None, test_data=None)
     if test_data is not None:
-        config = replace(config, test_data=str(test_data.absolute()))
-    return config if data_dir is None else replace(config, data_dir=str(data_dir.absolute()))
+        config = replace(config, test_data=paths["test_data"])
+    return config if data_dir is None else replace(config, data_dir=paths["data_dir"])
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

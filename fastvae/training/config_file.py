@@ -92,9 +92,9 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def with_absolute_paths(fields: Mapping[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fields of a configuration whose relative paths start from a folder, as absolute ones."""
+    """Fields of a configuration whose relative paths start from a folder, or from ``~``, as absolute ones."""
     return {
-        name: str(Path(folder, value)) if name in PATHS and value is not None else value
+        name: str(Path(folder, os.path.expanduser(value))) if name in PATHS and value is not None else value
         for name, value in fields.items()
     }
 
