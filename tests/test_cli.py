@@ -538,8 +538,11 @@ def test_json_follows_a_link_and_writes_to_a_pipe(finished, tmp_path):
     assert json.JSONDecoder().raw_decode(output)[0]["dataset"] == "digits"
 
 
-def test_running_out_of_memory_is_one_line(finished, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_running_out_of_memory_is_one_line(device, finished, tmp_path, capsys, monkeypatch):
     def sample(*_: object) -> None:
+        if device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.")
         torch.empty(1 << 62, dtype=torch.uint8)
 
     monkeypatch.setattr("fastvae.models.VAE.sample", sample)

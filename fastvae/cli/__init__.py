@@ -151,8 +151,9 @@ def _run(arguments: Sequence[str]) -> int:
     except (ValueError, TrainingError) as error:
         _complain(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        # torch has no type of its own for memory that is not to be had on the CPU.
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        # torch has no type of its own for memory that is not to be had on the CPU, nor always for that of a GPU.
+        told = "allocate memory" in str(error) or "out of memory" in str(error)
+        if isinstance(error, RuntimeError) and not told:
             raise
         _complain("error: out of memory: try a smaller batch, model or number of images")
     except (InterruptedRunError, KeyboardInterrupt) as interrupt:
