@@ -165,6 +165,20 @@ def test_a_test_part_is_preferred_to_a_validation_part(tmp_path, write, name):
     assert source.test_labels.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("labels", ["kind", "kind_train"])
+@pytest.mark.parametrize(("write", "name"), WRITERS)
+def test_labels_are_named_for_both_parts(tmp_path, write, name, labels):
+    arrays = {"x_train": GREY[:4], "kind_train": LABELS[:4], "x_test": GREY[4:], "kind_test": LABELS[4:]}
+    write(tmp_path / name, arrays | {"other_train": LABELS[:4]})
+    source = read(tmp_path / name, labels=labels)
+    assert same(source.data, GREY[:4])
+    assert source.labels.tolist() == LABELS[:4].tolist()
+    assert source.test_labels.tolist() == LABELS[4:].tolist()
+    # Of two in one part, it is the one that is called just so.
+    write(tmp_path / name, {"x": GREY, "kind": LABELS, "Kind": LABELS[::-1].copy()})
+    assert read(tmp_path / name, labels="kind").labels.tolist() == LABELS.tolist()
+
+
 @pytest.mark.parametrize(("write", "name"), WRITERS)
 def test_arrays_that_do_not_say_what_they_are_are_listed(tmp_path, write, name):
     write(tmp_path / name, {"first": GREY, "second": GREY})

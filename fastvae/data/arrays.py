@@ -172,20 +172,20 @@ def assign(
     Args:
         path: the file, for errors.
         names: of its arrays.
-        labels: the name of the labels; by default those are told by their names.
+        labels: the name of the labels, with or without the word for a part; by default those are told by their names.
 
     Raises:
         ValueError: several arrays could be the data, or none; the message lists the names.
     """
     names = sorted(names)
-    if labels is not None and labels not in names:
+    named = set() if labels is None else _called(labels, names)
+    if labels is not None and not named:
         raise ValueError(f"{path}: has no array called {labels} for labels, but {listed(names)}")
     found: dict[str, dict[str | None, list[str]]] = {"data": {}, "labels": {}, "other": {}}
     for name in names:
-        known = set(words(name))
-        part = next((PARTS[word] for word in PARTS if word in known), None)
-        known -= PARTS.keys()
-        if name == labels or (labels is None and known & _LABEL_WORDS):
+        part, rest = _part_and_rest(name)
+        known = set(rest)
+        if name in named or (labels is None and known & _LABEL_WORDS):
             kind = "labels"
         else:
             kind = "data" if known <= _DATA_WORDS else "other"
@@ -204,6 +204,21 @@ def assign(
         if len(several) > 1:
             raise ValueError(f"{path}: holds the labels {listed(several)}; name the ones to use")
     return train[0], next(iter(train_labels), None), test[0] if test else None, next(iter(test_labels), None)
+
+
+def _called(labels: str, names: list[str]) -> set[str]:
+    """The array of that name, and those of other parts that are called so but for the word for the part."""
+    part, rest = _part_and_rest(labels)
+    exact = {labels} & set(names)
+    alike = [(name, *_part_and_rest(name)) for name in names]
+    return exact | {name for name, its, other in alike if rest and other == rest and not (exact and its == part)}
+
+
+def _part_and_rest(name: str) -> tuple[str | None, list[str]]:
+    """The part that a name tells, and its other words."""
+    known = words(name)
+    part = next((PARTS[word] for word in PARTS if word in known), None)
+    return part, [word for word in known if word not in PARTS]
 
 
 def arrange(data: Tensor, layout: Layout) -> Tensor:

@@ -64,8 +64,9 @@ def read(
 
     Args:
         path: the file or folder.
-        labels: what holds the labels: an array of ``.npz``, ``.pt`` or ``.safetensors``, a column of a Parquet file, or
-            a column of ``obs`` in ``.h5ad``. By default those are told by their names, and ``.h5ad`` has none.
+        labels: what holds the labels: an array of ``.npz``, ``.pt`` or ``.safetensors`` (``"kind"`` is ``kind_train``
+            and ``kind_test``), a column of a Parquet file, or a column of ``obs`` in ``.h5ad``. By default those are
+            told by their names, and ``.h5ad`` has none.
         layout: of 4-dimensional arrays. ``"hwc"``: ``[N, H, W, C]``, returned as a view ``[N, C, H, W]``; ``"chw"``: as
             they are; ``"auto"``: ``"hwc"`` where the last dimension is 1, 3 or 4 and the second is not.
         progress: is called with what is done and the total, while images are decoded and tables are read.
