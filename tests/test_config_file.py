@@ -231,6 +231,14 @@ def test_data_of_the_file_give_way_to_a_data_set_that_is_an_option(tmp_path, ask
     assert asked[-1] == TrainConfig(dataset="mnist", data_dir=d)
 
 
+def test_labels_of_another_run_are_dropped_by_an_empty_name(tmp_path, asked, monkeypatch):
+    monkeypatch.setattr("fastvae.training.saved_config", lambda _: TrainConfig(data="/x.npz", labels="kind"))
+    new = ["train", "--init-from", "there", "--data", "/new.npy"]
+    main([*new, "--labels", ""])
+    main([*new, "--config", str(written(tmp_path, "labels = ''"))])
+    assert asked == 2 * [TrainConfig(data="/new.npy")]
+
+
 @pytest.mark.parametrize("start", ["--init-from", "--resume"])
 def test_file_lies_between_the_run_and_the_options(source, tmp_path, asked, start):
     path = written(tmp_path, "epochs = 5\nseed = 6")

@@ -65,7 +65,7 @@ def train_command(
     labels: Annotated[
         str | None,
         _data(
-            help="Column or array of --data that holds the class labels.",
+            help="Column or array of --data that holds the class labels; an empty name for none.",
             show_default="one named like label or y, if labels are needed",
         ),
     ] = TrainConfig.labels,

@@ -107,7 +107,7 @@ def with_data(
         raise typer.BadParameter("takes the place of a published data set: give one of both", param_hint="--data")
     paths = with_absolute_paths({"data": data, "test_data": test_data, "data_dir": data_dir}, Path.cwd())
     if labels is not None:
-        config = replace(config, labels=labels or None)
+        config = replace(config, labels=labels)
     if data is not None:
         if test_data is None and config.test_data is not None and not whole:
             # A part of the rows would be set aside, though the run may have been trained on all of them.

@@ -45,7 +45,8 @@ class TrainConfig:
     test_data: str | None = None
     """File or folder of their test set. Without it, the one in ``data`` is taken, or part of the rows is set aside."""
     labels: str | None = None
-    """What holds the labels of ``data``: a column of a table, or an array of a file that has several."""
+    """What holds the labels of ``data``: a column of a table, or an array of a file that has several. An empty name
+    is none."""
     test_fraction: float = 0.1
     """Part of the rows of ``data`` that is set aside for testing, the same rows in every run."""
     layout: Layout = "auto"
@@ -114,6 +115,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        object.__setattr__(self, "labels", self.labels or None)
         choices = {
             "model": ModelName,
             "condition": Condition,
