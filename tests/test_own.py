@@ -172,3 +172,17 @@ def test_a_built_in_model_that_is_given_as_it_is_needs_not_be_given_again(tmp_pa
     rows = torch.rand(60, 8)
     trained = train(CONFIG, tmp_path, dataset=Dataset.from_arrays(rows), model=VAE(8, (16,), 2)).model
     assert torch.equal(fastvae.load(tmp_path).reconstruct(rows), trained.reconstruct(rows))
+
+
+def test_arrays_of_another_device_are_refused() -> None:
+    rows, elsewhere = torch.rand(60, 8), torch.rand(60, 8, device="meta")
+    message = "is on the device meta, expected a tensor on the CPU"
+    with pytest.raises(ValueError, match=f"^the data {message}"):
+        Dataset.from_arrays(elsewhere)
+    with pytest.raises(ValueError, match=f"^mine \\(test\\) {message}"):
+        Dataset.from_arrays(rows, elsewhere, name="mine")
+    labels = torch.zeros(60, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"^the data \\(labels\\) {message}"):
+        Dataset.from_arrays(rows, labels=labels.to("meta"))
+    with pytest.raises(ValueError, match=f"^the data \\(test_labels\\) {message}"):
+        Dataset.from_arrays(rows, rows, labels=labels, test_labels=labels.to("meta"))

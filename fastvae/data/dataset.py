@@ -70,8 +70,9 @@ class Dataset:
         """A data set of arrays, which are not copied where torch can read them as they are.
 
         Args:
-            train: ``[N, *E]``: a torch tensor (also ``torch.sparse_csr``), a numpy array or memory map, a scipy sparse
-                matrix, or nested lists of numbers. uint8 is read as x/255, bool as 0 and 1, other numbers as they are.
+            train: ``[N, *E]``: a torch tensor on the CPU (also ``torch.sparse_csr``), a numpy array or memory map, a
+                scipy sparse matrix, or nested lists of numbers. uint8 is read as x/255, bool as 0 and 1, other numbers
+                as they are.
             test: the same for the test set. Without it, part of ``train`` is set aside.
             labels: ``[N]``, the class of each row of ``train``: integers or strings. Those that are not 0 .. C - 1 are
                 numbered in sorted order.
@@ -84,8 +85,18 @@ class Dataset:
             name: what errors call it.
 
         Raises:
-            ValueError: shapes or dtypes that do not fit, or too few rows to set some aside.
+            ValueError: shapes or dtypes that do not fit, a tensor on another device, or too few rows to set some aside.
         """
+        for what, given in (
+            (name, train),
+            (f"{name} (test)", test),
+            (f"{name} (labels)", labels),
+            (f"{name} (test_labels)", test_labels),
+        ):
+            if isinstance(given, Tensor) and given.device.type != "cpu":
+                raise ValueError(
+                    f"{what} is on the device {given.device}, expected a tensor on the CPU: use its .cpu()"
+                )
         data = _number(train, layout, name)
         held_out = None if test is None else _number(test, layout, f"{name} (test)")
         one, other = (None if values is None else np.asarray(values) for values in (labels, test_labels))
