@@ -1,10 +1,15 @@
 """The batch-size finder."""
 
+import threading
+
 import pytest
+import torch
 from runs import TRAIN, small
 
+from fastvae import training
 from fastvae.cli import main
 from fastvae.training import BatchSpeed, batch_size, best_batch_size, measure_batch_sizes
+from fastvae.training.feed import HostFeed
 
 
 def speeds(*rates):
@@ -55,6 +60,29 @@ def test_what_does_not_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(batch_size, "_SECONDS", 0)
     monkeypatch.setattr(batch_size, "available_bytes", lambda device: 1024)
     assert [result.batch_size for result in measure_batch_sizes(small())] == [64]
+
+
+def test_rows_are_read_ahead_where_they_stay_on_the_host(monkeypatch):
+    monkeypatch.setattr(batch_size, "_SECONDS", 0)
+    monkeypatch.setattr(batch_size, "_settled", lambda results: len(results) == 2)
+    asked, call = [], HostFeed.__call__
+
+    def ask(feed, index, draw):
+        asked.append((len(index), feed._ahead is not None and torch.equal(feed._ahead[0], index)))
+        return call(feed, index, draw)
+
+    monkeypatch.setattr(HostFeed, "__call__", ask)
+    config = small(accumulate=2)
+    assert [result.batch_size for result in measure_batch_sizes(config, device="cpu", data_on="host")] == [64, 128]
+    assert asked == [(32, True)] * 8 + [(64, True)] * 8
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fastvae-reader")]
+
+
+def test_command_takes_where_the_data_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "measure_batch_sizes", lambda *_, **options: given.update(options) or speeds(7))
+    given = {}
+    assert main([*TRAIN, "--find-batch-size", "--data-on", "host", "--out", str(tmp_path / "run")]) == 0
+    assert given["data_on"] == "host"
 
 
 def test_command_prints_a_table_and_trains_nothing(tmp_path, monkeypatch, capsys):

@@ -281,7 +281,7 @@ def train_command(
             raise
         raise ValueError(f"{config}{' with the options given' if from_options else ''}: {error}") from None
     if find_batch_size:
-        _print_batch_sizes(run_config, device)
+        _print_batch_sizes(run_config, device, data_on)
         return
     out = out or Path("runs") / f"{Path(run_config.data_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -316,7 +316,7 @@ def train_command(
     )
 
 
-def _print_batch_sizes(config: TrainConfig, device: str | None) -> None:
+def _print_batch_sizes(config: TrainConfig, device: str | None, data_on: DataOn) -> None:
     print(f"{'batch':>7} {'images/s':>9} {'peak MiB':>9}")
 
     def show(result: training.BatchSpeed) -> None:
@@ -324,7 +324,7 @@ def _print_batch_sizes(config: TrainConfig, device: str | None) -> None:
             f"{result.batch_size:>7} {result.images_per_second:>9,.0f} {result.peak_bytes / 2**20:>9,.0f}", flush=True
         )
 
-    results = training.measure_batch_sizes(config, device=device, report=show)
+    results = training.measure_batch_sizes(config, device=device, data_on=data_on, report=show)
     print(
         f"--batch-size {training.best_batch_size(results)} is within 5 % of the fastest; "
         "with a batch of more than 100, see --scale-learning-rate, --warmup-epochs and --decay"

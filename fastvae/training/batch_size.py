@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastvae.training.config import TrainConfig
 from fastvae.training.distributed import World, torch_device
+from fastvae.training.feed import DataOn
 from fastvae.training.inputs import load_data
 from fastvae.training.memory import available_bytes, kibibytes
 from fastvae.training.step import Stepper, build_model
@@ -35,6 +37,7 @@ def measure_batch_sizes(
     config: TrainConfig,
     *,
     device: str | torch.device | None = None,
+    data_on: DataOn = "auto",
     report: Callable[[BatchSpeed], None] | None = None,
 ) -> list[BatchSpeed]:
     """Train with batches of 64, 128, ... images until two in a row bring nothing, the memory or the data set ends.
@@ -42,6 +45,7 @@ def measure_batch_sizes(
     Args:
         config: of the training, but for its ``batch_size``.
         device: as for ``train``.
+        data_on: as for ``train``.
         report: told each result as it comes.
 
     Raises:
@@ -62,12 +66,17 @@ def measure_batch_sizes(
         if own.type == "cuda":
             torch.cuda.reset_peak_memory_stats(own)
         try:
-            stepper = Stepper(changed, dataset, build_model(changed, dataset).to(own), World(0, 1, own))
+            stepper = Stepper(
+                changed, dataset, build_model(changed, dataset).to(own), World(0, 1, own), data_on=data_on
+            )
             results.append(BatchSpeed(size, _images_per_second(stepper, size), _peak_bytes(own)))
         except (MemoryError, RuntimeError) as error:
             if not results or (isinstance(error, RuntimeError) and "memory" not in str(error)):
                 raise
             break
+        finally:
+            if stepper is not None:
+                stepper.feed.close()
         if report is not None:
             report(results[-1])
         size *= 2
@@ -81,17 +90,26 @@ def best_batch_size(results: Sequence[BatchSpeed]) -> int:
 
 
 def _images_per_second(stepper: Stepper, size: int) -> float:
-    images, device = stepper.rows, stepper.device
+    batches, device = _announced(stepper, size), stepper.device
     seconds: list[float] = []
     # The first step makes the optimiser's state, and compiles.
     while len(seconds) < 4 or sum(seconds[1:]) < _SECONDS:
-        batch = torch.randperm(images)[:size].to(device)
+        batch = next(batches)
         started = time.perf_counter()
         stepper(0, batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return size / sorted(seconds[1:])[len(seconds[1:]) // 2]
+
+
+def _announced(stepper: Stepper, size: int) -> Iterator[Tensor]:
+    """Whole batches in random order, as a run asks for them: rows that are elsewhere are read one batch ahead."""
+    while True:
+        order = torch.randperm(stepper.rows)[: stepper.rows // size * size]
+        batches = torch.split(order if stepper.feed.reads_ahead else order.to(stepper.device), size)
+        stepper.announce(batches, 0, 0)
+        yield from batches
 
 
 def _peak_bytes(device: torch.device) -> int:
