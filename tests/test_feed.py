@@ -63,6 +63,19 @@ def test_rows_read_ahead_are_those_gathered_in_memory(mapped, shape, dtype):
     feed.close()
 
 
+def test_channels_that_are_last_come_first_only_where_the_rows_are_asked_for(mapped):
+    dataset, index = mapped(images((6, 5, 3), "float32")), torch.tensor([9, 3, 3])
+    feed = HostFeed(dataset.train, None, CPU)
+    gathered = feed._gathered(index)
+    # As it is pinned: a copy to a GPU keeps this order.
+    assert gathered.permute(0, 2, 3, 1).is_contiguous()
+    assert gathered.double().stride() == gathered.stride()
+    rows, _ = feed(index, None)
+    assert rows.is_contiguous()
+    assert torch.equal(rows, dataset.train.take(index))
+    feed.close()
+
+
 def test_rows_that_nobody_announced_are_read_all_the_same(mapped):
     dataset = mapped(images())
     feed = HostFeed(dataset.train, None, CPU)

@@ -130,13 +130,15 @@ class HostFeed(Feed):
         rows = self._gathered(index)
         labels = None if self.labels is None else self.labels.index_select(0, index)
         if self._copies is None:
-            return Read(rows, labels)
+            return Read(rows.contiguous(), labels)
         with torch.cuda.stream(self._copies):
-            moved = rows.to(self.device, non_blocking=True)
+            # A copy is asynchronous from pinned memory only, in its own order: channels are put first on the GPU.
+            moved = rows.to(self.device, non_blocking=True).contiguous()
             labels = None if labels is None else labels.to(self.device, non_blocking=True)
             return Read(moved, labels, self._copies.record_event())
 
     def _gathered(self, index: Tensor) -> Tensor:
+        """Rows that lie in memory as those of the array do: contiguous, or with their channels last."""
         if self._bytes is None:
             return self._rows.take(index)
         # By numpy, which takes one thread for it and lets others run: torch would take as many as the step has.
@@ -149,7 +151,7 @@ class HostFeed(Feed):
         if array.is_contiguous():
             return rows.view(array.dtype).view(len(where), *array.shape[1:])
         channels_last = rows.view(array.dtype).view(len(where), *array.shape[2:], array.shape[1])
-        return channels_last.permute(0, 3, 1, 2).contiguous()
+        return channels_last.permute(0, 3, 1, 2)
 
     def close(self) -> None:
         self._coming, self._ahead = iter(()), None
