@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from runs import TORCHRUN, TRAIN, assert_same_run, environment, run, small, start, torchrun, without_times
 
 from fastvae.data import load
+from fastvae.evaluation import evaluate
 from fastvae.training import load_checkpoint, train
 from fastvae.training import step as training_step
 from fastvae.training.distributed import World, torch_device
@@ -80,6 +82,20 @@ def test_batch_smaller_than_the_number_of_processes(tmp_path):
     two = run([*TORCHRUN, *TRAIN, "--epochs", 1, *arguments(options), "--out", tmp_path / "two"])
     assert two.returncode == 0, two.stderr
     assert_same_run(tmp_path / "one", tmp_path / "two", ROUNDING)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_processes_agree_on_running_statistics(tmp_path, fsdp):
+    """Those of the first, in the checkpoint and in the test, of which each process has a batch."""
+    rows = torch.rand(1540, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savez(tmp_path / "rows.npz", x_train=rows[:40], x_test=rows[40:])
+    options = ["--data", tmp_path / "rows.npz", "--batch-size", 8, "--epochs", 1, "--out", tmp_path / "run"]
+    network = ["--network", "conv", "--conv-width", 4, "--conv-norm", "batch", *(["--fsdp"] if fsdp else [])]
+    process = run([*TORCHRUN, "train", *network, *options])
+    assert process.returncode == 0, process.stderr
+    checkpoint = load_checkpoint(tmp_path / "run")
+    report = evaluate(checkpoint.build_model(), torch.from_numpy(rows[40:]), generator=torch.Generator().manual_seed(0))
+    assert report.elbo == pytest.approx(checkpoint.history[-1]["test"]["elbo"], rel=1e-6)
 
 
 def workers(parent):

@@ -50,6 +50,16 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Copies the first process' floating-point buffers, such as running statistics, to all processes."""
+        if self.size == 1:
+            return
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dense = buffer.contiguous()
+                dist.broadcast(dense, 0)
+                buffer.copy_(dense)
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so. Waits for all of them, not for their devices."""
         if self.size == 1:

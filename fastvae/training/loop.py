@@ -436,6 +436,7 @@ class _Run:
 
     def _test(self) -> ELBOReport:
         generator = self._test_generator()
+        self.world.share_buffers(self.model)
         with gathered(self.objective):
             if not isinstance(self.model, Model):
                 return self._test_given()
@@ -497,6 +498,7 @@ class _Run:
 
     def save_checkpoint(self) -> None:
         names = parameter_names(self.model, self.optimizer)
+        self.world.share_buffers(self.model)  # of which any process may write its own
         tensors = self._weights()
         states = self.optimizer.state_dict()["state"]
         for index, state in states.items():
