@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastvae.cli import main
-from fastvae.data import Rows, load
+from fastvae.data import Dataset, Rows, load
 from fastvae.encoding import Codes, encode, write_codes
 from fastvae.evaluation import evaluate, evaluate_code
 from fastvae.latent_space import decode, plane, quantile_grid, traversal
@@ -459,6 +459,35 @@ def test_what_cannot_be_encoded_is_one_line(vae, cvae, table, tmp_path, capsys):
     fails(capsys, ["encode", vae, *out, "--projector", tmp_path], "already holds a projector")
     assert not (tmp_path / "codes.npz").exists()
     command("encode", vae, *out, "--data", data)  # all of it black, which a trained model has a code for
+
+
+def test_data_that_a_program_gave_must_be_named(table, tmp_path, capsys):
+    _, path = table
+    images = np.random.default_rng(0).random((60, 8, 8), dtype=np.float32)  # as large as the digits
+    run = tmp_path / "run"
+    train(small(epochs=1), run, dataset=Dataset.from_arrays(images))
+    said = f"{run} was trained on data that a program gave", "--data"
+    out = ["--out", tmp_path / "codes.npz"]
+    fails(capsys, ["encode", run, *out], *said)
+    fails(capsys, ["evaluate", run], *said)
+    fails(capsys, ["sample", run, "--traverse", 2, "--out", tmp_path / "rows.npy"], *said)
+    fails(capsys, ["train", "--resume", "--epochs", 2, "--out", run], *said)
+    fails(capsys, ["train", "--init-from", run, "--out", tmp_path / "other"], *said)
+    fails(capsys, ["evaluate", run, "--data", path], "rows of 20, but", "on data that a program gave, of 8x8")
+    np.save(tmp_path / "images.npy", images)
+    own = ["--data", tmp_path / "images.npy"]
+    command("encode", run, *out, *own)
+    command("sample", run, "--out", tmp_path / "samples.png")
+    command("evaluate", run, "--dataset", "digits")
+    command("train", "--resume", "--epochs", 2, "--out", run, *own)
+    command("evaluate", run)  # which the configuration names now
+
+
+def test_sample_tells_the_data_of_the_training_from_those_that_are_named(table, tmp_path, capsys):
+    run, path = table
+    np.save(tmp_path / "wider.npy", np.zeros((30, 21), dtype=np.float32))
+    arguments = ["sample", run, "--traverse", 2, "--out", tmp_path / "rows.npy", "--data", tmp_path / "wider.npy"]
+    fails(capsys, arguments, "wider.npy has rows of 21, but", f"was trained on {path}, of 20")
 
 
 def test_a_regressor_has_no_code(tmp_path, capsys):

@@ -98,13 +98,7 @@ def encode_command(
         raise ValueError(f"{checkpoint} is a regressor: it has no code")
     part = part or ("test" if data is None else "all")
     config = with_data(
-        trained.config,
-        dataset=dataset,
-        data_dir=data_dir,
-        data=data,
-        test_data=test_data,
-        labels=labels,
-        whole=part == "all",
+        trained, dataset=dataset, data_dir=data_dir, data=data, test_data=test_data, labels=labels, whole=part == "all"
     )
     parts = _parts(config, part)
     trained.check(config.data_name, *(rows for rows, _ in parts))

@@ -88,7 +88,7 @@ def evaluate_command(
     trained = load_trained(checkpoint)
     model, config = (
         trained.model,
-        with_data(trained.config, dataset=dataset, data_dir=data_dir, data=data, test_data=test_data, labels=labels),
+        with_data(trained, dataset=dataset, data_dir=data_dir, data=data, test_data=test_data, labels=labels),
     )
     seed = config.seed if seed is None else seed
     with progress_bar("reading") as show:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -87,8 +88,13 @@ def sample_command(
     if traverse is not None and grid is not None:
         raise typer.BadParameter("excludes --traverse", param_hint="--grid")
     trained = load_trained(checkpoint)
-    config = with_data(trained.config, data=data, test_data=test_data, data_dir=data_dir, labels=labels)
-    trained = trained._replace(config=config)
+
+    def checked_data() -> Dataset:
+        config = with_data(trained, data=data, test_data=test_data, data_dir=data_dir, labels=labels)
+        dataset = load_data(config)
+        trained.check(dataset.name, dataset.test)
+        return dataset
+
     if label is not None:
         classes = None if isinstance(trained.model, VAE) else trained.model.condition_classes
         if classes is None:
@@ -96,21 +102,28 @@ def sample_command(
         if label >= classes:
             raise typer.BadParameter(f"labels lie in 0 .. {classes - 1}, not {label}", param_hint="--label")
     if traverse is not None:
-        _traverse(trained, traverse, label, seeded(seed), out)
+        _traverse(trained, checked_data, traverse, label, seeded(seed), out)
     elif grid is not None:
-        _grid(trained, grid, label, seeded(seed), out)
+        _grid(trained, checked_data, grid, label, seeded(seed), out)
     else:
-        _sample(trained, num, label, seeded(seed), out)
+        _sample(trained, checked_data, num, label, seeded(seed), out)
 
 
-def _sample(trained: Trained, num: int, label: int | None, generator: torch.Generator, out: Path) -> None:
+def _sample(
+    trained: Trained,
+    checked_data: Callable[[], Dataset],
+    num: int,
+    label: int | None,
+    generator: torch.Generator,
+    out: Path,
+) -> None:
     model, config = trained.model, trained.config
     classes = None if isinstance(model, VAE) else model.condition_classes
     columns, condition = math.ceil(math.sqrt(num)), None
     if label is not None:
         condition = torch.tensor([label])
     elif config.completes:
-        _, condition = model_inputs(config, _checked_data(trained).test[:num], None, generator)
+        _, condition = model_inputs(config, checked_data().test[:num], None, generator)
     elif classes is not None:
         columns = classes
     samples = sample(model, config, num, condition, generator)
@@ -118,11 +131,18 @@ def _sample(trained: Trained, num: int, label: int | None, generator: torch.Gene
     print(f"{num} samples in {out}")
 
 
-def _traverse(trained: Trained, count: int, label: int | None, generator: torch.Generator, out: Path) -> None:
+def _traverse(
+    trained: Trained,
+    checked_data: Callable[[], Dataset],
+    count: int,
+    label: int | None,
+    generator: torch.Generator,
+    out: Path,
+) -> None:
     model, config = trained.model, trained.config
     if isinstance(model, Regressor):
         raise ValueError(f"{trained.path} is a regressor: it has no code to traverse")
-    dataset = _checked_data(trained)
+    dataset = checked_data()
     x, *given = _test_rows(config, dataset, slice(_RANKED), generator)
     report = evaluate_code(model, x, *given)
     nats, order = torch.tensor(report.nats).sort(descending=True, stable=True)
@@ -143,7 +163,14 @@ def _traverse(trained: Trained, count: int, label: int | None, generator: torch.
     print(f"{count} of {model.latent_dim} dimensions, {len(_VALUES)} values of each, in {out}")
 
 
-def _grid(trained: Trained, side: int, label: int | None, generator: torch.Generator, out: Path) -> None:
+def _grid(
+    trained: Trained,
+    checked_data: Callable[[], Dataset],
+    side: int,
+    label: int | None,
+    generator: torch.Generator,
+    out: Path,
+) -> None:
     model, config = trained.model, trained.config
     if isinstance(model, Regressor) or model.latent_dim != 2:
         has = "no code" if isinstance(model, Regressor) else f"a code of {model.latent_dim} dimensions"
@@ -152,16 +179,10 @@ def _grid(trained: Trained, side: int, label: int | None, generator: torch.Gener
     if label is not None:
         condition = [torch.tensor([label])]
     elif not isinstance(model, VAE):
-        _, *condition = _first(config, _checked_data(trained), label, generator)
+        _, *condition = _first(config, checked_data(), label, generator)
     made = decode(model, config, quantile_grid(side), *condition)
     _save(made, side, out)
     print(f"{side}x{side} codes in {out}")
-
-
-def _checked_data(trained: Trained) -> Dataset:
-    dataset = load_data(trained.config)
-    trained.check(dataset.name, dataset.test)
-    return dataset
 
 
 def _test_rows(config: TrainConfig, dataset: Dataset, rows: slice, generator: torch.Generator) -> tuple[Tensor, ...]:

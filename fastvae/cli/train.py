@@ -15,6 +15,7 @@ import typer
 
 from fastvae import training
 from fastvae.cli.options import DATA_DIR_DEFAULT, DATA_DIR_HELP, MAX_SEED
+from fastvae.cli.trained import DATA_GIVEN
 from fastvae.data import DatasetName, Layout
 from fastvae.display import TrainingDisplay
 from fastvae.models.convolutional import Norm
@@ -271,9 +272,9 @@ def train_command(
     if resume and out is not None and training.holds_run(out):
         # Not while another run changes it, which the first process finds out for all.
         with locked(out) if first else nullcontext():
-            fields = vars(training.saved_config(out)) | given
+            fields = _fields_of(out, given) | given
     elif init_from is not None:
-        fields = _over(vars(training.saved_config(init_from)), given)
+        fields = _over(_fields_of(init_from, given), given)
     try:
         run_config = TrainConfig(**fields)
     except ValueError as error:
@@ -314,6 +315,14 @@ def train_command(
         f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) after epoch {len(result.history)}"
         + (f"; pictures in {out}: {pictures}" if pictures else f", in {out}")
     )
+
+
+def _fields_of(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run, whose data are meant where ``given`` names none."""
+    checkpoint = training.load_checkpoint(run)
+    if checkpoint.position.data_given and given.keys().isdisjoint(("data", "dataset")):
+        raise ValueError(f"{run} {DATA_GIVEN}")
+    return vars(TrainConfig.from_checkpoint(checkpoint))
 
 
 def _print_batch_sizes(config: TrainConfig, device: str | None, data_on: DataOn) -> None:

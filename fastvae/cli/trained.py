@@ -18,6 +18,9 @@ from fastvae.training.config_file import with_absolute_paths
 
 Part = Literal["train", "test", "all"]
 
+DATA_GIVEN = "was trained on data that a program gave, train(..., dataset=...): name a file of them with --data"
+"""What is wrong with a run whose own data are asked for, where no command can read them."""
+
 OwnData = Annotated[
     Path | None,
     typer.Option(
@@ -53,6 +56,8 @@ class Trained(NamedTuple):
     """What it was trained with."""
     model: Model
     """In evaluation mode."""
+    data_given: bool
+    """Whether a program gave the training's data, so that those of ``config`` are others."""
 
     def check(self, name: str, *parts: Data) -> None:
         """Raises ValueError, one line, where rows ``[N, *E]`` do not fit the model or are none for its likelihood."""
@@ -60,9 +65,10 @@ class Trained(NamedTuple):
         shape = (*self.model.data_shape[:-1], self.model.data_shape[-1] + self.config.completes)
         for data in parts:
             if data.shape[1:] != shape:
+                trained_on = "data that a program gave" if self.data_given else self.config.data_name
                 raise ValueError(
-                    f"{name} has rows of {_sizes(data.shape[1:])}, but {self.path} was trained on "
-                    f"{self.config.data_name}, of {_sizes(shape)}"
+                    f"{name} has rows of {_sizes(data.shape[1:])}, but {self.path} was trained on {trained_on}, of "
+                    f"{_sizes(shape)}"
                 )
         with progress_bar("checking") as show:
             check_parts(
@@ -83,11 +89,12 @@ def load_trained(path: Path) -> Trained:
     """
     # The model at once: a training that goes on removes its older checkpoints.
     loaded = training.load_checkpoint(path)
-    return Trained(path, TrainConfig.from_checkpoint(loaded), loaded.build_model().eval())
+    config = TrainConfig.from_checkpoint(loaded)
+    return Trained(path, config, loaded.build_model().eval(), loaded.position.data_given)
 
 
 def with_data(
-    config: TrainConfig,
+    trained: Trained,
     *,
     dataset: DatasetName | None = None,
     data_dir: Path | None = None,
@@ -102,9 +109,13 @@ def with_data(
 
     Raises:
         typer.BadParameter: options that exclude each other.
+        ValueError: options name none, and a program gave the run's own.
     """
+    config = trained.config
     if dataset is not None and data is not None:
         raise typer.BadParameter("takes the place of a published data set: give one of both", param_hint="--data")
+    if trained.data_given and dataset is None and data is None:
+        raise ValueError(f"{trained.path} {DATA_GIVEN}")
     paths = with_absolute_paths({"data": data, "test_data": test_data, "data_dir": data_dir}, Path.cwd())
     if labels is not None:
         config = replace(config, labels=labels)

@@ -68,6 +68,8 @@ class Position:
     """What the rows were (:func:`fastvae.training.inputs.digest_rows`); None where that is not known."""
     optimized: list[str] | None = None
     """The parameters that have had a gradient, of which the optimiser has a state; None where that is not known."""
+    data_given: bool = False
+    """Whether a program gave the data, so that the configuration's are others."""
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ def train(
         source = None
         if checkpoint is None and init_from is not None:
             source = processes.of_first(lambda: load_checkpoint(init_from))
+        data_given = dataset is not None
         if dataset is None:
             # The first process downloads, and finds out for all what is wrong; the data themselves are not sent.
             first: list[Dataset] = []
@@ -214,6 +215,7 @@ def train(
             terminated,
             source=source,
             model=model,
+            data_given=data_given,
             fsdp=fsdp,
             cuda_graph=cuda_graph,
             data_on=data_on,
@@ -266,12 +268,13 @@ class _Run:
         *,
         source: Checkpoint | None = None,
         model: nn.Module | None = None,
+        data_given: bool = False,
         fsdp: bool = False,
         cuda_graph: bool = False,
         data_on: DataOn = "auto",
         save_steps: int | None = None,
     ) -> None:
-        self.config, self.out_dir = config, out_dir
+        self.config, self.out_dir, self.data_given = config, out_dir, data_given
         self.world, self.saved, self.save_steps, self.terminated = processes, saved, save_steps, terminated
         self.device = processes.device
         self.test = dataset.test
@@ -512,6 +515,7 @@ class _Run:
             seconds=self.seconds,
             rows=self.rows_digest,
             optimized=[names[index] for index in states],
+            data_given=self.data_given,
         )
         self.saved.save(tensors, self.model_config, dataclasses.asdict(self.config), position, self.init_from)
 
