@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import SMALL, TRAIN, environment, run
 
 import fastvae.plots
 from fastvae import experiments
 from fastvae.cli import main
 from fastvae.training import load_checkpoint, train
+from fastvae.training.pictures import unit_range
 
 ROOT = Path(__file__).parents[1]
 # What any notebook sets for its `!command`s, a backend that needs a screen, and nonsense.
@@ -54,6 +56,16 @@ def test_backend_of_a_user_is_in_force_afterwards():
     """Of a notebook that draws with pyplot after it has trained."""
     script = "import fastvae.plots, matplotlib; print(matplotlib.rcParams['backend'])"
     assert run([sys.executable, "-c", script], env=environment(MPLBACKEND="svg")).stdout == "svg\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.float32])
+def test_images_of_other_ranges_are_shown_between_black_and_white(dtype):
+    originals = torch.tensor([[[-30000, 0], [15000, 30000]]]).to(dtype)
+    expected = torch.tensor([[[0, 0.5], [0.75, 1]]])
+    torch.testing.assert_close(unit_range(originals, originals), expected)
+    torch.testing.assert_close(unit_range(originals.float(), originals), expected)
+    for shown in (originals > 0, (originals > 0).byte() * 255):
+        assert unit_range(shown, shown) is shown
 
 
 def spoilt(monkeypatch, name):

@@ -77,10 +77,10 @@ def are_images(data: Data) -> bool:
 
 
 def unit_range(images: Tensor, originals: Tensor) -> Tensor:
-    """What is shown between black and white: floating-point images by the range of the originals."""
-    if not originals.is_floating_point():
+    """What is shown between black and white: by the range of the originals, unless they are uint8 or bool."""
+    if originals.dtype in (torch.uint8, torch.bool):
         return images
-    low, high = originals.aminmax()
+    low, high = originals.float().aminmax()
     if low >= 0 and high <= 1:
         return images
     return (images - low) / (high - low)
