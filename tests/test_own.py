@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_a_model_that_returns_no_elbo_of_means_is_named(change: Any, given: str,
     message = f"Given gives {given}, expected a fastvae.ELBO(loss, reconstruction, kl) of means over the batch"
     with pytest.raises(ValueError, match=re.escape(message)):
         train(CONFIG, tmp_path, dataset=Dataset.from_arrays(torch.rand(60, 8)), model=Given(change))
+
+
+class Labelled(Given):
+    """Adds what an embedding makes of the labels."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda terms: terms)
+        self.embedding = nn.Embedding(10, 8)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Any:
+        return super().forward(torch.sigmoid(x + self.embedding(labels)))
+
+
+@pytest.mark.parametrize("data_on", ["device", "host"])
+def test_labels_are_int64_whatever_holds_them(data_on: Any, tmp_path: Path) -> None:
+    """The published data sets hold uint8, which no embedding takes."""
+    labels = (torch.arange(60) % 10).to(torch.uint8)
+    dataset = Dataset("rows", torch.rand(60, 8), labels, torch.rand(60, 8), labels)
+    config = replace(CONFIG, model="cvae", condition="labels")
+    train(config, tmp_path / "arrays", dataset=dataset, model=Labelled(), data_on=data_on)
+    items = torch.utils.data.TensorDataset(dataset.train[:], labels)
+    given = Dataset.from_torch(items, items, name="items")
+    train(config, tmp_path / "items", dataset=given, model=Labelled(), data_on="host")
 
 
 def test_a_run_refuses_to_go_on_with_fewer_rows(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ class TorchFeed(Feed):
         rows, labels = self.source.batch(self.source.next_of(self._batches), len(index))
         self.waited += time.perf_counter() - started
         rows = rows.to(self.device, non_blocking=True)
-        labels = None if labels is None else labels.to(self.device, non_blocking=True)
+        labels = None if labels is None else class_numbers(labels.to(self.device, non_blocking=True))
         return rows if draw is None else binarize(rows, dtype=draw), labels
 
 
@@ -208,9 +208,15 @@ def make_feed(dataset: Dataset, labelled: bool, device: torch.device, data_on: D
             raise ValueError(f"{dataset.name} is given batch by batch: data_on must be auto or host, not device")
         return TorchFeed(dataset.train, device)
     labels = dataset.train_labels if labelled else None
+    labels = None if labels is None else class_numbers(labels)
     if not stays_on_host(dataset.train, device, data_on):
         return Feed(placed(dataset.train, device), None if labels is None else labels.to(device), device)
     return HostFeed(dataset.train, labels, device)
+
+
+def class_numbers(labels: Tensor) -> Tensor:
+    """Integer labels as int64, which embeddings and one-hot codes ask for; published data sets hold uint8."""
+    return labels if labels.is_floating_point() else labels.long()
 
 
 def stays_on_host(data: Data, device: torch.device, data_on: DataOn) -> bool:

@@ -38,7 +38,7 @@ from fastvae.training.distributed import (
     until_terminated,
     world,
 )
-from fastvae.training.feed import DataOn, placed, stays_on_host
+from fastvae.training.feed import DataOn, class_numbers, placed, stays_on_host
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_other_model, refuse_run
 from fastvae.training.inputs import check_data, digest_rows, dims_of, load_data, model_inputs, refuse_other_rows
 from fastvae.training.lock import locked
@@ -280,7 +280,9 @@ class _Run:
         self.test = dataset.test
         if not stays_on_host(self.test, self.device, data_on):
             self.test = placed(self.test, self.device)
-        self.test_labels = None if dataset.test_labels is None else dataset.test_labels.to(self.device)
+        self.test_labels = None
+        if dataset.test_labels is not None:
+            self.test_labels = class_numbers(dataset.test_labels.to(self.device))
         # Order and noise are seeded anew for each epoch, and for each part of each step: nothing but the position must
         # be kept to go on, with any number of processes.
         self.order_seed = stream("order", config.seed)
