@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from runs import SMALL, assert_same_run, small
 
 from fastvae.cli import app, main
-from fastvae.cli.trained import with_data
+from fastvae.cli.trained import Trained, with_data
 from fastvae.data import load
+from fastvae.models import VAE
 from fastvae.training import TrainConfig, load_checkpoint, read_config, saved_config, train
 from fastvae.training.config import PATHS
 from fastvae.training.config_file import config_text
@@ -147,7 +148,8 @@ def test_home_is_expanded_before_a_path_is_made_absolute(tmp_path, monkeypatch, 
     main(["train", "--data=~/x.npy", "--test-data=~nobody-of-that-name/y.npy"])
     monkeypatch.chdir(tmp_path)
     assert (asked[0].data, Path(asked[0].test_data).name) == (x, "y.npy")
-    later = with_data(TrainConfig(), data=Path("~/x.npy"), test_data=Path("~/y.npy"), data_dir=Path("~/d"))
+    trained = Trained(tmp_path, TrainConfig(), VAE(8), data_given=False)
+    later = with_data(trained, data=Path("~/x.npy"), test_data=Path("~/y.npy"), data_dir=Path("~/d"))
     assert (later.data, later.test_data, later.data_dir) == (x, f"{tmp_path}/home/y.npy", f"{tmp_path}/home/d")
 
 
@@ -232,7 +234,8 @@ def test_data_of_the_file_give_way_to_a_data_set_that_is_an_option(tmp_path, ask
 
 
 def test_labels_of_another_run_are_dropped_by_an_empty_name(tmp_path, asked, monkeypatch):
-    monkeypatch.setattr("fastvae.training.saved_config", lambda _: TrainConfig(data="/x.npz", labels="kind"))
+    fields = vars(TrainConfig(data="/x.npz", labels="kind"))
+    monkeypatch.setattr("fastvae.cli.train._fields_of", lambda run, given: fields)
     new = ["train", "--init-from", "there", "--data", "/new.npy"]
     main([*new, "--labels", ""])
     main([*new, "--config", str(written(tmp_path, "labels = ''"))])
