@@ -21,12 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastvae.files import replacing
+from fastvae.training.memory import kibibytes
 
 from .timing import machine, save
 
@@ -74,7 +76,7 @@ def memory_of(mebibytes: int | None) -> Iterator[tuple[str, Callable[[], None]]]
                 group.rmdir()
             continue
         try:
-            yield "a memory cgroup", lambda group=group: _join(group)  # type: ignore[misc]
+            yield "a memory cgroup", partial(_join, group)
         finally:
             group.rmdir()
         return
@@ -88,10 +90,9 @@ def _join(group: Path) -> None:
 def anonymous_bytes(process: int) -> int:
     """What a process has of memory that is no file's; 0 when it is gone."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, ProcessLookupError):
+        return 1024 * kibibytes(f"/proc/{process}/status", "RssAnon")
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
         return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def train(data: Path, data_on: str, mebibytes: int | None, batch: int, epochs: int) -> dict[str, Any]:
