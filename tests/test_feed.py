@@ -476,6 +476,25 @@ def test_labels_are_asked_for_only_where_a_condition_needs_them(tmp_path):
         train(small(model="cvae", condition="labels"), tmp_path / "other", dataset=dataset)
 
 
+@pytest.mark.parametrize(("labelled", "missing"), [("train", "test"), ("test", "training")])
+def test_labels_of_one_part_are_as_good_as_none_and_the_other_is_named(tmp_path, labelled, missing):
+    data = {"train": images(), "test": images()[:30]}
+    np.savez(tmp_path / "x.npz", **data, **{f"y_{labelled}": np.arange(len(data[labelled])) % 3})
+    dataset = Dataset.from_files(tmp_path / "x.npz")
+    train(small(epochs=1), tmp_path / "run", dataset=dataset)
+    with pytest.raises(ValueError, match=rf"x\.npz: the {missing} set has no labels, which condition labels needs"):
+        train(small(model="cvae", condition="labels"), tmp_path / "other", dataset=dataset)
+
+
+def test_a_test_set_without_labels_serves_a_training_set_with_classes(tmp_path):
+    for number, image in enumerate(images()[:60]):
+        write(tmp_path / "photos" / f"class {number % 2}" / f"{number}.png", encode(image))
+        write(tmp_path / "more" / f"{number}.png", encode(image))
+    dataset = Dataset.from_files(tmp_path / "photos", tmp_path / "more")
+    assert (dataset.test_labels, len(dataset.train_labels)) == (None, 60)
+    train(small(epochs=1), tmp_path / "run", dataset=dataset)
+
+
 def test_another_kind_or_shape_of_model_is_named(tmp_path):
     dataset = Dataset.from_arrays(images())
     with pytest.raises(ValueError, match=r"a VAE: config\.model must be vae"):

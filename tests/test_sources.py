@@ -210,10 +210,18 @@ def test_a_folder_of_idx_files_is_read(tmp_path, suffix, prefix, test):
     assert same(source.test, GREY[4:])
     assert source.labels.tolist() == LABELS[:4].tolist()
     assert source.test_labels.tolist() == LABELS[4:].tolist()
+    source = read(tmp_path / f"{prefix}{test}-images-idx3-ubyte{suffix}")
+    assert same(source.data, GREY[4:])
+    assert source.labels is None
+    write(tmp_path / "other-train-images-idx3-ubyte", idx(GREY[:2]))
+    refused(tmp_path, ": holds several data sets, ")
     source = read(tmp_path / f"{prefix}train-images-idx3-ubyte{suffix}")
     assert same(source.data, GREY[:4])
-    write(tmp_path / "other-train-images-idx3-ubyte", idx(GREY))
-    refused(tmp_path, ": holds several data sets, ")
+    assert same(source.test, GREY[4:])
+    assert source.test_labels.tolist() == LABELS[4:].tolist()
+    source = read(tmp_path / "other-train-images-idx3-ubyte")
+    assert same(source.data, GREY[:2])
+    assert (source.labels, source.test) == (None, None)
 
 
 def test_idx_files_may_lack_labels_and_test_images(tmp_path):

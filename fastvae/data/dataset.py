@@ -51,7 +51,9 @@ class Dataset:
         if self.num_classes is not None:
             return self.num_classes
         if self.train_labels is None or self.test_labels is None:
-            raise ValueError(f"{self.name} has no labels, which condition labels needs")
+            part = " training" if self.test_labels is not None else " test" if self.train_labels is not None else ""
+            which = f": the{part} set" if part else ""
+            raise ValueError(f"{self.name}{which} has no labels, which condition labels needs")
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
     @classmethod
@@ -100,6 +102,8 @@ class Dataset:
         data = _number(train, layout, name)
         held_out = None if test is None else _number(test, layout, f"{name} (test)")
         one, other = (None if values is None else np.asarray(values) for values in (labels, test_labels))
+        if test is not None and (one is None) != (other is None):
+            raise ValueError(f"{name}: give labels for both parts or for none")
         train_labels, held_labels, _ = number_labels(name, one, other)
         return cls._of(name, data, train_labels, held_out, held_labels, test_fraction, seed)
 
@@ -129,8 +133,6 @@ class Dataset:
             return cls(name, Rows(data, kept), parts[0], Rows(data, aside), parts[1])
         if held_out.shape[1:] != data.shape[1:] or held_out.dtype != data.dtype:
             raise ValueError(f"{name}: test rows are {_described(held_out)}, but training rows {_described(data)}")
-        if (labels is None) != (held_labels is None):
-            raise ValueError(f"{name}: give labels for both parts or for none")
         return cls(name, _rows(data), labels, _rows(held_out), held_labels)
 
     @classmethod
@@ -168,14 +170,12 @@ class Dataset:
             held_out, held_labels = other.data, other.labels
             if other.test is not None:
                 held_out, held_labels = other.test, other.test_labels
-            if (source.classes or other.classes) and source.classes != other.classes:
+            labelled = source.labels is not None and held_labels is not None
+            if labelled and source.classes != other.classes:
                 raise ValueError(
                     f"{path} has the classes {_listed(source.classes)}, but {test} {_listed(other.classes)}"
                 )
-        train_labels = source.labels
-        if held_out is not None and (train_labels is None or held_labels is None):
-            train_labels = held_labels = None  # of one part alone they serve nothing
-        return cls._of(os.fspath(path), source.data, train_labels, held_out, held_labels, test_fraction, seed)
+        return cls._of(os.fspath(path), source.data, source.labels, held_out, held_labels, test_fraction, seed)
 
     @classmethod
     def from_torch(

@@ -86,7 +86,10 @@ def read_idx_folder(folder: Path, found: dict[tuple[str, str, str], Path]) -> Ra
     """
     prefixes = sorted({prefix for prefix, _, _ in found})
     if len(prefixes) > 1:
-        raise ValueError(f"{folder}: holds several data sets, {listed(prefixes)}; expected one in a folder")
+        raise ValueError(
+            f"{folder}: holds several data sets, whose files start with {listed(prefixes)}: give the file of one's "
+            "training images"
+        )
     files = {(part, kind): path for (_, part, kind), path in found.items()}
     if ("train", "images") not in files:
         raise ValueError(f"{folder}: holds {min(found.values()).name}, but no train-images-idx3-ubyte")
@@ -103,6 +106,15 @@ def read_idx_folder(folder: Path, found: dict[tuple[str, str, str], Path]) -> Ra
         test_images,
         None if test_labels is None or test_images is None else test_labels.numpy(),
     )
+
+
+def read_idx_file(path: Path) -> Raw:
+    """One file; that of training images brings its labels and its test set, where they lie beside it."""
+    match = _NAME.fullmatch(path.name)
+    if match and (PARTS[match[2]], match[3]) == ("train", "images"):
+        beside = {key: other for key, other in find_idx(path.parent).items() if key[0] == match[1]}
+        return read_idx_folder(path.parent, {**beside, (match[1], "train", "images"): path})
+    return Raw(read_idx_images(path))
 
 
 def read_idx_images(path: Path) -> Tensor:

@@ -55,7 +55,8 @@ def read(
       ``[N, D]``: bool or integers where all columns are, otherwise float32; uint8 only where all columns are uint8.
       Every column of a table is data, one called ``label`` too, unless ``labels`` names it. Files (or their folders)
       called ``train`` and ``test`` or ``validation`` are the parts, and others beside them are left out.
-    - IDX files of unsigned bytes, alone or in a folder with the names of MNIST's or EMNIST's.
+    - IDX files of unsigned bytes, alone or in a folder with the names of MNIST's or EMNIST's. A file of training images
+      brings its labels and its test set along, where they lie beside it.
     - A folder of PNG, JPEG, GIF, BMP, TIFF, WebP or PNM images of one size: uint8 ``[N, H, W]`` where they are grey,
       otherwise ``[N, 3, H, W]``. Subfolders are classes; ``train`` and ``test`` (or ``val``) are the parts.
 
@@ -103,7 +104,7 @@ def _read(path: Path, labels: str | None, layout: Layout, progress: Progress | N
     if kind == "npy":
         return _arrange(arrays.read_npy(path), layout)
     if kind == "idx":
-        return Raw(idx.read_idx_images(path))
+        return idx.read_idx_file(path)
     if kind == "idx folder":
         return idx.read_idx_folder(path, idx.find_idx(path))
     if kind == "images":
