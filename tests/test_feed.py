@@ -345,6 +345,7 @@ class Short(IterableDataset):
         (lambda rows: DataLoader(rows, 50), small(batch_size=50, accumulate=2), "serves one process and whole batches"),
         (lambda rows: iter(rows), small(), "has no length: a run counts its epochs by it"),
         (lambda rows: [], small(), "the data is empty"),
+        (lambda rows: Short(rows, ROWS), small(), "is an IterableDataset, .*: give a DataLoader of it"),
         (lambda rows: DataLoader(rows, 500, drop_last=True), small(batch_size=500), "no batch: it has 203 rows, fewer"),
         (lambda rows: DataLoader(Short(rows, 100), 50), small(batch_size=50), "fewer rows than its length says"),
         (lambda rows: DataLoader(Short(rows, 0), 50), small(batch_size=50), "fewer rows than its length says"),

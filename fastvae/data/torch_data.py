@@ -36,6 +36,8 @@ class TorchData:
             raise ValueError(f"{name} has no length: a run counts its epochs by it") from None
         if items == 0:
             raise ValueError(f"{name} is empty")
+        if isinstance(source, IterableDataset):
+            raise ValueError(f"{name} is an IterableDataset, which has no order to draw rows in: give a DataLoader of it")
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ValueError(f"{name}: the DataLoader must have a batch_size")
