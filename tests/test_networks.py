@@ -397,7 +397,7 @@ def test_convolutional_networks_take_any_size(shape, norm):
     assert moments[:, :L].std() > 0.05
     decoded = decoder(torch.randn(2, L))
     assert decoded.shape == (2, *shape)
-    assert decoded.std() > 0.05
+    assert 0.01 < decoded.std() < 0.3  # about 0.1
 
 
 def test_a_level_halves_both_sides_until_the_shorter_one_is_4_to_7():
@@ -426,7 +426,7 @@ def test_gradients_reach_every_parameter_of_convolutional_networks(kind, norm, s
         model.loss(x, *given).loss.backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-7, name  # noqa: PT018
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-8, name  # noqa: PT018
 
 
 def conv(kind=VAE, shape=(9, 11), **options):

@@ -26,6 +26,7 @@ _BLOCKS_FROM = 16  # the longer side of the finest level with residual blocks
 _FEWEST_CHANNELS = 8  # of the levels finer than that, unless ``width`` is less
 _MOST_CHANNELS = 8  # in widths
 _GAIN = 1.68  # of a standard normal's SiLU, whose mean square is 0.355: a convolution then keeps the variance
+_FIRST_IMAGE = 0.1  # deviation of a new decoder's pixels: noise of deviation 1 takes long to unlearn
 
 
 def convolutional(
@@ -51,8 +52,8 @@ def convolutional(
 
     Returns:
         The encoder, ``[B, *E]`` to ``[B, 2L]``, mu beside logvar; and the decoder, ``[B, L]`` to ``[B, *E]``. With a
-        condition both take it, ``[B, *C]``, as a second argument. At first logvar is 0 and the residual branches add
-        nothing.
+        condition both take it, ``[B, *C]``, as a second argument. At first logvar is 0, the residual branches add
+        nothing, and the decoder gives about 0 for each pixel.
 
     Raises:
         ValueError: a ``data_shape`` of other than two or three dimensions, a side below 8 or above 256, a size that is
@@ -60,7 +61,7 @@ def convolutional(
 
     Source: residual blocks with the activation first: He et al. 2016 (arXiv:1603.05027), fig. 4e; branches that start
     at zero: Goyal et al. 2017 (arXiv:1706.02677), sec. 5.1; upsampling by PixelShuffle: Shi et al. 2016
-    (arXiv:1609.05158), eq. 3 and 4.
+    (arXiv:1609.05158), eq. 3 and 4; its initial weights: Aitken et al. 2017 (arXiv:1707.02937), sec. 3.
     """
     event = sizes("data_shape", data_shape)
     (latent_dim,), (width,), (depth,) = (
@@ -151,6 +152,9 @@ class ConvolutionalDecoder(nn.Module):
             pixels: nn.Module = _Upsample(channels, plan.image[0], 3, plan.sizes[0], "none")
         else:
             pixels = _convolution(channels, plan.image[0], 3, "none")
+        with torch.no_grad():
+            for parameter in pixels.parameters():
+                parameter.mul_(_FIRST_IMAGE)
         self.last = _activated(channels, norm).append(pixels)
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -205,6 +209,10 @@ class _Upsample(nn.Module):
         super().__init__()
         self.size = size
         self.convolution = _convolution(inputs, 4 * outputs, kernel, norm)
+        # The four pixels start equal: with weights of their own, they leave a grid that training is slow to remove.
+        with torch.no_grad():
+            weight = self.convolution.weight
+            weight.copy_(weight[::4].repeat_interleave(4, 0))
         self.shuffle = nn.PixelShuffle(2)
 
     def forward(self, h: Tensor) -> Tensor:
