@@ -37,7 +37,7 @@ class TorchData:
         if items == 0:
             raise ValueError(f"{name} is empty")
         if isinstance(source, IterableDataset):
-            raise ValueError(f"{name} is an IterableDataset, which has no order to draw rows in: give a DataLoader of it")
+            raise ValueError(f"{name} is an IterableDataset, whose rows have no numbers: give a DataLoader of it")
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ValueError(f"{name}: the DataLoader must have a batch_size")
