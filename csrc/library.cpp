@@ -36,7 +36,7 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "linear_sigmoid_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
-      "str reduction='none', bool check_target=False) -> Tensor",
+      "str reduction='none', bool check_target=False, str? activation=None) -> Tensor",
       pure);
   m.def(
       "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
@@ -109,17 +109,17 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "linear_sigmoid_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor target, bool keep, bool check_target=False) -> (Tensor, Tensor)",
+      "Tensor target, bool keep, bool check_target=False, int activation=0) -> (Tensor, Tensor)",
       pure);
   m.def(
       "linear_sigmoid_cross_entropy_with_grad(Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor target, bool mean, bool[3] mask, bool check_target=False) "
+      "Tensor target, bool mean, bool[3] mask, bool check_target=False, int activation=0) "
       "-> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "linear_sigmoid_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, "
-      "Tensor? bias, Tensor target, Tensor? logits, bool[4] mask) -> (Tensor, Tensor, Tensor, "
-      "Tensor)",
+      "Tensor? bias, Tensor target, Tensor? logits, bool[4] mask, int activation=0) "
+      "-> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "gaussian_nll_forward(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, "
@@ -188,14 +188,15 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
 template <c10::DeviceType device>
 at::Tensor autocast_linear(const at::Tensor& hidden, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, const at::Tensor& target,
-                           c10::string_view reduction, bool check_target) {
+                           c10::string_view reduction, bool check_target,
+                           std::optional<c10::string_view> activation) {
   namespace autocast = at::autocast;
   const auto dtype = autocast::get_autocast_dtype(device);
   const c10::impl::ExcludeDispatchKeyGuard guard(
       autocast::get_autocast_dispatch_key_from_device_type(device));
   return fastvae::ops::linear_sigmoid_cross_entropy(
       autocast::cached_cast(dtype, hidden, device), autocast::cached_cast(dtype, weight, device),
-      autocast::cached_cast(dtype, bias, device), target, reduction, check_target);
+      autocast::cached_cast(dtype, bias, device), target, reduction, check_target, activation);
 }
 
 TORCH_LIBRARY_IMPL(fastvae, AutocastCPU, m) {

@@ -23,6 +23,10 @@ enum class Reduction { none, mean, sum };
 Reduction parse_reduction(const char* op, c10::string_view name);
 Tensor reduce(const Tensor& rows, Reduction reduction);
 
+// What a layer's input passes before the product.
+enum class Activation { none, relu, tanh };
+Activation parse_activation(const char* op, std::optional<c10::string_view> name);
+
 // uint8 images as numbers in [0, 1], bool as 0 and 1; the rest as it is.
 Tensor target_values(const Tensor& target, at::ScalarType dtype);
 // Dtype of row sums: double where any input is, else float.
@@ -80,21 +84,19 @@ std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, co
                                                           const Tensor& target,
                                                           std::array<bool, 2> mask);
 
-// The same of logits = hidden weight^T + bias: hidden [B, H] or [K, B, H], weight [D, H], target of
-// D elements. The masks are of hidden, weight, bias and target.
+// The same of logits = f(hidden) weight^T + bias: hidden [B, H] or [K, B, H], weight [D, H], target
+// of D elements, f the activation by its number. The masks are of hidden, weight, bias and target.
 // The forward pass gives the logits too if it is to `keep` them; without them the backward pass
 // computes them again.
-std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hidden,
-                                                                const Tensor& weight,
-                                                                const MaybeTensor& bias,
-                                                                const Tensor& target, bool keep,
-                                                                bool check_target);
+std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
+    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
+    bool keep, bool check_target, int64_t activation);
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
     const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool mean, std::array<bool, 3> mask, bool check_target);
+    bool mean, std::array<bool, 3> mask, bool check_target, int64_t activation);
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
     const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask);
+    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask, int64_t activation);
 
 // Either logvar, or the standard deviation: the 0-d tensor sigma, or else sigma_value.
 Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
@@ -126,7 +128,8 @@ Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target, c10::st
                              bool check_target);
 Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
-                                    c10::string_view reduction, bool check_target);
+                                    c10::string_view reduction, bool check_target,
+                                    std::optional<c10::string_view> activation);
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                     const MaybeTensor& sigma, double sigma_value, c10::string_view reduction);
 std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,

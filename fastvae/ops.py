@@ -274,10 +274,11 @@ def linear_sigmoid_cross_entropy(
     bias: Tensor | None,
     target: Tensor,
     *,
+    activation: str | None = None,
     reduction: str = "none",
     check_target: bool = False,
 ) -> Tensor:
-    """:func:`sigmoid_cross_entropy` of the logits ``hidden @ weight.T + bias``, a block of rows at a time.
+    """:func:`sigmoid_cross_entropy` of the logits ``f(hidden) @ weight.T + bias``, a block of rows at a time.
 
     A block is at most 256 rows, or as many as fit into 2 MiB of float32; on a GPU a quarter of all logits, between 64
     and 256 MiB. With ``"mean"`` and ``"sum"`` the gradients are written in the forward pass (but for float16, and a
@@ -286,10 +287,12 @@ def linear_sigmoid_cross_entropy(
     derivatives (``create_graph=True``) holds the logits.
 
     Args:
-        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes.
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes, before ``activation``.
         weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
         bias: ``[D]``, of the same dtype, or None.
         target: ``[B, *E]`` with D elements each, on the same device, as for :func:`sigmoid_cross_entropy`.
+        activation: f, ``"relu"``, ``"tanh"`` or None for none. It is applied to a block in the cache: neither f(hidden)
+            nor a mask of it is kept for the backward pass, which returns the gradient of ``hidden`` itself.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`sigmoid_cross_entropy`.
 
@@ -301,14 +304,16 @@ def linear_sigmoid_cross_entropy(
         ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``hidden`` or ``target`` is, else float32.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, the reduction is unknown; with ``check_target``, a target
-            outside [0, 1].
+        ValueError: shapes, dtypes or devices do not fit, the activation or reduction is unknown; with ``check_target``,
+            a target outside [0, 1].
 
     Source: as :func:`sigmoid_cross_entropy`.
     """
     if transformed():
-        return reference.linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction=reduction)
-    return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction, check_target)
+        return reference.linear_sigmoid_cross_entropy(
+            hidden, weight, bias, target, activation=activation, reduction=reduction
+        )
+    return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction, check_target, activation)
 
 
 def gaussian_nll(

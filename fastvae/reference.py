@@ -8,6 +8,7 @@ same name there.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,6 +40,11 @@ def _values(target: Tensor, dtype: torch.dtype) -> Tensor:
     return target.to(dtype) / 255 if target.dtype == torch.uint8 else target.to(dtype)
 
 
+_ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda h: h,
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+}
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -167,9 +173,15 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
 
 
 def linear_sigmoid_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "none"
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    activation: str | None = None,
+    reduction: str = "none",
 ) -> Tensor:
-    """The layer, then the loss of its logits."""
+    """The layer of what the activation gives, then the loss of its logits."""
     layer = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
     _require_floating(**layer)
     shapes = {name: list(t.shape) for name, t in layer.items()}
@@ -182,7 +194,9 @@ def linear_sigmoid_cross_entropy(
             "dtypes and devices must be the same, got "
             + ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in layer.items())
         )
-    logits = functional.linear(hidden, weight, bias)
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be None, 'relu' or 'tanh', got {activation!r}")
+    logits = functional.linear(_ACTIVATIONS[activation](hidden), weight, bias)
     return sigmoid_cross_entropy(
         logits, target.flatten(1) if target.dim() > 1 else target[:, None], reduction=reduction
     )

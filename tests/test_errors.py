@@ -132,6 +132,11 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         "linear_sigmoid_cross_entropy: reduction must be 'none', 'mean' or 'sum', got 'batchmean'",
     ),
     (
+        "linear activation",
+        lambda: LINEAR(X(3, 6), X(4, 6), None, X(3, 4), activation="gelu"),
+        "linear_sigmoid_cross_entropy: activation must be None, 'relu' or 'tanh', got 'gelu'",
+    ),
+    (
         "sample_kl_packed",
         lambda: fastvae.sample_kl_packed(X(3, 5)),
         "sample_kl_packed: moments must be [B, 2L] or [B, 2C, *E], with an even dimension 1, got [3, 5]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,10 @@ SIZES = {
     "long rows": (None, 300, 3, 17_000),
 }
 each_size = pytest.mark.parametrize("size", SIZES)
+each_pair = pytest.mark.parametrize(
+    ("reduction", "activation"), [("none", None), ("mean", None), ("none", "tanh"), ("mean", "relu")]
+)
+each_activation = pytest.mark.parametrize("activation", [None, "relu", "tanh"])
 
 
 def problem(size: str, dtype: torch.dtype, bias: bool = True) -> tuple[list[Tensor], Tensor]:
@@ -43,7 +48,7 @@ def problem(size: str, dtype: torch.dtype, bias: bool = True) -> tuple[list[Tens
     return leaves, torch.rand(batch, outputs)
 
 
-def run(function: Callable[..., Tensor], leaves: list[Tensor], target: Tensor, **options: str) -> Tensor:
+def run(function: Callable[..., Tensor], leaves: list[Tensor], target: Tensor, **options: str | None) -> Tensor:
     hidden, weight, bias = (*leaves, None)[:3]
     return function(hidden, weight, bias, target, **options)
 
@@ -70,10 +75,13 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 @each_size
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_values_and_gradients_of_weighted_rows_match_the_reference(size: str, dtype: torch.dtype) -> None:
+@each_activation
+def test_values_and_gradients_of_weighted_rows_match_the_reference(
+    size: str, dtype: torch.dtype, activation: str | None
+) -> None:
     leaves, target = problem(size, dtype)
-    rows, exact_leaves = run(LINEAR, leaves, target), wide(leaves)
-    expected = run(reference.linear_sigmoid_cross_entropy, exact_leaves, target.double())
+    rows, exact_leaves = run(LINEAR, leaves, target, activation=activation), wide(leaves)
+    expected = run(reference.linear_sigmoid_cross_entropy, exact_leaves, target.double(), activation=activation)
     assert rows.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_near(rows, expected, dtype)
     weights = upstream(rows)
@@ -86,12 +94,14 @@ def test_values_and_gradients_of_weighted_rows_match_the_reference(size: str, dt
 @each_size
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("factor", [1.0, 3.0])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_scalars_honour_the_upstream_factor(size: str, reduction: str, factor: float, bias: bool) -> None:
+@pytest.mark.parametrize(("bias", "activation"), [(True, None), (False, None), (True, "relu"), (False, "tanh")])
+def test_scalars_honour_the_upstream_factor(
+    size: str, reduction: str, factor: float, bias: bool, activation: str | None
+) -> None:
     leaves, target = problem(size, torch.float32, bias)
-    exact_leaves = wide(leaves)
-    loss = run(LINEAR, leaves, target, reduction=reduction)
-    expected = run(reference.linear_sigmoid_cross_entropy, exact_leaves, target.double(), reduction=reduction)
+    exact_leaves, options = wide(leaves), {"reduction": reduction, "activation": activation}
+    loss = run(LINEAR, leaves, target, **options)
+    expected = run(reference.linear_sigmoid_cross_entropy, exact_leaves, target.double(), **options)
     assert_near(loss, expected, torch.float32)
     exact = grad(expected * factor, exact_leaves)
     for first in (True, False):  # the second pass over a graph has nothing left of the first
@@ -150,14 +160,30 @@ def test_target_gets_its_gradient_over_samples(size: str, reduction: str) -> Non
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("samples", [(), (2,)], ids=["B", "KB"])
-def test_derivatives_pass_gradcheck(reduction: str, samples: tuple[int, ...]) -> None:
+@each_activation
+def test_derivatives_pass_gradcheck(reduction: str, samples: tuple[int, ...], activation: str | None) -> None:
     inputs = [torch.randn(*s, dtype=torch.float64) for s in [(*samples, 3, 4), (6, 4), (6,)]] + [
         torch.rand(3, 2, 3, dtype=torch.float64)
     ]
     inputs = [t.requires_grad_() for t in inputs]
-    assert gradcheck(lambda *t: LINEAR(*t, reduction=reduction), inputs)
-    assert gradgradcheck(lambda *t: LINEAR(*t, reduction=reduction), inputs)
-    assert gradcheck(lambda h, w, x: LINEAR(h, w, None, x, reduction=reduction), [*inputs[:2], inputs[3]])
+    options = {"reduction": reduction, "activation": activation}
+    assert gradcheck(lambda *t: LINEAR(*t, **options), inputs)
+    assert gradgradcheck(lambda *t: LINEAR(*t, **options), inputs)
+    assert gradcheck(lambda h, w, x: LINEAR(h, w, None, x, **options), [*inputs[:2], inputs[3]])
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_activation_has_torch_s_limits(activation: str, reduction: str) -> None:
+    """Zero, infinities and NaN, whose gradient is what autograd makes of the module's."""
+    hidden = torch.tensor([[0.0, -1.0, torch.inf], [-torch.inf, -0.0, 2.0], [torch.nan, 1.0, 1.0]], requires_grad=True)
+    weight, target = torch.tensor([[0.5, 1.0, 0.25]], requires_grad=True), torch.ones(3, 1)
+    ours = LINEAR(hidden, weight, None, target, activation=activation, reduction=reduction)
+    module = {"relu": torch.relu, "tanh": torch.tanh}[activation]
+    theirs = LINEAR(module(hidden), weight, None, target, reduction=reduction)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    for actual, expected in zip(*(grad(y.sum(), [hidden, weight]) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.bfloat16, torch.float64], ids=str)
@@ -197,16 +223,16 @@ def test_empty_batch_and_layouts(samples: int | None, reduction: str) -> None:
 @pytest.mark.parametrize("size", ["samples, one block", "too many logits to keep"])
 def test_operator_check(size: str) -> None:
     leaves, target = problem(size, torch.float32)
-    for reduction in ("none", "mean"):
-        torch.library.opcheck(torch.ops.fastvae.linear_sigmoid_cross_entropy.default, (*leaves, target, reduction))
+    for options in (("none",), ("mean",), ("none", False, "relu"), ("mean", False, "tanh")):
+        torch.library.opcheck(torch.ops.fastvae.linear_sigmoid_cross_entropy.default, (*leaves, target, *options))
     with pytest.raises(RuntimeError, match=r"derivative|not implemented"):
         torch.ops.fastvae.linear_sigmoid_cross_entropy_forward(*leaves, target, False)[0].sum().backward()
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_compiles_in_one_graph_with_dynamic_shapes(reduction: str) -> None:
+@each_pair
+def test_compiles_in_one_graph_with_dynamic_shapes(reduction: str, activation: str | None) -> None:
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-        return LINEAR(hidden, weight, bias, target, reduction=reduction).square().sum()
+        return LINEAR(hidden, weight, bias, target, activation=activation, reduction=reduction).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=True)
     for batch in (4, 9):
@@ -218,21 +244,24 @@ def test_compiles_in_one_graph_with_dynamic_shapes(reduction: str) -> None:
             torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
 
 
-def test_vmap_and_grad_transforms() -> None:
+@each_activation
+def test_vmap_and_grad_transforms(activation: str | None) -> None:
     (hidden, weight, bias), target = problem("samples, one block", torch.float64)
-    per_target = torch.func.vmap(LINEAR, (None, 0, 0, None))(hidden, weight[None], bias[None], target.double())
-    torch.testing.assert_close(per_target[0], LINEAR(hidden, weight, bias, target.double()))
-    by_weight = torch.func.grad(lambda w: LINEAR(hidden, w, bias, target, reduction="sum"))(weight)
-    torch.testing.assert_close(by_weight, grad(LINEAR(hidden, weight, bias, target, reduction="sum"), weight)[0])
+    layer = functools.partial(LINEAR, activation=activation)
+    per_target = torch.func.vmap(layer, (None, 0, 0, None))(hidden, weight[None], bias[None], target.double())
+    torch.testing.assert_close(per_target[0], layer(hidden, weight, bias, target.double()))
+    by_weight = torch.func.grad(lambda w: layer(hidden, w, bias, target, reduction="sum"))(weight)
+    torch.testing.assert_close(by_weight, grad(layer(hidden, weight, bias, target, reduction="sum"), weight)[0])
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_autocast_casts_as_for_a_linear_layer(reduction: str, device: str) -> None:
+@each_pair
+def test_autocast_casts_as_for_a_linear_layer(reduction: str, activation: str | None, device: str) -> None:
     leaves, target = problem("blocks of whole samples", torch.float32)
     with torch.autocast(device, torch.bfloat16):
-        loss = run(LINEAR, leaves, target, reduction=reduction)
+        options = {"reduction": reduction, "activation": activation}
+        loss = run(LINEAR, leaves, target, **options)
         narrow = [t.detach().bfloat16().requires_grad_() for t in leaves]
-        expected = run(LINEAR, narrow, target, reduction=reduction)
+        expected = run(LINEAR, narrow, target, **options)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
     for actual, right in zip(grad(loss.sum(), leaves), grad(expected.sum(), narrow), strict=True):

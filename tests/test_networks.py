@@ -104,7 +104,8 @@ def test_a_model_of_own_modules_does_all_that_a_model_does(make, likelihood, x):
 
 
 @pytest.mark.parametrize(
-    ("make", "fused"), [(sequential, True), (unflattened, True), (columns, False), (transposed, False)]
+    ("make", "fused"),
+    [(sequential, ["relu"]), (unflattened, ["relu"]), (lazy, ["tanh"]), (columns, []), (transposed, [])],
 )
 def test_logits_of_a_last_linear_layer_are_not_kept(make, fused, x, monkeypatch):
     model, calls = own(make), []
@@ -112,18 +113,22 @@ def test_logits_of_a_last_linear_layer_are_not_kept(make, fused, x, monkeypatch)
     monkeypatch.setattr(
         fastvae.models.likelihood,
         "linear_sigmoid_cross_entropy",
-        lambda *args, **options: calls.append(1) or op(*args, **options),
+        lambda *args, **options: calls.append(options["activation"]) or op(*args, **options),
     )
     model.eval()
     for samples in (None, 3):
         z = torch.randn(BATCH, L) if samples is None else torch.randn(samples, BATCH, L)
         through = model.nll(z, x)
-        assert len(calls) == fused
+        assert calls == fused
+        # What is hooked is called.
+        for layer, expected in ((model.decoder[-1], []), (model.decoder[1], [None] if fused else [])):
+            calls.clear()
+            seen = []
+            hook = layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+            torch.testing.assert_close(model.nll(z, x), through)
+            assert (len(seen), calls) == (1, expected)
+            hook.remove()
         calls.clear()
-        hook = model.decoder[-1].register_forward_hook(lambda *_: None)  # what is hooked is called
-        torch.testing.assert_close(model.nll(z, x), through)
-        assert not calls
-        hook.remove()
 
 
 def test_a_sequential_with_a_forward_of_its_own_is_called(x):

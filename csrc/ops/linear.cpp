@@ -2,9 +2,13 @@
 // rows, [K, B, D], are never in memory. The products are torch's, between them a block stays in the
 // cache.
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -75,7 +79,7 @@ at::ScalarType product_dtype(const Tensor& t) {
 // Rows k .. k + samples of the samples and b .. b + batch of the batch.
 struct Block {
   int64_t k, samples, b, batch;
-  Tensor hidden;   // [samples * batch, H]
+  Tensor hidden;   // [samples * batch, H], activated
   Tensor logits;   // [samples, batch, D]
   Tensor scratch;  // likewise, the same where the logits are not kept
   Tensor target;   // [batch, D]
@@ -87,11 +91,13 @@ struct Block {
 
 class Layer {
  public:
-  Layer(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target)
+  Layer(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
+        int64_t activation)
       : hidden_(hidden.dim() == 3 ? hidden : hidden.unsqueeze(0)),
         weight_(weight.to(product_dtype(weight))),
         bias_(bias),
-        target_(target.reshape({target.size(0), weight.size(0)})) {
+        target_(target.reshape({target.size(0), weight.size(0)})),
+        activation_(static_cast<Activation>(activation)) {
     if (bias_.has_value()) bias_ = bias_->to(weight_.scalar_type());
     int64_t width = weight_.size(0);
     // Beside the logits a block has what is converted: hidden units and their gradient.
@@ -114,16 +120,32 @@ class Layer {
   }
   const Tensor& weight() const { return weight_; }
 
+  // From d/df(hidden) of a block, where it lies, to d/dhidden.
+  void activation_backward(Tensor& grad, const Tensor& activated) const {
+    if (activation_ == Activation::relu)
+      at::threshold_backward_out(grad, grad, activated, 0);
+    else if (activation_ == Activation::tanh)
+      at::tanh_backward_out(grad, grad, activated);
+  }
+
   // `kept` are the logits [K, B, D], or undefined: then a block has its own. They are computed if
   // `compute`, else read.
   template <class F>
   void for_each_block(const Tensor& kept, bool compute, const F& f) const {
     const Tensor buffer = at::empty({samples_ * batch_, weight_.size(0)}, weight_.options());
     const Tensor transposed = weight_.t();
+    Tensor activated;
+    if (activation_ != Activation::none)
+      activated = at::empty({samples_ * batch_, weight_.size(1)}, weight_.options());
     for (int64_t k = 0; k < K(); k += samples_) {
       for (int64_t b = 0; b < B(); b += batch_) {
         Block block{k, std::min(samples_, K() - k), b, std::min(batch_, B() - b), {}, {}, {}, {}};
         block.hidden = block.flat(hidden_).to(weight_.scalar_type());
+        if (activated.defined()) {
+          Tensor out = activated.narrow(0, 0, block.samples * block.batch);
+          block.hidden = activation_ == Activation::relu ? at::clamp_min_out(out, block.hidden, 0)
+                                                         : at::tanh_out(out, block.hidden);
+        }
         block.scratch = buffer.narrow(0, 0, block.samples * block.batch)
                             .view({block.samples, block.batch, weight_.size(0)});
         block.logits = kept.defined() ? block.of(kept) : block.scratch;
@@ -145,6 +167,7 @@ class Layer {
   Tensor weight_;
   MaybeTensor bias_;
   Tensor target_;  // [B, D]
+  Activation activation_;
   int64_t batch_, samples_;
 };
 
@@ -213,10 +236,11 @@ class Gradients {
     const Tensor grad_logits = block.scratch.flatten(0, 1);
     if (mask_[0]) {
       Tensor grad_hidden = block.flat(by_samples_);
-      if (grad_hidden.scalar_type() == grad_logits.scalar_type())
-        at::mm_out(grad_hidden, grad_logits, layer_.weight());
-      else
-        grad_hidden.copy_(grad_logits.mm(layer_.weight()));
+      const bool in_place = grad_hidden.scalar_type() == grad_logits.scalar_type();
+      Tensor product = in_place ? at::mm_out(grad_hidden, grad_logits, layer_.weight())
+                                : grad_logits.mm(layer_.weight());
+      layer_.activation_backward(product, block.hidden);
+      if (!in_place) grad_hidden.copy_(product);
     }
     weight_.add_product(grad_logits.t(), block.hidden);
     bias_.add_rows(grad_logits);
@@ -245,11 +269,9 @@ Tensor empty_rows(const Tensor& hidden, const Tensor& target) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hidden,
-                                                                const Tensor& weight,
-                                                                const MaybeTensor& bias,
-                                                                const Tensor& target, bool keep,
-                                                                bool check_target) {
+std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
+    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
+    bool keep, bool check_target, int64_t activation) {
   const bool has_samples = check_linear(hidden, weight, bias, target, check_target);
   Tensor out = empty_rows(hidden, target);
   c10::SymDimVector size{0};
@@ -261,7 +283,7 @@ std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hi
   if (out.is_meta()) return {out, logits};
   const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
   const KernelsFor kernels(hidden);
-  Layer(hidden, weight, bias, target)
+  Layer(hidden, weight, bias, target, activation)
       .for_each_block(keep ? by_samples(logits) : Tensor(), true, [&](const Block& block) {
         const Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target});
         kernels->sigmoid_cross_entropy(rows.extent, rows.input(0), rows.target(1),
@@ -272,7 +294,7 @@ std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(const Tensor& hi
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
     const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool mean, std::array<bool, 3> mask, bool check_target) {
+    bool mean, std::array<bool, 3> mask, bool check_target, int64_t activation) {
   const bool has_samples = check_linear(hidden, weight, bias, target, check_target);
   Tensor out = empty_rows(hidden, target);
   if (out.is_meta())
@@ -281,7 +303,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_gra
   const Tensor by_samples = has_samples ? out : out.unsqueeze(0);
   const double scale = mean ? 1 / static_cast<double>(out.numel()) : 1;
   const KernelsFor kernels(hidden);
-  const Layer layer(hidden, weight, bias, target);
+  const Layer layer(hidden, weight, bias, target, activation);
   Gradients grads(layer, hidden, weight, bias, mask);
   layer.for_each_block({}, true, [&](const Block& block) {
     Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
@@ -296,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_gra
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
     const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask) {
+    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask, int64_t activation) {
   Tensor grad_target = empty_like_if(target, mask[3]);
   if (hidden.is_meta())
     return {empty_like_if(hidden, mask[0]), empty_like_if(weight, mask[1]),
@@ -304,7 +326,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward
   const bool has_samples = hidden.dim() == 3;
   const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
   const KernelsFor kernels(hidden);
-  const Layer layer(hidden, weight, bias, target);
+  const Layer layer(hidden, weight, bias, target, activation);
   Gradients grads(layer, hidden, weight, bias, {mask[0], mask[1], mask[2]});
   Tensor target_sum;  // [B, D], over the samples
   if (mask[3])

@@ -1,5 +1,9 @@
 // The derivatives of a layer with its loss; linear.cpp has the passes.
 #include <ATen/ops/linear.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
 
 #include <algorithm>
 
@@ -19,12 +23,26 @@ bool keeps_logits(const Tensor& hidden, const Tensor& weight) {
   return hidden.element_size() >= 4 && bytes <= kKeptBytes;
 }
 
+// The same by differentiable operations.
+Tensor activated(const Tensor& hidden, Activation f) {
+  if (f == Activation::none) return hidden;
+  return f == Activation::relu ? hidden.relu() : hidden.tanh();
+}
+
+// d/dhidden, from that of f(hidden) = result.
+Tensor activation_grad(const Tensor& grad, const Tensor& result, Activation f) {
+  if (f == Activation::none) return grad;
+  return f == Activation::relu ? at::threshold_backward(grad, result, 0)
+                               : at::tanh_backward(grad, result);
+}
+
 struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                                const MaybeTensor& bias, const Tensor& target, Reduction reduction,
-                               bool with_grad, bool keep, bool check_target) {
+                               bool with_grad, bool keep, bool check_target, Activation f) {
+    const auto activation = static_cast<int64_t>(f);
     const std::array<bool, 3> wanted = {hidden.requires_grad(), weight.requires_grad(),
                                         bias.has_value() && bias->requires_grad()};
     Tensor rows, logits;
@@ -32,17 +50,18 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
     if (with_grad)
       std::tie(rows, grads[0], grads[1], grads[2]) = call<linear_sigmoid_cross_entropy_with_grad>(
           "fastvae::linear_sigmoid_cross_entropy_with_grad", hidden, weight, bias, target,
-          reduction == Reduction::mean, wanted, check_target);
+          reduction == Reduction::mean, wanted, check_target, activation);
     else
       std::tie(rows, logits) = call<linear_sigmoid_cross_entropy_forward>(
           "fastvae::linear_sigmoid_cross_entropy_forward", hidden, weight, bias, target, keep,
-          check_target);
+          check_target, activation);
     ctx->save_for_backward(
         {hidden, weight, bias.value_or(Tensor()), target, if_wanted(keep, logits)});
     if (with_grad)
       keep_written(ctx, {if_wanted(wanted[0], grads[0]), if_wanted(wanted[1], grads[1]),
                          if_wanted(wanted[2], grads[2])});
     ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
+    ctx->saved_data["activation"] = activation;
     return {reduce(rows, reduction)};
   }
 
@@ -51,6 +70,7 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
     const Tensor &hidden = saved[0], &weight = saved[1], &target = saved[3];
     const MaybeTensor bias = maybe(saved[2]);
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const int64_t activation = ctx->saved_data["activation"].toInt();
     const bool has_bias = bias.has_value();
     // An absent tensor has no index.
     const std::array<bool, 4> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
@@ -61,14 +81,16 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
     };
     std::array<Tensor, 4> g;
     if (graph_wanted()) {
+      const auto f = static_cast<Activation>(activation);
+      const Tensor input = activated(hidden, f);
       const c10::SymInt outputs = weight.sym_size(0);
       const Tensor flat_target = target.reshape_symint({target.sym_size(0), outputs});
       auto [grad_logits, grad_target] =
-          sigmoid_cross_entropy_grads(per_row(), at::linear(hidden, weight, bias), flat_target);
+          sigmoid_cross_entropy_grads(per_row(), at::linear(input, weight, bias), flat_target);
       grad_logits = as_input(grad_logits, hidden);
       const Tensor flat = grad_logits.flatten(0, -2);
-      g[0] = grad_logits.matmul(weight);
-      g[1] = flat.t().mm(hidden.flatten(0, -2));
+      g[0] = activation_grad(grad_logits.matmul(weight), input, f);
+      g[1] = flat.t().mm(input.flatten(0, -2));
       g[2] = flat.sum(0);
       if (wanted[3]) g[3] = as_input(grad_target.view_symint(target.sym_sizes()), target);
     } else {
@@ -77,7 +99,7 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
       if (written.empty())
         std::tie(g[0], g[1], g[2], g[3]) = call<linear_sigmoid_cross_entropy_backward>(
             "fastvae::linear_sigmoid_cross_entropy_backward", per_row(), hidden, weight, bias,
-            target, maybe(saved[4]), wanted);
+            target, maybe(saved[4]), wanted, activation);
       else
         std::copy(written.begin(), written.end(), g.begin());
     }
@@ -85,6 +107,7 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
             if_wanted(wanted[1], g[1]),
             if_wanted(wanted[2], g[2]),
             if_wanted(wanted[3], g[3]),
+            Tensor(),
             Tensor(),
             Tensor(),
             Tensor(),
@@ -96,15 +119,17 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
 
 Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
-                                    c10::string_view reduction, bool check_target) {
+                                    c10::string_view reduction, bool check_target,
+                                    std::optional<c10::string_view> activation) {
   const Reduction parsed = parse_reduction("fastvae.linear_sigmoid_cross_entropy", reduction);
+  const Activation f = parse_activation("fastvae.linear_sigmoid_cross_entropy", activation);
   const bool any = hidden.requires_grad() || weight.requires_grad() ||
                    (bias.has_value() && bias->requires_grad());
   const bool with_grad = writes_grad(any && !target.requires_grad(), hidden, parsed);
   const bool keep = graph_wanted() && !with_grad && (any || target.requires_grad()) &&
                     keeps_logits(hidden, weight);
   return LinearSigmoidCrossEntropy::apply(hidden, weight, bias, target, parsed, with_grad, keep,
-                                          check_target)[0];
+                                          check_target, f)[0];
 }
 
 }  // namespace fastvae::ops

@@ -94,6 +94,14 @@ Reduction parse_reduction(const char* op, c10::string_view name) {
   return Reduction::sum;
 }
 
+Activation parse_activation(const char* op, std::optional<c10::string_view> name) {
+  if (!name.has_value()) return Activation::none;
+  if (*name == "relu") return Activation::relu;
+  TORCH_CHECK_VALUE(*name == "tanh", op, ": activation must be None, 'relu' or 'tanh', got '",
+                    *name, "'");
+  return Activation::tanh;
+}
+
 Tensor reduce(const Tensor& rows, Reduction reduction) {
   if (reduction == Reduction::none) return rows;
   return reduction == Reduction::mean ? rows.mean() : rows.sum();

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastvae.models.networks import one_of
+from fastvae.models.networks import activation_name, one_of
 from fastvae.ops import gaussian_nll, linear_sigmoid_cross_entropy, sigmoid_cross_entropy
 
 LikelihoodName = Literal["bernoulli", "gaussian"]
@@ -22,20 +22,24 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _split(layers: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Layers, and the linear one that they end in with what may unflatten its logits; or all, and none."""
+    """Layers, and the linear one that they end in, with the activation before it and what may unflatten its logits.
+
+    Or all layers, and none.
+    """
     if type(layers).forward is nn.Sequential.forward and not _is_hooked(layers):
         assert isinstance(layers, nn.Sequential)
         parts = list(layers)
         for tail in ([nn.Linear], [nn.Linear, nn.Unflatten]):
             at = len(parts) - len(tail)
             if at >= 0 and [type(layer) for layer in parts[at:]] == tail and not any(map(_is_hooked, parts[at:])):
-                return parts[:at], parts[at:]
+                activated = at > 0 and activation_name(parts[at - 1]) is not None and not _is_hooked(parts[at - 1])
+                return parts[: at - activated], parts[at - activated :]
     return [layers], []
 
 
-def _gives_rows(tail: list[nn.Module], h: Tensor, event: Sequence[int]) -> bool:
+def _gives_rows(linear: list[nn.Module], h: Tensor, event: Sequence[int]) -> bool:
     """Whether the linear layer gives all logits of a sample as one row, which are then at most viewed as ``event``."""
-    last, *after = tail
+    last, *after = linear
     if last.out_features != math.prod(event):
         return False
     return all(view.dim in (-1, h.dim() - 1) and view.unflattened_size == tuple(event) for view in after)
@@ -112,12 +116,16 @@ class Likelihood(nn.Module):
         for layer in below:
             inputs = (layer(*inputs),)
         (h,) = inputs
-        if tail and _gives_rows(tail, h, x.shape[1:]):
+        activation = activation_name(tail[0]) if tail else None
+        linear = tail[activation is not None :]
+        if linear and _gives_rows(linear, h, x.shape[1:]):
             self._refuse(sigma)
-            last = tail[0]
+            last = linear[0]
             assert isinstance(last, nn.Linear)
             h, x = h.reshape(*batch, last.in_features), _target(x, last.weight.dtype)
-            return linear_sigmoid_cross_entropy(h, last.weight, last.bias, x, reduction=reduction, check_target=True)
+            return linear_sigmoid_cross_entropy(
+                h, last.weight, last.bias, x, activation=activation, reduction=reduction, check_target=True
+            )
         for layer in tail:
             h = layer(h)
         return self.nll(h.reshape(*batch, *x.shape[1:]), x, sigma=sigma, reduction=reduction)

@@ -52,6 +52,11 @@ def activation_layer(activation: Activation) -> nn.Module:
     return _ACTIVATIONS[activation]()
 
 
+def activation_name(layer: nn.Module) -> Activation | None:
+    """What it is called, if the layer is one."""
+    return next((name for name, kind in _ACTIVATIONS.items() if type(layer) is kind), None)
+
+
 def mlp(*widths: int, activation: Activation = "relu") -> nn.Sequential:
     """Linear layers with an activation between them, none after the last.
 
