@@ -431,7 +431,7 @@ def test_gradients_reach_every_parameter_of_convolutional_networks(kind, norm, s
         model.loss(x, *given).loss.backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-8, name  # noqa: PT018
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-7, name  # noqa: PT018
 
 
 def conv(kind=VAE, shape=(9, 11), **options):

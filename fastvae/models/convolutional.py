@@ -171,7 +171,8 @@ class _Level(nn.Module):
     def __init__(self, entry: nn.Module, channels: int, blocks: int, norm: Norm, condition: int = 0) -> None:
         super().__init__()
         self.entry = entry
-        self.condition = nn.Linear(condition, channels) if condition else None
+        # Batch normalisation, which follows wherever this goes, subtracts what a bias adds.
+        self.condition = nn.Linear(condition, channels, bias=norm != "batch") if condition else None
         self.blocks = nn.Sequential(*(_Block(channels, norm) for _ in range(blocks)))
 
     def forward(self, h: Tensor, condition: Tensor | None = None) -> Tensor:
