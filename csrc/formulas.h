@@ -166,6 +166,31 @@ FASTVAE_FN T negative_elbo(T reconstruction, T kl, T beta) {
   return reconstruction + beta * kl;
 }
 
+// max(x, 0), of NaN NaN; the gradient by its result.
+template <class T>
+FASTVAE_FN T relu(T x) {
+  return x < T(0) ? T(0) : x;
+}
+
+template <class T>
+FASTVAE_FN T relu_backward(T g, T y) {
+  return y <= T(0) ? T(0) : g;
+}
+
+// (1 - e^-2|x|) / (1 + e^-2|x|) with the sign of x, by e^-2|x| - 1: nothing cancels where x is
+// small. d/dx = 1 - y^2.
+template <class T>
+FASTVAE_FN T tanh(T x) {
+  const T less_one = math::exponential_of(T(-2) * math::abs(x)).less_one;
+  const T size = math::divide(-less_one, T(2) + less_one);
+  return x < T(0) ? -size : size;
+}
+
+template <class T>
+FASTVAE_FN T tanh_backward(T g, T y) {
+  return g * (T(1) - y * y);
+}
+
 // The value of an image's byte, x / 255, to the last bit what a division gives: 0x10101 / 2^24 is
 // 1/255 but for 2^-24 of it, and the byte's product with it is exact in float.
 FASTVAE_FN float pixel_of_scaled(float product) { return product + product * 0x1p-24f; }

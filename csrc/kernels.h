@@ -69,6 +69,9 @@ struct Output {
   int64_t stride_k = 0, stride_b = 0;
 };
 
+// What follows a linear layer.
+enum class Activation { none, relu, tanh };
+
 // Row sums [K, B], or sums over all rows [D]: contiguous, float32 or float64; nobody's if data is
 // null.
 struct Sums {
@@ -141,6 +144,13 @@ struct Kernels {
                                         PerRow logvar, Sums grad_logvar);
   // Row sums of d/dlog sigma, without the upstream gradient.
   void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Target target, Input inverse, Sums out);
+
+  // Between the products of a network: its input as numbers; f(x + bias), of which either may be
+  // absent; and from d/df to d/dx, by what f gave, with its sums over all rows.
+  void (*convert)(Extent, Target x, Output out);
+  void (*activate)(Extent, Input x, const Shared* bias, Activation f, Output out);
+  void (*activate_backward)(Extent, Input grad, Input activated, Activation f, Output grad_x,
+                            Sums grad_bias /* [D] */);
 
   // Of each row, and of each column over all rows.
   void (*sum_rows)(Extent, Input x, Sums out);

@@ -39,6 +39,10 @@ TORCH_LIBRARY(fastvae, m) {
       "str reduction='none', bool check_target=False, str? activation=None) -> Tensor",
       pure);
   m.def(
+      "mlp(Tensor x, Tensor[] weights, Tensor?[] biases, str? activation='relu', "
+      "ScalarType? dtype=None) -> Tensor",
+      pure);
+  m.def(
       "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
       "str reduction='none') -> Tensor",
       pure);
@@ -60,6 +64,7 @@ TORCH_LIBRARY(fastvae, m) {
          ops::sigmoid_cross_entropy);
   m.impl("linear_sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
          ops::linear_sigmoid_cross_entropy);
+  m.impl("mlp", c10::DispatchKey::CompositeImplicitAutograd, ops::mlp);
   m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
   m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
   m.impl("binarize", c10::DispatchKey::CompositeImplicitAutograd, ops::binarize);
@@ -122,6 +127,14 @@ TORCH_LIBRARY(fastvae, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
+      "mlp_forward(Tensor x, Tensor[] weights, Tensor?[] biases, int activation, ScalarType dtype, "
+      "bool keep) -> (Tensor, Tensor[], Tensor[])",
+      pure);
+  m.def(
+      "mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] taken, Tensor[] rounded, "
+      "int activation, bool[] mask) -> Tensor[]",
+      pure);
+  m.def(
       "gaussian_nll_forward(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, "
       "float sigma_value) -> Tensor",
       pure);
@@ -161,6 +174,8 @@ void implement(torch::Library& m) {
   m.impl("linear_sigmoid_cross_entropy_forward", ops::linear_sigmoid_cross_entropy_forward);
   m.impl("linear_sigmoid_cross_entropy_with_grad", ops::linear_sigmoid_cross_entropy_with_grad);
   m.impl("linear_sigmoid_cross_entropy_backward", ops::linear_sigmoid_cross_entropy_backward);
+  m.impl("mlp_forward", ops::mlp_forward);
+  m.impl("mlp_backward", ops::mlp_backward);
   m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
   m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
   m.impl("elbo_loss_forward", ops::elbo_loss_forward);
@@ -172,14 +187,27 @@ void implement(torch::Library& m) {
 // Asked for a derivative by themselves, the parts below autograd refuse: without this torch would
 // warn and give none.
 TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
-  for (const char* name :
-       {"reparameterize_forward", "reparameterize_backward", "normal", "gaussian_kl_forward",
-        "gaussian_kl_backward", "sample_kl_forward", "sample_kl_backward",
-        "sample_kl_packed_backward", "sigmoid_cross_entropy_forward",
-        "sigmoid_cross_entropy_with_grad", "scale_grad", "sigmoid_cross_entropy_backward",
-        "linear_sigmoid_cross_entropy_forward", "linear_sigmoid_cross_entropy_with_grad",
-        "linear_sigmoid_cross_entropy_backward", "gaussian_nll_forward", "gaussian_nll_backward",
-        "elbo_loss_forward", "binarize_forward"})
+  for (const char* name : {"reparameterize_forward",
+                           "reparameterize_backward",
+                           "normal",
+                           "gaussian_kl_forward",
+                           "gaussian_kl_backward",
+                           "sample_kl_forward",
+                           "sample_kl_backward",
+                           "sample_kl_packed_backward",
+                           "sigmoid_cross_entropy_forward",
+                           "sigmoid_cross_entropy_with_grad",
+                           "scale_grad",
+                           "sigmoid_cross_entropy_backward",
+                           "linear_sigmoid_cross_entropy_forward",
+                           "linear_sigmoid_cross_entropy_with_grad",
+                           "linear_sigmoid_cross_entropy_backward",
+                           "mlp_forward",
+                           "mlp_backward",
+                           "gaussian_nll_forward",
+                           "gaussian_nll_backward",
+                           "elbo_loss_forward",
+                           "binarize_forward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
@@ -199,10 +227,25 @@ at::Tensor autocast_linear(const at::Tensor& hidden, const at::Tensor& weight,
       autocast::cached_cast(dtype, bias, device), target, reduction, check_target, activation);
 }
 
+// Not cached casts: the operator rounds the weights itself, and their gradients stay float32.
+template <c10::DeviceType device>
+at::Tensor autocast_mlp(const at::Tensor& x, at::TensorList weights,
+                        const fastvae::ops::MaybeTensors& biases,
+                        std::optional<c10::string_view> activation,
+                        std::optional<at::ScalarType> dtype) {
+  namespace autocast = at::autocast;
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      autocast::get_autocast_dispatch_key_from_device_type(device));
+  return fastvae::ops::mlp(x, weights, biases, activation,
+                           dtype.value_or(autocast::get_autocast_dtype(device)));
+}
+
 TORCH_LIBRARY_IMPL(fastvae, AutocastCPU, m) {
+  m.impl("mlp", autocast_mlp<c10::DeviceType::CPU>);
   m.impl("linear_sigmoid_cross_entropy", autocast_linear<c10::DeviceType::CPU>);
 }
 TORCH_LIBRARY_IMPL(fastvae, AutocastCUDA, m) {
+  m.impl("mlp", autocast_mlp<c10::DeviceType::CUDA>);
   m.impl("linear_sigmoid_cross_entropy", autocast_linear<c10::DeviceType::CUDA>);
 }
 

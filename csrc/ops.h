@@ -12,19 +12,20 @@
 #include <optional>
 #include <tuple>
 
+#include "kernels.h"
+
 namespace fastvae::ops {
 
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using MaybeGenerator = std::optional<at::Generator>;
+using MaybeTensors = c10::List<std::optional<Tensor>>;
 
 // How the per-sample values [B] or [K, B] become the result.
 enum class Reduction { none, mean, sum };
 Reduction parse_reduction(const char* op, c10::string_view name);
 Tensor reduce(const Tensor& rows, Reduction reduction);
 
-// What a layer's input passes before the product.
-enum class Activation { none, relu, tanh };
 Activation parse_activation(const char* op, std::optional<c10::string_view> name);
 
 // uint8 images as numbers in [0, 1], bool as 0 and 1; the rest as it is.
@@ -98,6 +99,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward
     const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
     const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask, int64_t activation);
 
+// A network of linear layers, of weights [H', H] and biases [H'] or none, with an activation f, by
+// its number, between them; products in `dtype`. If it is to `keep` them, the forward pass gives
+// what each layer took, and the weights, as far as they are not the inputs themselves: then these
+// are empty. The mask is of x, the weights and the biases, as is the result.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_forward(
+    const Tensor& x, at::TensorList weights, const MaybeTensors& biases, int64_t activation,
+    at::ScalarType dtype, bool keep);
+std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::TensorList weights,
+                                 at::TensorList taken, at::TensorList rounded, int64_t activation,
+                                 const c10::List<bool>& mask);
+
 // Either logvar, or the standard deviation: the 0-d tensor sigma, or else sigma_value.
 Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                             const MaybeTensor& sigma, double sigma_value);
@@ -130,6 +142,9 @@ Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
                                     c10::string_view reduction, bool check_target,
                                     std::optional<c10::string_view> activation);
+// Products in `dtype`, or in that of the weights.
+Tensor mlp(const Tensor& x, at::TensorList weights, const MaybeTensors& biases,
+           std::optional<c10::string_view> activation, std::optional<at::ScalarType> dtype);
 Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
                     const MaybeTensor& sigma, double sigma_value, c10::string_view reduction);
 std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,

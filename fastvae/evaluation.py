@@ -21,8 +21,9 @@ from fastvae import objectives
 from fastvae.activations import peak_bytes
 from fastvae.data import Batches, Data, Rows
 from fastvae.files import replacing
+from fastvae.layers import first_weight
 from fastvae.models import CVAE, VAE, Model, Regressor
-from fastvae.models.networks import evaluating, first_weight, one_of
+from fastvae.models.networks import evaluating, one_of
 from fastvae.ops import binarize as draw
 from fastvae.ops import gaussian_kl, reparameterize, serializable
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from fastvae.data import join_column
+from fastvae.layers import first_weight
 from fastvae.models import CVAE, VAE
-from fastvae.models.networks import evaluating, first_weight
+from fastvae.models.networks import evaluating
 from fastvae.training.config import TrainConfig
 
 _SPRITE = 32  # pixels of an image's longer side: 5,000 of them fit the 8,192 pixels that TensorBoard allows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Generator, Tensor, nn
 
 from . import ops
+from .layers import MLP as MLP
 
 
 class Reparameterize(nn.Module):

@@ -1,8 +1,9 @@
 """The operators: each is one call of a C++ operator, which checks, allocates, runs and differentiates.
 
 Checks, shapes for tracing and autograd live in C++, ``csrc/ops/NAME.cpp``, so the same
-bad input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule, but for the layer of
-:func:`linear_sigmoid_cross_entropy`: every floating dtype is taken as it is and accumulated in at least float32.
+bad input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule, but for the layers of
+:func:`linear_sigmoid_cross_entropy` and :func:`mlp`: every floating dtype is taken as it is and accumulated in at least
+float32.
 Under the transforms of ``torch.func`` the functions are those of :mod:`fastvae.reference`, which are plain PyTorch;
 forward-mode derivatives outside of them are refused.
 
@@ -41,6 +42,7 @@ _sample_kl: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl.d
 _sample_kl_packed: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl_packed.default
 _sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.sigmoid_cross_entropy.default
 _linear_sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.linear_sigmoid_cross_entropy.default
+_mlp: Callable[..., Tensor] = torch.ops.fastvae.mlp.default
 _gaussian_nll: Callable[..., Tensor] = torch.ops.fastvae.gaussian_nll.default
 _elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
 _binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
@@ -51,7 +53,7 @@ for _draw in ("reparameterize_forward", "sample_kl_forward", "binarize_forward")
 
 
 def _register_flop_formulas() -> None:
-    """The products of :func:`linear_sigmoid_cross_entropy`, which FlopCounterMode does not see, for its count.
+    """The products of :func:`linear_sigmoid_cross_entropy` and :func:`mlp`, which FlopCounterMode does not see.
 
     As torch counts: 2 for each multiplication and addition of a matrix product, nothing elementwise. Logits are counted
     each time they are computed, in the backward pass again where they were not kept. One of two products each is the
@@ -78,8 +80,26 @@ def _register_flop_formulas() -> None:
     ) -> int:  # fmt: skip
         return product(hidden, weight) * ((logits is None) + sum(mask[:2]))
 
-    for formula in (forward, with_grad, backward):
-        part = getattr(torch.ops.fastvae, f"linear_sigmoid_cross_entropy_{formula.__name__}")
+    def mlp_forward(x: Sequence[int], weights: Sequence[Sequence[int]], *_: object, **__: object) -> int:
+        return sum(2 * math.prod(x[:-1]) * math.prod(weight) for weight in weights)
+
+    def mlp_backward(
+        grad: object, x: Sequence[int], weights: Sequence[Sequence[int]], taken: object, rounded: object,
+        activation: int, mask: Sequence[bool], *_: object, **__: object
+    ) -> int:  # fmt: skip
+        wanted = [mask[0], *(any(of) for of in zip(mask[1:], mask[1 + len(weights) :], strict=False))]
+        products = [mask[1 + i] + any(wanted[: i + 1]) for i in range(len(weights))]
+        return sum(n * mlp_forward(x, [weight]) for n, weight in zip(products, weights, strict=True))
+
+    formulas: dict[str, Callable[..., int]] = {
+        "linear_sigmoid_cross_entropy_forward": forward,
+        "linear_sigmoid_cross_entropy_with_grad": with_grad,
+        "linear_sigmoid_cross_entropy_backward": backward,
+        "mlp_forward": mlp_forward,
+        "mlp_backward": mlp_backward,
+    }
+    for name, formula in formulas.items():
+        part = getattr(torch.ops.fastvae, name)
         if part not in flop_registry:
             register_flop_formula(part)(formula)
 
@@ -314,6 +334,40 @@ def linear_sigmoid_cross_entropy(
             hidden, weight, bias, target, activation=activation, reduction=reduction
         )
     return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction, check_target, activation)
+
+
+def mlp(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, activation: str | None = "relu"
+) -> Tensor:
+    """A network of linear layers with an activation between them, none after the last.
+
+    Between two products there is one pass: bias and activation forward, and backward the activation's derivative with
+    the sum for the bias. What is kept for the backward pass is what each layer takes, and under autocast the rounded
+    weights.
+
+    Args:
+        x: ``[..., H]``: floating point, bool, or uint8 read as x / 255. It is rounded to the dtype of the products in
+            one pass, and has its gradient where it requires one.
+        weights: for each layer ``[H', H]``, as in ``torch.nn.Linear``, of one floating dtype, which the result has.
+        biases: for each layer ``[H']``, of the same dtype, or None.
+        activation: ``"relu"``, ``"tanh"`` or None.
+
+    Under autocast the products are in its dtype, which the result has. The operator rounds the weights itself; their
+    gradients, and those of the biases, have the dtype of the weights. On a GPU they are not rounded to less on the
+    way, nor on a CPU that multiplies in float32 anyway; the sums for the biases nowhere are.
+
+    Returns:
+        ``[..., H']`` of the last layer.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, there is no weight, or not a bias or None for each, the
+            activation is unknown.
+
+    Source: Doersch 2016 (arXiv:1606.05908), section 4: the networks of the encoder and the decoder.
+    """
+    if transformed():
+        return reference.mlp(x, weights, biases, activation=activation)
+    return _mlp(x, weights, biases, activation)
 
 
 def gaussian_nll(

@@ -8,7 +8,7 @@ same name there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -200,6 +200,26 @@ def linear_sigmoid_cross_entropy(
     return sigmoid_cross_entropy(
         logits, target.flatten(1) if target.dim() > 1 else target[:, None], reduction=reduction
     )
+
+
+def mlp(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, activation: str | None = "relu"
+) -> Tensor:
+    """A layer after the other, with the activation between them."""
+    if not weights or len(weights) != len(biases):
+        raise ValueError(f"give a weight or more, and a bias or None for each, got {len(weights)} and {len(biases)}")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be None, 'relu' or 'tanh', got {activation!r}")
+    h = _values(x, weights[0].dtype)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        shapes = {"x": list(h.shape), "weight": list(weight.shape), "bias": None if bias is None else list(bias.shape)}
+        if h.dim() == 0 or weight.dim() != 2 or h.shape[-1] != weight.shape[1]:
+            raise ValueError(f"layer {i} takes [..., H] by weight [H', H], got {shapes}")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias of layer {i} must be [H'], got {shapes}")
+        _require_floating(weight=weight, bias=bias)
+        h = functional.linear(h if i == 0 else _ACTIVATIONS[activation](h), weight, bias)
+    return h
 
 
 def gaussian_nll(

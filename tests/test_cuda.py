@@ -146,6 +146,10 @@ MORE_CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] 
         lambda hidden, weight, x: fastvae.linear_sigmoid_cross_entropy(hidden, weight, None, x),
         [torch.randn(64, 32, requires_grad=True), torch.randn(784, 32, requires_grad=True), torch.rand(64, 784)],
     ),
+    "mlp": lambda: (
+        lambda x, first, second, bias: fastvae.mlp(x, [first, second], [bias, None]),
+        [torch.randn(size, requires_grad=True) for size in ((64, 784), (100, 784), (20, 100), (100,))],
+    ),
     "gaussian_nll": lambda: (
         lambda mean, x, sigma: fastvae.gaussian_nll(mean, x, sigma=sigma),
         [torch.randn(9, 784, requires_grad=True), torch.rand(9, 784), torch.tensor(0.5, requires_grad=True)],

@@ -30,6 +30,9 @@
   _(gaussian_nll_backward_columns)         \
   _(gaussian_nll_grad_logvar_rows)         \
   _(gaussian_nll_grad_log_sigma)           \
+  _(convert)                               \
+  _(activate)                              \
+  _(activate_backward)                     \
   _(sum_rows)                              \
   _(sum_columns)                           \
   _(binarize)

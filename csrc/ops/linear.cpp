@@ -13,9 +13,8 @@
 
 #include <algorithm>
 
-#include "../cpu/dispatch.h"
-#include "../ops.h"
 #include "../rows.h"
+#include "layer.h"
 
 namespace fastvae::ops {
 namespace {
@@ -68,14 +67,6 @@ bool check_linear(const Tensor& hidden, const Tensor& weight, const MaybeTensor&
   return hidden.dim() == 3;
 }
 
-// The dtype of the products: that of the inputs, but float32 on a CPU without instructions for the
-// smaller one, whose products take several times as long there.
-at::ScalarType product_dtype(const Tensor& t) {
-  return t.is_cpu() && is_reduced(t.scalar_type()) && !cpu::multiplies(t.scalar_type())
-             ? at::kFloat
-             : t.scalar_type();
-}
-
 // Rows k .. k + samples of the samples and b .. b + batch of the batch.
 struct Block {
   int64_t k, samples, b, batch;
@@ -94,7 +85,7 @@ class Layer {
   Layer(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
         int64_t activation)
       : hidden_(hidden.dim() == 3 ? hidden : hidden.unsqueeze(0)),
-        weight_(weight.to(product_dtype(weight))),
+        weight_(weight.to(product_dtype(weight, weight.scalar_type()))),
         bias_(bias),
         target_(target.reshape({target.size(0), weight.size(0)})),
         activation_(static_cast<Activation>(activation)) {
@@ -133,7 +124,6 @@ class Layer {
   template <class F>
   void for_each_block(const Tensor& kept, bool compute, const F& f) const {
     const Tensor buffer = at::empty({samples_ * batch_, weight_.size(0)}, weight_.options());
-    const Tensor transposed = weight_.t();
     Tensor activated;
     if (activation_ != Activation::none)
       activated = at::empty({samples_ * batch_, weight_.size(1)}, weight_.options());
@@ -152,10 +142,7 @@ class Layer {
         block.target = target_.narrow(0, b, block.batch);
         if (compute) {
           Tensor logits = block.logits.flatten(0, 1);
-          if (bias_.has_value())
-            at::addmm_out(logits, *bias_, block.hidden, transposed);
-          else
-            at::mm_out(logits, block.hidden, transposed);
+          layer(block.hidden, weight_, bias_, Activation::none, logits);
         }
         f(block);
       }

@@ -1,13 +1,10 @@
 // The derivatives of a layer with its loss; linear.cpp has the passes.
 #include <ATen/ops/linear.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/tanh.h>
-#include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/threshold_backward.h>
 
 #include <algorithm>
 
 #include "autograd.h"
+#include "layer.h"
 
 namespace fastvae::ops {
 namespace {
@@ -21,19 +18,6 @@ bool keeps_logits(const Tensor& hidden, const Tensor& weight) {
   c10::SymInt bytes = weight.sym_size(0) * hidden.element_size();
   for (const auto& size : hidden.sym_sizes().slice(0, hidden.dim() - 1)) bytes = bytes * size;
   return hidden.element_size() >= 4 && bytes <= kKeptBytes;
-}
-
-// The same by differentiable operations.
-Tensor activated(const Tensor& hidden, Activation f) {
-  if (f == Activation::none) return hidden;
-  return f == Activation::relu ? hidden.relu() : hidden.tanh();
-}
-
-// d/dhidden, from that of f(hidden) = result.
-Tensor activation_grad(const Tensor& grad, const Tensor& result, Activation f) {
-  if (f == Activation::none) return grad;
-  return f == Activation::relu ? at::threshold_backward(grad, result, 0)
-                               : at::tanh_backward(grad, result);
 }
 
 struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {

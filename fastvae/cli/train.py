@@ -18,9 +18,10 @@ from fastvae.cli.options import DATA_DIR_DEFAULT, DATA_DIR_HELP, MAX_SEED
 from fastvae.cli.trained import DATA_GIVEN
 from fastvae.data import DatasetName, Layout
 from fastvae.display import TrainingDisplay
+from fastvae.layers import Activation
 from fastvae.models.convolutional import Norm
 from fastvae.models.likelihood import LikelihoodName
-from fastvae.models.networks import Activation, Preset
+from fastvae.models.networks import Preset
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training import StoppedError, TrainConfig
 from fastvae.training.config import Amp, Binarize, Condition, Decay, ModelName

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from fastvae.models.networks import Activation, as_input, input_dtype, mlp, sizes, split
+from fastvae.layers import Activation, input_dtype
+from fastvae.models.networks import as_input, mlp, sizes, split
 from fastvae.ops import transformed
 
 _COLUMN = 28  # pixels of the column that the tutorial's networks are given

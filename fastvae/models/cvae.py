@@ -11,18 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvae.layers import Activation
 from fastvae.models.conditions import ConditionNetwork, check_condition, condition_numbers, joined_layer
 from fastvae.models.convolutional import Norm
 from fastvae.models.latent import Joins, LatentVariableModel, VAEOutput
 from fastvae.models.likelihood import LikelihoodName
-from fastvae.models.networks import (
-    Activation,
-    Preset,
-    encoder_mlp,
-    initialise_as_doersch,
-    mlp,
-    split,
-)
+from fastvae.models.networks import Preset, encoder_mlp, initialise_as_doersch, mlp, split
 from fastvae.objectives import Gradient
 from fastvae.ops import ELBO
 

@@ -10,18 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastvae import objectives
+from fastvae.layers import Activation, first_weight
 from fastvae.models.convolutional import convolutional
 from fastvae.models.likelihood import Likelihood, LikelihoodName
-from fastvae.models.networks import (
-    Activation,
-    Preset,
-    as_input,
-    check_network,
-    check_shape,
-    first_weight,
-    network_options,
-    sizes,
-)
+from fastvae.models.networks import Preset, as_input, check_network, check_shape, network_options, sizes
 from fastvae.models.own import made_by, own_networks
 from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl, serializable
 

@@ -9,16 +9,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastvae.models.networks import activation_name, one_of
+from fastvae.layers import activation_name, is_hooked, is_sequential, run
+from fastvae.models.networks import one_of
 from fastvae.ops import gaussian_nll, linear_sigmoid_cross_entropy, sigmoid_cross_entropy
 
 LikelihoodName = Literal["bernoulli", "gaussian"]
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether to call a module does more than its ``forward``, as with pruning or sharded weights."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__
 
 
 def _split(layers: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -26,13 +21,13 @@ def _split(layers: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
     Or all layers, and none.
     """
-    if type(layers).forward is nn.Sequential.forward and not _is_hooked(layers):
+    if is_sequential(layers):
         assert isinstance(layers, nn.Sequential)
         parts = list(layers)
         for tail in ([nn.Linear], [nn.Linear, nn.Unflatten]):
             at = len(parts) - len(tail)
-            if at >= 0 and [type(layer) for layer in parts[at:]] == tail and not any(map(_is_hooked, parts[at:])):
-                activated = at > 0 and activation_name(parts[at - 1]) is not None and not _is_hooked(parts[at - 1])
+            if at >= 0 and [type(layer) for layer in parts[at:]] == tail and not any(map(is_hooked, parts[at:])):
+                activated = at > 0 and activation_name(parts[at - 1]) is not None and not is_hooked(parts[at - 1])
                 return parts[: at - activated], parts[at - activated :]
     return [layers], []
 
@@ -113,9 +108,7 @@ class Likelihood(nn.Module):
         Where the layers end in a linear one, its logits are not all kept (Bernoulli).
         """
         below, tail = _split(layers) if self.name == "bernoulli" and len(inputs) == 1 else ([layers], [])
-        for layer in below:
-            inputs = (layer(*inputs),)
-        (h,) = inputs
+        h = run(below, *inputs) if tail else layers(*inputs)
         activation = activation_name(tail[0]) if tail else None
         linear = tail[activation is not None :]
         if linear and _gives_rows(linear, h, x.shape[1:]):

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["relu", "tanh"]
+from fastvae.layers import ACTIVATIONS, MLP, Activation, as_numbers, is_operand, takes_bytes
+
 Preset = Literal["doersch"]
 NetworkName = Literal["mlp", "conv"]
 
@@ -20,11 +21,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "conv": {"conv_width": 32, "conv_depth": 1, "conv_norm": "group"},
     "own": {},
 }
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 # Doersch's code: the standard deviation of a weight, and how many of a unit's inputs each output keeps on average.
 _DOERSCH_DEVIATION, _DOERSCH_CONNECTIONS = 0.1, 15
-# What a layer may take: a quantised weight has another dtype than its layer's input.
-_NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class MomentHeads(nn.Module):
@@ -49,15 +47,10 @@ class MomentHeads(nn.Module):
 
 def activation_layer(activation: Activation) -> nn.Module:
     """A layer of it."""
-    return _ACTIVATIONS[activation]()
+    return ACTIVATIONS[activation]()
 
 
-def activation_name(layer: nn.Module) -> Activation | None:
-    """What it is called, if the layer is one."""
-    return next((name for name, kind in _ACTIVATIONS.items() if type(layer) is kind), None)
-
-
-def mlp(*widths: int, activation: Activation = "relu") -> nn.Sequential:
+def mlp(*widths: int, activation: Activation = "relu") -> MLP:
     """Linear layers with an activation between them, none after the last.
 
     He's initialisation before a ReLU, Glorot's elsewhere: with torch's own, of a sixth of He's variance, the
@@ -73,22 +66,22 @@ def mlp(*widths: int, activation: Activation = "relu") -> nn.Sequential:
         nn.init.zeros_(linear.bias)
         layers += [linear, activation_layer(activation)]
     nn.init.xavier_normal_(linear.weight)
-    return nn.Sequential(*layers[:-1])
+    return MLP(*layers[:-1])
 
 
-def split(layers: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
+def split(layers: MLP, at: int) -> tuple[MLP, MLP]:
     """The layers before number ``at``, and the others."""
-    return nn.Sequential(*list(layers)[:at]), nn.Sequential(*list(layers)[at:])
+    return MLP(*list(layers)[:at]), MLP(*list(layers)[at:])
 
 
 def encoder_mlp(
     inputs: int, hidden: Sequence[int], latent_dim: int, activation: Activation, preset: Preset | None
-) -> nn.Sequential:
+) -> MLP:
     """From ``inputs`` numbers to the packed moments ``[..., 2L]``."""
     if preset is None:
         # One layer for both moments: the operators read its two halves in place.
         return mlp(inputs, *hidden, 2 * latent_dim, activation=activation)
-    return mlp(inputs, *hidden).append(MomentHeads(hidden[-1], latent_dim))
+    return MLP(*mlp(inputs, *hidden), MomentHeads(hidden[-1], latent_dim))
 
 
 @torch.no_grad()
@@ -170,38 +163,10 @@ def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected [{expected}]")
 
 
-def first_weight(*networks: nn.Module) -> Tensor | None:
-    """The first tensor of numbers that the networks compute with, in that order: its dtype and device are theirs.
-
-    It is a parameter or, where a network has none, a buffer or a plain attribute, as the weights of a ``DataParallel``
-    replica are. Quantised layers have none at all.
-    """
-    for network in networks:
-        for tensors in (network.parameters(), network.buffers(), _attributes(network)):
-            for tensor in tensors:
-                if tensor.dtype in _NUMBERS:
-                    return tensor
-    return None
-
-
-def _attributes(network: nn.Module) -> Iterator[Tensor]:
-    return (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-
-
-def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
-    """What the first of the networks takes ``x`` in: the dtype of its weights, or of those after it.
-
-    Without any weights, floating-point numbers stay as they are and others get torch's default dtype, as in an
-    ``nn.Sequential`` that is given ``x / 255``.
-    """
-    weight = first_weight(*networks)
-    if weight is not None:
-        return weight.dtype
-    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
-
-
 def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module) -> Tensor:
     """``x [B, *shape]`` as numbers of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others as their value.
+
+    Or as it is, for a network that sees to that itself.
 
     Raises:
         ValueError: another shape (the message names both), or a dtype that holds no real numbers.
@@ -209,8 +174,7 @@ def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module)
     check_shape(name, x, shape)
     if x.is_complex() or x.is_quantized:
         raise ValueError(f"{name} must be integers, bool or floating point, not {x.dtype}")
-    dtype = input_dtype(x, *networks)
-    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
+    return x if takes_bytes(*networks[:1]) and is_operand(x) else as_numbers(x, *networks)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastvae.models.networks import evaluating, first_weight
+from fastvae.layers import first_weight
+from fastvae.models.networks import evaluating
 
 _BATCH = 2  # one sample alone would hide a module that drops the dimension
 

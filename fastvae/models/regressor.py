@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvae.layers import Activation
 from fastvae.models.conditions import ConditionNetwork, check_condition
 from fastvae.models.likelihood import Likelihood, LikelihoodName
 from fastvae.models.networks import (
-    Activation,
     Preset,
     activation_layer,
     check_network,

@@ -12,16 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvae.layers import Activation
 from fastvae.models.convolutional import Norm
 from fastvae.models.latent import Joins, LatentVariableModel, VAEOutput
 from fastvae.models.likelihood import LikelihoodName
-from fastvae.models.networks import (
-    Activation,
-    Preset,
-    encoder_mlp,
-    initialise_as_doersch,
-    mlp,
-)
+from fastvae.models.networks import Preset, encoder_mlp, initialise_as_doersch, mlp
 from fastvae.objectives import Gradient
 from fastvae.ops import ELBO
 

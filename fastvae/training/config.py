@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastvae.data import DatasetName, Layout
+from fastvae.layers import Activation
 from fastvae.models.convolutional import Norm
 from fastvae.models.likelihood import LikelihoodName
-from fastvae.models.networks import Activation, NetworkName, Preset, check_network
+from fastvae.models.networks import NetworkName, Preset, check_network
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training.checkpoint import Checkpoint
 from fastvae.training.solver import Scaling

@@ -15,8 +15,8 @@ from fastvae.data.check import check_parts
 from fastvae.data.columns import split_rows
 from fastvae.data.rows import Rows, take
 from fastvae.data.torch_data import TorchData
+from fastvae.layers import first_weight
 from fastvae.models import CVAE, VAE, Model
-from fastvae.models.networks import first_weight
 from fastvae.training.checkpoint import MODELS
 from fastvae.training.config import TrainConfig
 

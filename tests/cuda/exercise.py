@@ -32,8 +32,15 @@ for dtype in FLOATS:
             fastvae.gaussian_nll(logits, target, sigma=torch.tensor(0.5, requires_grad=True)).sum().backward()
             shifted = torch.randn(6 * size + 1, dtype=dtype)[1:].view(6, size).requires_grad_()
             fastvae.sigmoid_cross_entropy(shifted, target).sum().backward()
+    for width in (48, 45):
+        for kind in (dtype, torch.float32, torch.uint8, torch.bool):
+            weights = [torch.randn(size, dtype=dtype, requires_grad=True) for size in ((64, width), (33, 64), (16, 33))]
+            biases = [torch.randn(64, dtype=dtype, requires_grad=True), None, None]
+            for activation in ("relu", "tanh"):
+                x = torch.rand(70, width).mul(2).to(kind)
+                fastvae.mlp(x, weights, biases, activation=activation).sum().backward()
 fastvae.binarize(torch.rand(7, 785))
 fastvae.binarize(torch.randint(0, 256, (7, 784), dtype=torch.uint8))
 fastvae.binarize(torch.randint(0, 256, (7, 785), dtype=torch.uint8), index=torch.tensor([6, 0, 3]), dtype=torch.float32)
 torch.cuda.synchronize()
-print(f"{len(CASES)} calls, {len(SHAPES)} shapes, {len(FLOATS)} dtypes, and targets of bytes")
+print(f"{len(CASES)} calls, {len(SHAPES)} shapes, {len(FLOATS)} dtypes, targets of bytes and networks")

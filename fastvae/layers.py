@@ -1,0 +1,136 @@
+"""Layers that run as operators, where they stand as a network has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+
+from fastvae import ops
+
+Activation = Literal["relu", "tanh"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+# What a layer may take: a quantised weight has another dtype than its layer's input.
+_NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class MLP(nn.Sequential):
+    """An ``nn.Sequential`` whose linear layers, with the ReLU or Tanh between them, run as :func:`fastvae.mlp`.
+
+    ``fastvae.nn.MLP(*network)`` is one with the layers of another: the same parameters, by the same names. Layers of
+    other kinds may stand among them and are called. So is a linear layer that has hooks (pruning, spectral norm),
+    another class (parametrised, quantised, adapters) or weights that are no plain tensors (shards).
+
+    It takes ``[..., H]`` of floating point, bool, or uint8 read as x / 255, of any dtype: the first layer's input is
+    rounded to that of its weights.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., H]`` through all layers."""
+        layers = list(self)
+        return run(layers, x if layers and _is_operator(layers[0]) else as_numbers(x, self))
+
+
+def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """``x`` through the layers, several at once where they are a stack as :class:`MLP` says."""
+    at = 0
+    while at < len(layers):
+        linears, activation = _stack(layers[at:])
+        if linears:
+            x = ops.mlp(x, [f.weight for f in linears], [f.bias for f in linears], activation=activation)
+            at += 2 * len(linears) - 1
+            continue
+        x = layers[at](x)
+        at += 1
+    return x
+
+
+def _stack(layers: Sequence[nn.Module]) -> tuple[list[nn.Linear], Activation | None]:
+    """The linear layers that ``layers`` begin with, as far as one activation is between them, and its name."""
+    linears: list[nn.Linear] = []
+    activation: Activation | None = None
+    for at in range(0, len(layers), 2):
+        layer = layers[at]
+        if not _is_operator(layer):
+            break
+        if at:
+            name = activation_name(layers[at - 1])
+            if name is None or is_hooked(layers[at - 1]) or activation not in (None, name):
+                break
+            activation = name
+        linears.append(layer)
+    return linears, activation
+
+
+def activation_name(layer: nn.Module) -> Activation | None:
+    """What it is called, if the layer is one."""
+    return next((name for name, kind in ACTIVATIONS.items() if type(layer) is kind), None)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether to call a module does more than its ``forward``, as with pruning or sharded weights."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
+
+
+def is_sequential(module: nn.Module) -> bool:
+    """Whether to call a module is no more than to call its children in turn."""
+    return type(module).forward in (nn.Sequential.forward, MLP.forward) and not is_hooked(module)
+
+
+def takes_bytes(network: nn.Module) -> bool:
+    """Whether it makes numbers of what it is given itself."""
+    return type(network).forward is MLP.forward
+
+
+def is_operand(x: Tensor) -> bool:
+    """Whether the operators take it as it is."""
+    return x.dtype in (*_NUMBERS, torch.uint8, torch.bool)
+
+
+def _is_operator(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer and no more; weights of other classes have products of their own."""
+    return type(layer) is nn.Linear and not is_hooked(layer) and _is_plain(layer.weight) and _is_plain(layer.bias)
+
+
+def _is_plain(parameter: Tensor | None) -> bool:
+    return parameter is None or type(parameter) in (Tensor, nn.Parameter, FakeTensor)
+
+
+def first_weight(*networks: nn.Module) -> Tensor | None:
+    """The first tensor of numbers that the networks compute with, in that order: its dtype and device are theirs.
+
+    It is a parameter or, where a network has none, a buffer or a plain attribute, as the weights of a ``DataParallel``
+    replica are. Quantised layers have none at all.
+    """
+    for network in networks:
+        for tensors in (network.parameters(), network.buffers(), _attributes(network)):
+            for tensor in tensors:
+                if tensor.dtype in _NUMBERS:
+                    return tensor
+    return None
+
+
+def _attributes(network: nn.Module) -> Iterator[Tensor]:
+    return (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
+    """What the first of the networks takes ``x`` in: the dtype of its weights, or of those after it.
+
+    Without any weights, floating-point numbers stay as they are and others get torch's default dtype, as in an
+    ``nn.Sequential`` that is given ``x / 255``.
+    """
+    weight = first_weight(*networks)
+    if weight is not None:
+        return weight.dtype
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
+def as_numbers(x: Tensor, *networks: nn.Module) -> Tensor:
+    """``x`` as numbers of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others as their value."""
+    dtype = input_dtype(x, *networks)
+    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
