@@ -128,7 +128,7 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "mlp_forward(Tensor x, Tensor[] weights, Tensor?[] biases, int activation, ScalarType dtype, "
-      "bool keep) -> (Tensor, Tensor[], Tensor[])",
+      "bool keep, bool padded) -> (Tensor, Tensor[], Tensor[])",
       pure);
   m.def(
       "mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] taken, Tensor[] rounded, "

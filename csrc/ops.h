@@ -102,10 +102,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward
 // A network of linear layers, of weights [H', H] and biases [H'] or none, with an activation f, by
 // its number, between them; products in `dtype`. If it is to `keep` them, the forward pass gives
 // what each layer took, and the weights, as far as they are not the inputs themselves: then these
-// are empty. The mask is of x, the weights and the biases, as is the result.
+// are empty. `padded`: see layer.h. The mask is of x, the weights and the biases, as is the result.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_forward(
     const Tensor& x, at::TensorList weights, const MaybeTensors& biases, int64_t activation,
-    at::ScalarType dtype, bool keep);
+    at::ScalarType dtype, bool keep, bool padded);
 std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::TensorList weights,
                                  at::TensorList taken, at::TensorList rounded, int64_t activation,
                                  const c10::List<bool>& mask);

@@ -210,6 +210,14 @@ def mlp(
         raise ValueError(f"give a weight or more, and a bias or None for each, got {len(weights)} and {len(biases)}")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be None, 'relu' or 'tanh', got {activation!r}")
+    if x.dtype not in (*_FLOATS, torch.uint8, torch.bool):
+        raise ValueError(f"x must be floating point, uint8 or bool, got {x.dtype}")
+    given = [*weights, *(bias for bias in biases if bias is not None)]
+    if len({t.dtype for t in given}) > 1 or len({t.device for t in (x, *given)}) > 1:
+        raise ValueError(
+            "weights and biases must have one dtype, on the device of x, got "
+            + ", ".join(f"{t.dtype} on {t.device}" for t in given)
+        )
     h = _values(x, weights[0].dtype)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         shapes = {"x": list(h.shape), "weight": list(weight.shape), "bias": None if bias is None else list(bias.shape)}

@@ -137,6 +137,66 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         "linear_sigmoid_cross_entropy: activation must be None, 'relu' or 'tanh', got 'gelu'",
     ),
     (
+        "mlp weights",
+        lambda: fastvae.mlp(X(3, 5), [], []),
+        "mlp: weights must hold at least one, got none",
+    ),
+    (
+        "mlp biases",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5), X(2, 4)], [X(4)]),
+        "mlp: biases must hold one, or None, for each weight, got 1 for 2",
+    ),
+    (
+        "mlp first shape",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 6)], [None]),
+        "mlp: weights[0] must be [H', 5], beside x [3, 5], got [4, 6]",
+    ),
+    (
+        "mlp shape",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5), X(2, 5)], [None, None]),
+        "mlp: weights[1] must be [H', 4], beside the weight before it [4, 5], got [2, 5]",
+    ),
+    (
+        "mlp bias shape",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5)], [X(5)]),
+        "mlp: biases[0] must be [4] beside weights[0] [4, 5], got [5]",
+    ),
+    (
+        "mlp x 0-d",
+        lambda: fastvae.mlp(X((), requires_grad=True), [X(4, 5)], [None]),
+        "mlp: x must be [..., H], got a 0-d tensor",
+    ),
+    (
+        "mlp x dtype",
+        lambda: fastvae.mlp(X(3, 5).int(), [X(4, 5)], [None]),
+        "mlp: x must be float32, float64, bfloat16, float16, uint8 or bool, got Int",
+    ),
+    (
+        "mlp weight dtype",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5), X(2, 4).double()], [None, None]),
+        "mlp: weights must have one dtype, got Float and, in weights[1], Double",
+    ),
+    (
+        "mlp bias dtype",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5)], [X(4).double()]),
+        "mlp: biases[0] must have the dtype of weights[0], Float, got Double",
+    ),
+    (
+        "mlp weight that is none",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5).int()], [None]),
+        "mlp: weights[0] must be float32, float64, bfloat16 or float16, got Int",
+    ),
+    (
+        "mlp device",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5, device="meta")], [None]),
+        "mlp: x and weights[0] must be on the same device, got x on cpu and weights[0] on meta",
+    ),
+    (
+        "mlp activation",
+        lambda: fastvae.mlp(X(3, 5), [X(4, 5)], [None], activation="gelu"),
+        "mlp: activation must be None, 'relu' or 'tanh', got 'gelu'",
+    ),
+    (
         "sample_kl_packed",
         lambda: fastvae.sample_kl_packed(X(3, 5)),
         "sample_kl_packed: moments must be [B, 2L] or [B, 2C, *E], with an even dimension 1, got [3, 5]",
@@ -311,7 +371,7 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
 
 VALUES = [e[0] for e in ERRORS if e[0] == "sigma tensor" or e[2].find("must lie in [0, 1]") >= 0]
 # Only values of tensors are unknown when traced.
-KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("device", "hidden device", *VALUES)]
+KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("device", "hidden device", "mlp device", *VALUES)]
 
 
 @pytest.mark.parametrize(("call", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])

@@ -165,6 +165,25 @@ def test_no_rows_and_no_units(rows: int, width: int) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padded_rows_begin_at_multiples_of_16_bytes_and_change_nothing(dtype: torch.dtype) -> None:
+    x, *rest = (t.detach() for t in problem((30, 250, 500, 60), (11,), torch.float32))
+    weights, biases = rest[:3], rest[3:]
+    parts = [torch.ops.fastvae.mlp_forward(x, weights, biases, 1, dtype, True, padded) for padded in (False, True)]
+    for plain, padded in zip(*parts, strict=True):
+        for a, b in zip(*([t] if isinstance(t, Tensor) else t for t in (plain, padded)), strict=True):
+            torch.testing.assert_close(a, b, rtol=8 * UNIT[dtype], atol=8 * UNIT[dtype])
+    assert parts[1][0].is_contiguous()
+    own = [t for t in (*parts[1][1], *parts[1][2]) if t.dim() == 2]
+    assert own
+    assert all(t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) - t.size(1) < 8 for t in own)
+    traced = torch.ops.fastvae.mlp_forward(
+        *(torch.utils._pytree.tree_map(lambda t: t.to("meta"), [x, weights, biases])), 1, dtype, True, True
+    )
+    layout = [[(t.shape, t.stride()) for t in torch.utils._pytree.tree_leaves(p)] for p in (traced, parts[1])]
+    assert layout[0] == layout[1]
+
+
 def test_layers_without_a_bias() -> None:
     x, first, second, bias, _ = problem((20, 9, 4), (6,), torch.float64)
     for biases in ([None, None], [bias, None]):

@@ -6,9 +6,11 @@
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros.h>
 
 #include "../cpu/dispatch.h"
 #include "../rows.h"
+#include "results.h"
 
 namespace fastvae::ops {
 
@@ -17,6 +19,17 @@ constexpr int64_t kManyRows = 1024;  // on an H200
 at::ScalarType product_dtype(const Tensor& beside, at::ScalarType dtype) {
   const bool is_reduced = dtype == at::kHalf || dtype == at::kBFloat16;
   return beside.is_cpu() && is_reduced && !cpu::multiplies(dtype) ? at::kFloat : dtype;
+}
+
+Tensor operand_rows(c10::SymInt rows, c10::SymInt width, const at::TensorOptions& options,
+                    bool padded) {
+  const int64_t unit = 16 / static_cast<int64_t>(options.dtype().itemsize());
+  if (!padded || width % unit == 0) return empty({rows, width}, options);
+  return empty({rows, (width + unit - 1) / unit * unit}, options).narrow_symint(1, 0, width);
+}
+
+Tensor whole_rows(const Tensor& rows) {
+  return rows.as_strided({rows.size(0), rows.stride(0)}, {rows.stride(0), 1});
 }
 
 void layer(const Tensor& a, const Tensor& weight, const MaybeTensor& bias, Activation f,
@@ -29,27 +42,43 @@ void layer(const Tensor& a, const Tensor& weight, const MaybeTensor& bias, Activ
   }
   at::mm_out(out, a, weight.t());
   if ((!bias.has_value() && f == Activation::none) || out.numel() == 0) return;
+  const Tensor whole = whole_rows(out);
+  Tensor shared;
+  if (bias.has_value()) {
+    shared = *bias;
+    if (whole.size(1) != out.size(1)) {
+      shared = at::empty({whole.size(1)}, bias->options());
+      shared.narrow(0, 0, out.size(1)).copy_(*bias);
+    }
+  }
   const KernelsFor kernels(out);
-  Rows rows(out, 1, RowOrder::any, {out}, {{out, true}},
-            bias.has_value() ? at::ArrayRef<Tensor>(*bias) : at::ArrayRef<Tensor>());
-  const Shared shared = bias.has_value() ? rows.shared(0) : Shared();
-  kernels->activate(rows.extent, rows.input(0), bias.has_value() ? &shared : nullptr, f,
+  Rows rows(whole, 1, RowOrder::any, {whole}, {{whole, true}},
+            shared.defined() ? at::ArrayRef<Tensor>(shared) : at::ArrayRef<Tensor>());
+  const Shared input = shared.defined() ? rows.shared(0) : Shared();
+  kernels->activate(rows.extent, rows.input(0), shared.defined() ? &input : nullptr, f,
                     rows.output(0));
-  rows.finish();
 }
 
-void layer_backward(Tensor& grad, const Tensor& activated, Activation f, const Tensor& grad_bias) {
-  const bool sums = grad_bias.defined();
-  if (!sums && f == Activation::none) return;
+Tensor layer_backward(const Tensor& grad, const Tensor& activated, Activation f, bool wants_bias) {
+  const bool none = f == Activation::none;
+  if (!wants_bias && (none || grad.numel() == 0)) return {};
+  if (grad.numel() == 0) return at::zeros({grad.size(1)}, grad.options());
+  // The gradient of the last layer is the caller's; and what a hook has packed and unpacked may lie
+  // in another way.
+  const bool own = !none && activated.stride(0) == grad.stride(0);
+  const Tensor g = own ? whole_rows(grad) : grad;
+  const Tensor y = none ? g : own ? whole_rows(activated) : activated;
+  Tensor sums;
+  if (wants_bias) sums = at::empty({g.size(1)}, grad.options().dtype(sum_dtype({grad})));
   const KernelsFor kernels(grad);
-  Rows rows(grad, 1, RowOrder::any, {grad, f == Activation::none ? grad : activated},
-            {{grad, f != Activation::none}});
-  if (f == Activation::none)
-    kernels->sum_columns(rows.extent, rows.input(0), sums_of(grad_bias));
+  Rows rows(g, 1, RowOrder::any, {g, y}, {{g, !none}});
+  if (none)
+    kernels->sum_columns(rows.extent, rows.input(0), sums_of(sums));
   else
     kernels->activate_backward(rows.extent, rows.input(0), rows.input(1), f, rows.output(0),
-                               sums ? sums_of(grad_bias) : Sums());
+                               wants_bias ? sums_of(sums) : Sums());
   rows.finish();
+  return wants_bias ? sums.narrow(0, 0, grad.size(1)) : Tensor();
 }
 
 void weight_grad(const Tensor& grad, const Tensor& a, Tensor& out) {

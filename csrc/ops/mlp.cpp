@@ -24,8 +24,6 @@ void check_mlp(const Tensor& x, at::TensorList weights, at::TensorList biases,
   TORCH_CHECK_VALUE(
       is_supported_floating(x) || x.scalar_type() == at::kByte || x.scalar_type() == at::kBool, kOp,
       ": x must be float32, float64, bfloat16, float16, uint8 or bool, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(is_supported_floating(dtype), kOp,
-                    ": products are in float32, float64, bfloat16 or float16, got ", dtype);
   TORCH_CHECK_VALUE(x.dim() >= 1, kOp, ": x must be [..., H], got a 0-d tensor");
   c10::SymInt width = x.sym_size(-1);
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -51,6 +49,8 @@ void check_mlp(const Tensor& x, at::TensorList weights, at::TensorList biases,
                       " must have the dtype of ", name, ", ", weight.scalar_type(), ", got ",
                       bias.scalar_type());
   }
+  TORCH_CHECK_VALUE(is_supported_floating(dtype), kOp,
+                    ": products are in float32, float64, bfloat16 or float16, got ", dtype);
 }
 
 c10::SymInt rows_of(const Tensor& x) {
@@ -59,23 +59,33 @@ c10::SymInt rows_of(const Tensor& x) {
   return rows;
 }
 
-// As [N, H], in memory in one piece.
+// As [N, H], rows of elements side by side.
 Tensor as_rows(const Tensor& x) {
+  if (x.dim() == 2 && x.stride(1) == 1 && x.stride(0) >= x.size(1)) return x;
   return x.reshape_symint({rows_of(x), x.sym_size(-1)}).contiguous();
 }
 
-// The numbers of x in `dtype`, [N, H].
-Tensor numbers(const Tensor& x, at::ScalarType dtype) {
+// Whether products take x as it lies: those of 16 bits are slow where rows do not begin at
+// multiples of 16 bytes.
+bool is_operand(const Tensor& x, at::ScalarType dtype, bool padded) {
+  return x.scalar_type() == dtype &&
+         !(padded && c10::elementSize(dtype) == 2 && x.sym_size(-1) % 8 != 0);
+}
+
+// The numbers of x [..., H] in `dtype`, [N, H].
+Tensor numbers(const Tensor& x, at::ScalarType dtype, bool padded) {
   const Tensor from = as_rows(x);
-  if (dtype == at::kDouble) return target_values(from, dtype);  // of inputs, loops are in float
-  const Tensor out = empty(from.sym_sizes(), like(x, dtype));
+  Tensor out = operand_rows(from.sym_size(0), from.sym_size(1), like(x, dtype), padded);
   if (out.numel() == 0) return out;
+  if (dtype == at::kDouble) return out.copy_(target_values(from, dtype));  // loops are in float
   const KernelsFor kernels(x);
   Rows rows(from, 1, RowOrder::any, {from}, {{out, true}});
   kernels->convert(rows.extent, rows.target(0), rows.output(0));
   rows.finish();
   return out;
 }
+
+bool pads(const Tensor& t) { return t.is_cuda(); }
 
 Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
 
@@ -101,36 +111,33 @@ std::vector<Tensor> tensors_of(const MaybeTensors& list) {
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_forward(
     const Tensor& x, at::TensorList weights, const MaybeTensors& maybe_biases, int64_t activation,
-    at::ScalarType dtype, bool keep) {
+    at::ScalarType dtype, bool keep, bool padded) {
   const std::vector<Tensor> biases = tensors_of(maybe_biases);
   check_mlp(x, weights, biases, dtype);
   const auto options = like(x, dtype);
   const c10::SymInt rows = rows_of(x);
+  const bool rounds = weights[0].scalar_type() != dtype, is_meta = x.is_meta();
+  Tensor a = x;
+  if (!is_operand(x, dtype, padded))
+    a = is_meta ? operand_rows(rows, x.sym_size(-1), options, padded) : numbers(x, dtype, padded);
   std::vector<Tensor> taken, rounded;
-  const bool converts = x.scalar_type() != dtype, rounds = weights[0].scalar_type() != dtype;
-  const size_t layers = weights.size();
-  Tensor out;
-  if (x.is_meta()) {
-    for (size_t i = 0; keep && i < layers; ++i) {
-      const bool is_input = i == 0 && !converts;
-      taken.push_back(is_input ? nothing(x)
-                               : at::empty_symint({rows, weights[i].sym_size(1)}, options));
-      rounded.push_back(rounds ? at::empty_symint(weights[i].sym_sizes(), options)
-                               : nothing(weights[i]));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const bool is_last = i + 1 == weights.size();
+    Tensor weight = weights[i];
+    if (rounds) {
+      weight = operand_rows(weight.sym_size(0), weight.sym_size(1), options, padded);
+      if (!is_meta) weight.copy_(weights[i]);
     }
-    return {at::empty_symint(result_size(x, weights.back()), options), taken, rounded};
-  }
-  Tensor a = converts ? numbers(x, dtype) : as_rows(x);
-  for (size_t i = 0; i < layers; ++i) {
-    const bool is_last = i + 1 == layers;
-    const Tensor weight = weights[i].to(dtype);
-    MaybeTensor bias;
-    if (biases[i].defined()) bias = biases[i].to(dtype);
-    Tensor next = empty({rows, weight.sym_size(0)}, options);
-    layer(a, weight, bias, is_last ? Activation::none : static_cast<Activation>(activation), next);
     if (keep) {
-      taken.push_back(i == 0 && !converts ? nothing(x) : a);
-      rounded.push_back(rounds ? weight : nothing(weights[i]));
+      taken.push_back(a.is_same(x) ? nothing(x) : a);
+      rounded.push_back(rounds ? weight : nothing(weight));
+    }
+    Tensor next = operand_rows(rows, weight.sym_size(0), options, padded && !is_last);
+    if (!is_meta) {
+      MaybeTensor bias;
+      if (biases[i].defined()) bias = biases[i].to(dtype);
+      layer(as_rows(a), weight, bias,
+            is_last ? Activation::none : static_cast<Activation>(activation), next);
     }
     a = next;
   }
@@ -155,16 +162,16 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
     return result;
   }
   const auto f = static_cast<Activation>(activation);
-  Tensor g = as_rows(grad), activated;  // of each layer in turn, from the last one
+  const auto dtype = grad.scalar_type();
+  const bool padded = pads(grad);
+  // Of each layer in turn, from the last one.
+  Tensor g = is_operand(grad, dtype, padded) ? as_rows(grad) : numbers(grad, dtype, padded);
+  Tensor activated;
   for (size_t i = layers; i-- > 0;) {
     Tensor& bias = result[1 + layers + i];
-    Tensor sums;
-    if (mask[1 + layers + i])
-      sums = bias.scalar_type() == at::kFloat || bias.scalar_type() == at::kDouble
-                 ? bias
-                 : at::empty(bias.sizes(), bias.options().dtype(at::kFloat));
-    layer_backward(g, activated, activated.defined() ? f : Activation::none, sums);
-    if (sums.defined() && !sums.is_same(bias)) bias.copy_(sums);
+    const Tensor sums = layer_backward(g, activated, activated.defined() ? f : Activation::none,
+                                       mask[1 + layers + i]);
+    if (sums.defined()) bias = sums.to(bias.scalar_type());
     const Tensor a = given_or(taken[i], x);
     const Tensor input = as_rows(a);
     if (mask[1 + i]) weight_grad(g, input, result[1 + i]);
@@ -173,9 +180,8 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
     for (size_t j = 0; j < i; ++j) below = below || mask[1 + j] || mask[1 + layers + j];
     if (!below) break;
     const Tensor weight = given_or(rounded[i], weights[i]);
-    Tensor next = empty({g.sym_size(0), weight.sym_size(1)}, g.options());
-    at::mm_out(next, g, weight);
-    g = next;
+    Tensor next = operand_rows(g.sym_size(0), weight.sym_size(1), g.options(), padded);
+    g = at::mm_out(next, g, weight);
     activated = input;
   }
   if (wants_x) result[0].copy_(g.view_symint(x.sym_sizes()));
@@ -206,8 +212,8 @@ struct MLP : Function<MLP> {
     MaybeTensors places;
     for (const Tensor& t : in_places(biases, present)) places.push_back(maybe(t));
     const auto activation = static_cast<int64_t>(f);
-    auto [out, taken, rounded] =
-        call<mlp_forward>("fastvae::mlp_forward", x, weights, places, activation, dtype, keep);
+    auto [out, taken, rounded] = call<mlp_forward>("fastvae::mlp_forward", x, weights, places,
+                                                   activation, dtype, keep, pads(x));
     variable_list saved{x};
     for (const auto& list : {weights, biases, at::TensorList(taken), at::TensorList(rounded)})
       saved.insert(saved.end(), list.begin(), list.end());

@@ -153,7 +153,9 @@ class LatentVariableModel(nn.Module):
         z, rows = sample_kl(mu, logvar, generator=generator)
         reconstruction, kl = self._nll(z, joins, x, "mean", sigma), rows.mean()
         penalty = objectives.free_bits(mu, logvar, free_bits) if free_bits else kl
-        return ELBO(reconstruction + beta * penalty, reconstruction, kl)
+        if isinstance(beta, Tensor):
+            return ELBO(reconstruction + beta * penalty, reconstruction, kl)
+        return ELBO(torch.add(reconstruction, penalty, alpha=beta), reconstruction, kl)  # one launch, and no product
 
     def _log_weights_loss(
         self,
