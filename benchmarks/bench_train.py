@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_train [--batch N ...] [--dtype NAME ...] [--rounds N] [--json FILE]
 
-A step is forward, backward and Adam. The network, its weights, the batch and the (fused) Adam are the same for all;
-the networks and the loss are plain PyTorch or fastvae's, in eager and under torch.compile.
+A step is forward, backward and a fused Adam. The weights and the batch are the same for all; networks, loss and Adam
+are plain PyTorch or fastvae's, in eager and under torch.compile.
 On a GPU "graph" is the step with fastvae's loss as ``fastvae train --cuda-graph`` repeats it.
 """
 
@@ -114,10 +114,12 @@ def check(losses: Mapping[str, Loss], model: VAE, x: Tensor, dtype: str) -> None
         close(f"{name}, gradients", gradient, gradient64, TOLERANCE[dtype])
 
 
-def training_step(loss: Loss, model: VAE, x: Tensor, dtype: str, capturable: bool = False) -> Callable[[], Tensor]:
+def training_step(
+    loss: Loss, model: VAE, x: Tensor, dtype: str, adam: type[torch.optim.Adam], capturable: bool = False
+) -> Callable[[], Tensor]:
     """One step of Adam on weights of its own; it gives the loss."""
     model = copy.deepcopy(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=capturable)
+    optimizer = adam(model.parameters(), lr=1e-3, fused=True, capturable=capturable)
 
     def step() -> Tensor:
         with autocast(dtype):
@@ -132,7 +134,7 @@ def training_step(loss: Loss, model: VAE, x: Tensor, dtype: str, capturable: boo
 
 def replayed_step(model: VAE, x: Tensor, dtype: str) -> Callable[[], Tensor]:
     """The step with fastvae's loss as a CUDA graph."""
-    step = training_step(fastvae_loss, model, x, dtype, capturable=True)
+    step = training_step(fastvae_loss, model, x, dtype, fastvae.optim.Adam, capturable=True)
     index = torch.arange(len(x), device=x.device)
     replayed = partial(CapturedStep(lambda index: step(), len(x), x.device), index)
     for _ in range(4):  # those that are run as they are, and the capture
@@ -169,12 +171,16 @@ def measure_step(
     model = VAE(784, hidden, 30).to(timing.device)
     x = torch.rand(batch, 784, device=timing.device)
     losses = {name: loss for name, loss in contenders().items() if names is None or name in names}
+    plain_adam, own_adam = torch.optim.Adam, fastvae.optim.Adam
+    adam = {"eager": plain_adam, "compile": plain_adam, "fastvae": own_adam, "both": own_adam}
     if rounds == 0:
         for name in {"compile", "both"} & set(losses):
-            training_step(losses[name], model, x, dtype)()
+            training_step(losses[name], model, x, dtype, adam[name])()
         return {}
     check(losses, model, x, dtype)
-    steps: dict[str, Callable[[], Any]] = {name: training_step(f, model, x, dtype) for name, f in losses.items()}
+    steps: dict[str, Callable[[], Any]] = {
+        name: training_step(f, model, x, dtype, adam[name]) for name, f in losses.items()
+    }
     on_gpu = timing.device.type == "cuda"
     if on_gpu:
         steps["graph"] = replayed_step(model, x, dtype)

@@ -12,12 +12,17 @@ namespace fastvae {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;  // a huge page: one fault instead of 512
-constexpr size_t kIdleBlocks = 8;
+constexpr size_t kHuge = size_t{32} << 20;
+constexpr size_t kIdleBytes = size_t{256} << 20, kIdleHuge = 16;
+constexpr uint64_t kForgotten = 4096;
 
 // Whole huge pages.
 struct Block {
   void* data;
   size_t size;
+  uint64_t given = 0;  // its number among those that were given back
+
+  bool is_huge() const { return size >= kHuge; }
 };
 
 class RecyclingAllocator final : public c10::Allocator {
@@ -51,27 +56,46 @@ class RecyclingAllocator final : public c10::Allocator {
     for (auto block = idle_.begin(); block != idle_.end(); ++block) {
       if (block->size != size) continue;
       void* data = block->data;
+      count(*block, -1);
       idle_.erase(block);
       return data;
     }
     return nullptr;
   }
 
-  void give(const Block& block) {
+  void give(Block block) {
 #ifdef MADV_FREE
-    madvise(block.data, block.size, MADV_FREE);
+    if (block.is_huge()) madvise(block.data, block.size, MADV_FREE);
 #endif
     const std::lock_guard lock(mutex_);
+    block.given = ++given_;
     idle_.push_front(block);
-    if (idle_.size() <= kIdleBlocks) return;
-    std::free(idle_.back().data);
-    idle_.pop_back();
+    count(block, 1);
+    // From the one that was given back first.
+    for (auto old = idle_.end(); old != idle_.begin();) {
+      --old;
+      const bool is_one_too_many = old->is_huge() ? huge_ > kIdleHuge : bytes_ > kIdleBytes;
+      if (!is_one_too_many && given_ - old->given < kForgotten) continue;
+      std::free(old->data);
+      count(*old, -1);
+      old = idle_.erase(old);
+    }
+  }
+
+  void count(const Block& block, int sign) {
+    if (block.is_huge())
+      huge_ += sign;
+    else
+      bytes_ += sign * static_cast<int64_t>(block.size);
   }
 
   static void release(void* context);
 
   std::mutex mutex_;
   std::deque<Block> idle_;
+  // Of the idle blocks: bytes of those that are not huge, and how many are.
+  size_t bytes_ = 0, huge_ = 0;
+  uint64_t given_ = 0;
 };
 
 RecyclingAllocator& instance() {

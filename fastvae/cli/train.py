@@ -28,6 +28,7 @@ from fastvae.training.config import Amp, Binarize, Condition, Decay, ModelName
 from fastvae.training.config_file import with_absolute_paths
 from fastvae.training.feed import DataOn
 from fastvae.training.lock import locked
+from fastvae.training.memory import keep_freed_memory
 from fastvae.training.solver import Scaling
 
 
@@ -287,6 +288,7 @@ def train_command(
         return
     out = out or Path("runs") / f"{Path(run_config.data_name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
+    keep_freed_memory()
     how_to_go_on = f"; go on with: fastvae train --resume --out {shlex.quote(str(out))}"
     try:
         with TrainingDisplay(quiet=not first) as display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
 
@@ -66,3 +67,20 @@ def is_mapped(tensor: Tensor) -> bool:
         if start <= address < end:
             return device != "00:00"
     return False
+
+
+def keep_freed_memory() -> bool:
+    """Lets the C library keep what the process frees for what it asks for next; whether it can.
+
+    glibc gives back to the system what is free at the end of its heap, and large blocks one by one, so that the tensors
+    of each training step come as fresh pages, thousands of them, each with a fault. A process that does nothing but
+    train needs them all again in the next step. ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` in the
+    environment do the same for any program.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    # Numbers of glibc's malloc.h; the largest threshold that it takes for a mapping is 32 MiB.
+    trim, mapped = -1, -3
+    return bool(mallopt(trim, 2**31 - 1)) and bool(mallopt(mapped, 2**25))

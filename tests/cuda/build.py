@@ -19,7 +19,7 @@ parts = [
     if n.endswith(("_forward", "_backward", "_with_grad"))
     or n in {"fastvae::normal", "fastvae::scale_grad", "fastvae::adam_"}
 ]
-assert len(parts) == 20, operators
+assert len(parts) == 22, operators
 for name in parts:
     for key in ("CPU", "CUDA", "Meta", "AutogradCUDA"):
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key), f"{name} has no {key} kernel"
