@@ -35,7 +35,7 @@ tests() { # processes
   step tests 150 python3 -m pytest -q -n "$1" --dist worksteal --max-worker-restart 12 --timeout 60 -p no:cacheprovider \
     --durations 15 -m "not slow" -k cuda tests/test_cuda.py tests/test_operators.py tests/test_sigmoid_cross_entropy.py \
     tests/test_gaussian_kl.py tests/test_gaussian_nll.py tests/test_elbo_loss.py tests/test_binarize.py \
-    tests/test_linear_sigmoid_cross_entropy.py tests/test_mlp.py tests/test_distributions.py
+    tests/test_linear_sigmoid_cross_entropy.py tests/test_mlp.py tests/test_optim.py tests/test_distributions.py
 }
 
 # The same sizes where the compiler's cache is filled and where is measured.

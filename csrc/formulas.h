@@ -191,6 +191,26 @@ FASTVAE_FN T tanh_backward(T g, T y) {
   return g * (T(1) - y * y);
 }
 
+// Adam (Kingma & Ba 2014, arXiv:1412.6980, algorithm 1). Either moment is a moving average, with
+// `rate` = 1 - beta.
+template <class T>
+FASTVAE_FN T moving_average(T average, T x, T beta, T rate) {
+  return beta * average + rate * x;
+}
+
+// 1 - beta^step, by the logarithm of beta: nothing cancels where beta is near 1.
+template <class T>
+FASTVAE_FN T bias_correction(T log_beta, T step) {
+  return -math::exponential_of(log_beta * step).less_one;
+}
+
+// With both bias corrections in numbers that all elements share: `size` = lr / (1 - beta1^step),
+// `scale` = 1 / sqrt(1 - beta2^step).
+template <class T>
+FASTVAE_FN T adam(T value, T mean, T square, T size, T scale, T eps) {
+  return value - size * math::divide(mean, math::sqrt(square) * scale + eps);
+}
+
 // The value of an image's byte, x / 255, to the last bit what a division gives: 0x10101 / 2^24 is
 // 1/255 but for 2^-24 of it, and the byte's product with it is exact in float.
 FASTVAE_FN float pixel_of_scaled(float product) { return product + product * 0x1p-24f; }

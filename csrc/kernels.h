@@ -69,6 +69,22 @@ struct Output {
   int64_t stride_k = 0, stride_b = 0;
 };
 
+// A tensor that an optimiser changes where it lies: `size` elements of float32, at least one, in
+// one piece, and as many of its gradient and of its moments, in the same order. The number of the
+// step is `*step`, or `step_value` where that is null.
+struct Parameter {
+  int64_t size;
+  float *value, *exp_avg, *exp_avg_sq;
+  const float *grad, *step;
+  float step_value;
+};
+
+// What all parameters of a step of Adam share, but for the learning rate.
+struct AdamOptions {
+  double beta1, beta2, eps, weight_decay;
+  bool maximize;
+};
+
 // What follows a linear layer.
 enum class Activation { none, relu, tanh };
 
@@ -151,6 +167,9 @@ struct Kernels {
   void (*activate)(Extent, Input x, const Shared* bias, Activation f, Output out);
   void (*activate_backward)(Extent, Input grad, Input activated, Activation f, Output grad_x,
                             Sums grad_bias /* [D] */);
+
+  // One step of `count` parameters.
+  void (*adam)(const Parameter* parameters, int64_t count, Input lr, AdamOptions options);
 
   // Of each row, and of each column over all rows.
   void (*sum_rows)(Extent, Input x, Sums out);

@@ -151,6 +151,11 @@ TORCH_LIBRARY(fastvae, m) {
       "binarize_forward(Tensor images, Tensor? index, ScalarType dtype, Generator? generator, "
       "Tensor? unique=None) -> Tensor",
       seeded);
+  m.def(
+      "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor? lr_tensor, float lr, float beta1, "
+      "float beta2, float eps, float weight_decay, bool maximize) -> ()",
+      pure);
 }
 
 namespace {
@@ -180,6 +185,7 @@ void implement(torch::Library& m) {
   m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
   m.impl("elbo_loss_forward", ops::elbo_loss_forward);
   m.impl("binarize_forward", ops::binarize_forward);
+  m.impl("adam_", ops::adam_);
 }
 
 }  // namespace
@@ -207,7 +213,8 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
                            "gaussian_nll_forward",
                            "gaussian_nll_backward",
                            "elbo_loss_forward",
-                           "binarize_forward"})
+                           "binarize_forward",
+                           "adam_"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 

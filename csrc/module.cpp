@@ -77,6 +77,31 @@ py::array_t<int8_t> column_visits(int64_t rows, int64_t columns, int vector) {
   return out;
 }
 
+// The same of tensors of some sizes, none of them empty, in one launch.
+std::vector<py::array_t<uint8_t>> visits_of_each(const std::vector<int64_t>& sizes) {
+  if (sizes.size() > fastvae::kTensors)
+    throw py::value_error("visits_of_each: sizes are too many for one launch");
+  fastvae::Chunks chunks;
+  std::vector<py::array_t<uint8_t>> out;
+  for (const int64_t size : sizes) {
+    fastvae::add_tensor(chunks, size);
+    out.emplace_back(size);
+    std::fill(out.back().mutable_data(), out.back().mutable_data() + size, uint8_t{0});
+  }
+  for (int64_t block = 0; block < chunks.blocks; ++block) {
+    const int tensor = fastvae::tensor_of(chunks, block);
+    const auto at = static_cast<size_t>(tensor);
+    for (int thread = 0; thread < fastvae::kThreads; ++thread) {
+      for (int v = 0; v < fastvae::kVectors; ++v) {
+        const int64_t first = fastvae::element_of(chunks, tensor, block, thread, v);
+        for (int64_t i = first; i < first + fastvae::kVector && i < sizes[at]; ++i)
+          ++out[at].mutable_data()[i];
+      }
+    }
+  }
+  return out;
+}
+
 // The cut of rows x columns elements and the place of one thread in it.
 py::dict place(int64_t rows, int64_t columns, int vector, bool summed, int64_t block, int thread,
                int least, int busy) {
@@ -162,6 +187,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("visits", &visits, py::arg("rows"), py::arg("columns"), py::arg("vector"),
         py::arg("summed"), py::arg("least") = cut.least, py::arg("busy") = cut.busy);
   m.def("column_visits", &column_visits, py::arg("rows"), py::arg("columns"), py::arg("vector"));
+  m.def("visits_of_each", &visits_of_each, py::arg("sizes"));
   m.def("place", &place, py::arg("rows"), py::arg("columns"), py::arg("vector"), py::arg("summed"),
         py::arg("block"), py::arg("thread"), py::arg("least") = cut.least,
         py::arg("busy") = cut.busy);

@@ -127,6 +127,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
 Tensor binarize_forward(const Tensor& images, const MaybeTensor& index, at::ScalarType dtype,
                         MaybeGenerator generator, const MaybeTensor& unique);
 
+// One step of Adam (Kingma & Ba 2014, arXiv:1412.6980, algorithm 1) of float32 parameters, which
+// lie as their gradients and moments do. The steps, 0-d, on the same device or the CPU, count this
+// one already. The learning rate is lr_tensor, 0-d, or else lr; weight_decay times the parameter is
+// added to its gradient.
+void adam_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
+           at::TensorList exp_avg_sqs, at::TensorList steps, const MaybeTensor& lr_tensor,
+           double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize);
+
 // The public operators.
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar,

@@ -113,8 +113,8 @@ FASTVAE_FN float divide(float a, float b) { return a / b; }
 FASTVAE_FN double exp(double x) { return ::exp(x); }
 FASTVAE_FN double exp_minus(double x) { return ::exp(-x); }
 FASTVAE_FN double sqrt(double x) { return ::sqrt(x); }
-// a / b for 1 <= b <= 2: within 3.3 ulp in float on a GPU, if its reciprocal is within one of the
-// rounded one; the exact quotient takes eight instructions more.
+// a / b for b from 2^-126 to 2^126: within 3.3 ulp in float on a GPU, if its reciprocal is within
+// one of the rounded one; the exact quotient takes eight instructions more.
 FASTVAE_FN double divide(double a, double b) { return a / b; }
 
 // e^x with what is left of it near 0, each by itself accurate: e^x - 1 and e^x - 1 - x, which is

@@ -157,4 +157,36 @@ FASTVAE_FN ColumnPlace column_place_of(const ColumnTiling& t, int64_t block, int
   return p;
 }
 
+// Several tensors, one after the other, cut into chunks of one tensor each: one for each block. A
+// chunk is short, so that a few million elements are shared out evenly, and a thread has two
+// vectors of it, which it can read at once.
+constexpr int kTensors = 48;  // of one launch: a kernel's parameters are 4 KiB at most
+constexpr int kVector = 4;
+constexpr int kVectors = 2;
+constexpr int64_t kChunk = int64_t{kVectors} * kVector * kThreads;
+
+struct Chunks {
+  int tensors = 0;
+  int64_t blocks = 0;
+  int64_t first[kTensors];  // block of each tensor
+};
+
+// One more tensor, which is not empty; `tensors` must be less than kTensors.
+FASTVAE_FN void add_tensor(Chunks& chunks, int64_t size) {
+  chunks.first[chunks.tensors++] = chunks.blocks;
+  chunks.blocks += ceil_div(size, kChunk);
+}
+
+FASTVAE_FN int tensor_of(const Chunks& chunks, int64_t block) {
+  int tensor = 0;
+  for (int half = 32; half > 0; half /= 2)
+    if (tensor + half < chunks.tensors && chunks.first[tensor + half] <= block) tensor += half;
+  return tensor;
+}
+
+// Where a thread's vector number `v` begins in the block's tensor, maybe past its end.
+FASTVAE_FN int64_t element_of(const Chunks& chunks, int tensor, int64_t block, int thread, int v) {
+  return (block - chunks.first[tensor]) * kChunk + (int64_t{v} * kThreads + thread) * kVector;
+}
+
 }  // namespace fastvae

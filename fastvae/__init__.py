@@ -55,7 +55,7 @@ if _release(_built_for) != _release(_torch.__version__):
 from importlib.metadata import version as _version  # noqa: E402
 
 from . import _C as _C  # noqa: E402
-from . import models, nn, objectives, reference  # noqa: E402
+from . import models, nn, objectives, optim, reference  # noqa: E402
 from .distributions import DiagonalGaussian  # noqa: E402
 from .ops import (  # noqa: E402
     ELBO,
@@ -87,6 +87,7 @@ __all__ = [
     "models",
     "nn",
     "objectives",
+    "optim",
     "reference",
     "reparameterize",
     "sample_kl",

@@ -123,3 +123,12 @@ def test_places_of_any_size_are_in_range_and_aligned(
     assert last["row"] >= rows - 1
     if last["row"] == rows - 1:
         assert last["end"] == columns
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1], [2047, 2048, 2049, 1, 4096], list(range(1, 49)), [5000] * 33, [70_001, 3, 65_537]], ids=str
+)
+def test_tensors_one_after_the_other_are_visited_once(sizes: list[int]) -> None:
+    counts = _C.visits_of_each(sizes)
+    assert [len(of) for of in counts] == sizes
+    assert all((of == 1).all() for of in counts)

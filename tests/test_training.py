@@ -18,6 +18,7 @@ from fastvae import ELBO, elbo_loss, gaussian_kl, reparameterize
 from fastvae.data import load
 from fastvae.evaluation import evaluate
 from fastvae.models import VAE, Regressor
+from fastvae.optim import Adam
 from fastvae.training import (
     StoppedError,
     TrainConfig,
@@ -205,13 +206,13 @@ def test_learning_rate_grows_with_the_batch(tmp_path, monkeypatch):
     assert scaled_learning_rate(1e-3, 400, None) == 1e-3
     assert scaled_learning_rate(1e-3, 400, "linear") == pytest.approx(4e-3)
     assert scaled_learning_rate(1e-3, 400, "sqrt") == pytest.approx(2e-3)
-    rates, step = [], torch.optim.Adam.step
+    rates, step = [], Adam.step
 
     def record(self, *arguments):
         rates.append(self.param_groups[0]["lr"])
         return step(self, *arguments)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    monkeypatch.setattr(Adam, "step", record)
     train(small(epochs=1, batch_size=400, scale_learning_rate="sqrt"), tmp_path)
     assert rates == pytest.approx([2e-3] * 4)
 
@@ -386,14 +387,14 @@ def test_accumulated_parts_are_the_gradient_of_the_batch(tmp_path, monkeypatch):
 
 
 def test_gradients_are_shortened_to_the_clip_norm(tmp_path, monkeypatch):
-    norms, step = [], torch.optim.Adam.step
+    norms, step = [], Adam.step
 
     def record(self, *arguments):
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
         return step(self, *arguments)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    monkeypatch.setattr(Adam, "step", record)
     for clip_norm in (None, 0.5):
         train(small(epochs=1, clip_norm=clip_norm), tmp_path / str(clip_norm))
     free, clipped = norms[: len(norms) // 2], norms[len(norms) // 2 :]
@@ -588,7 +589,7 @@ def test_cuda_graph_needs_a_gpu_and_whole_batches(tmp_path, changes):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     """A finite loss whose gradient is not: the update comes before the next loss could tell."""
-    step, calls = torch.optim.Adam.step, []
+    step, calls = Adam.step, []
 
     def spoilt(self, *arguments):
         calls.append(None)
@@ -596,7 +597,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
             self.param_groups[0]["params"][0].grad[0, 0] = math.nan
         return step(self, *arguments)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", spoilt)
+    monkeypatch.setattr(Adam, "step", spoilt)
     with pytest.raises(TrainingError, match=r"the weights are no longer finite after step 7 in epoch 1; .*4 holds"):
         train(small(), tmp_path, save_steps=4)
     assert load_checkpoint(tmp_path).position.step == 4

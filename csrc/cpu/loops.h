@@ -397,6 +397,23 @@ void column_sum(const Extent& extent, const Sums (&columns)[NC], const F& f, con
   walk_columns_in_precision<0, NC>(extent, nullptr, columns, f, in...);
 }
 
+// For each of several parameters, f takes the number of its step and returns a function of its
+// elements, which takes value, gradient and moments and returns values(value, moments).
+template <class F>
+void map_each(const Parameter* parameters, int64_t count, const F& f) {
+  const auto from = [](const float* data) {
+    Input input;
+    input.kind = Input::Kind::elements;
+    input.data = data;
+    return input;
+  };
+  const auto to = [](float* data) { return Output{Dtype::f32, data}; };
+  for (const Parameter* p = parameters; p < parameters + count; ++p)
+    map({1, 1, p->size}, {to(p->value), to(p->exp_avg), to(p->exp_avg_sq)},
+        f(p->step ? *p->step : p->step_value), from(p->value), from(p->grad), from(p->exp_avg),
+        from(p->exp_avg_sq));
+}
+
 // f takes the total of each column and returns values(...), one for each output.
 template <int NO, class F, class... C>
 void total(const Sums (&outputs)[NO], const F& f, const C&... columns) {

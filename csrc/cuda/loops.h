@@ -288,6 +288,71 @@ void launch_in_precision(const Extent& rows, const Sums& sums, const Output* out
       in...);
 }
 
+// Parameters of one launch.
+struct Parameters {
+  Chunks chunks;
+  Parameter each[kTensors];
+};
+
+__device__ __forceinline__ bool begins_a_vector(const void* place) {
+  return reinterpret_cast<uintptr_t>(place) % (kVector * sizeof(float)) == 0;
+}
+
+// Up to a vector of numbers, at once where it is whole.
+__device__ __forceinline__ void read_floats(const float* from, bool whole, int n,
+                                            float (&out)[kVector]) {
+  if (whole)
+    unpack<float>(load_vector<kVector>(from), out);
+  else
+    read_each(from, n, out);
+}
+
+__device__ __forceinline__ void write_floats(float* to, bool whole, int n,
+                                             const float (&values)[kVector]) {
+  if (whole)
+    write_vector(to, values);
+  else
+    write_each(to, n, values);
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads, 4)
+    walk_each(const __grid_constant__ Parameters op, const F f) {
+  const int tensor = tensor_of(op.chunks, blockIdx.x);
+  const Parameter& of = op.each[tensor];
+  const bool vectors = begins_a_vector(of.value) && begins_a_vector(of.exp_avg) &&
+                       begins_a_vector(of.exp_avg_sq) && begins_a_vector(of.grad);
+  float x[kVectors][4][kVector];
+  int64_t at[kVectors];
+  int n[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    at[i] = element_of(op.chunks, tensor, blockIdx.x, threadIdx.x, i);
+    const int64_t left = of.size - at[i];
+    n[i] = left >= kVector ? kVector : left > 0 ? static_cast<int>(left) : 0;
+    const bool whole = vectors && n[i] == kVector;
+    read_floats(of.value + at[i], whole, n[i], x[i][0]);
+    read_floats(of.grad + at[i], whole, n[i], x[i][1]);
+    read_floats(of.exp_avg + at[i], whole, n[i], x[i][2]);
+    read_floats(of.exp_avg_sq + at[i], whole, n[i], x[i][3]);
+  }
+  const auto formula = f(of.step ? *of.step : of.step_value);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    float y[3][kVector];
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      const auto r = formula(x[i][0][v], x[i][1][v], x[i][2][v], x[i][3][v]);
+#pragma unroll
+      for (int o = 0; o < 3; ++o) y[o][v] = r.value[o];
+    }
+    const bool whole = vectors && n[i] == kVector;
+    write_floats(of.value + at[i], whole, n[i], y[0]);
+    write_floats(of.exp_avg + at[i], whole, n[i], y[1]);
+    write_floats(of.exp_avg_sq + at[i], whole, n[i], y[2]);
+  }
+}
+
 // The loops by name.
 
 template <Sum sum = Sum::terms, class F, class... In>
@@ -326,6 +391,19 @@ void map_and_column_sum(const Extent& extent, const Output (&outputs)[NO],
 template <int NC, class F, class... In>
 void column_sum(const Extent& extent, const Sums (&columns)[NC], const F& f, const In&... in) {
   launch_columns_in_precision<0, NC>(extent, nullptr, columns, f, in...);
+}
+
+template <class F>
+void map_each(const Parameter* parameters, int64_t count, const F& f) {
+  static_assert(sizeof(Parameters) + sizeof(F) <= 4096);
+  Parameters op;
+  for (int64_t i = 0; i < count; ++i) {
+    op.each[op.chunks.tensors] = parameters[i];
+    add_tensor(op.chunks, parameters[i].size);
+    if (op.chunks.tensors < kTensors && i + 1 < count) continue;
+    launch_kernel(walk_each<F>, op.chunks.blocks, op, f);
+    op.chunks = {};
+  }
 }
 
 template <int NO, class F, class... C>

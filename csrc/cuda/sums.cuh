@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_sum(const Sums& sums, int64_t row, double 
 }
 
 // The sums of rows that were cut into segments, in the order of the segments; a warp for each row.
-__global__ void __launch_bounds__(kThreads)
+[[maybe_unused]] __global__ void __launch_bounds__(kThreads)
     sum_segments(const double* partial, int64_t rows, int64_t segments, Sums sums) {
   const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;

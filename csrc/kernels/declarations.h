@@ -33,6 +33,7 @@
   _(convert)                               \
   _(activate)                              \
   _(activate_backward)                     \
+  _(adam)                                  \
   _(sum_rows)                              \
   _(sum_columns)                           \
   _(binarize)

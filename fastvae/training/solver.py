@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastvae import _C
 from fastvae.models.networks import Preset
 from fastvae.objectives import Schedule
+from fastvae.optim import Adam
 
 _DOERSCH_L2 = 5e-4
 _BASE_BATCH = 100
@@ -33,9 +34,7 @@ def scaled_learning_rate(rate: float, batch_size: int, scaling: Scaling | None) 
     return rate * {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]
 
 
-def make_optimizer(
-    model: nn.Module, learning_rate: float, preset: Preset | None, *, capturable: bool = False
-) -> torch.optim.Adam:
+def make_optimizer(model: nn.Module, learning_rate: float, preset: Preset | None, *, capturable: bool = False) -> Adam:
     """Adam over the parameters of a model.
 
     Args:
@@ -51,11 +50,11 @@ def make_optimizer(
     if capturable:
         rate = torch.tensor(learning_rate, device=next(model.parameters()).device)
     if preset is None:
-        return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=capturable)
+        return Adam(model.parameters(), lr=rate, fused=True, capturable=capturable)
     weights = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": _DOERSCH_L2}, {"params": others}]
-    return torch.optim.Adam(groups, lr=rate, betas=(0.0, 0.999), eps=1e-8, fused=True, capturable=capturable)
+    return Adam(groups, lr=rate, betas=(0.0, 0.999), eps=1e-8, fused=True, capturable=capturable)
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, decay_steps: int | None) -> Callable[[int], float]:

@@ -42,5 +42,13 @@ for dtype in FLOATS:
 fastvae.binarize(torch.rand(7, 785))
 fastvae.binarize(torch.randint(0, 256, (7, 784), dtype=torch.uint8))
 fastvae.binarize(torch.randint(0, 256, (7, 785), dtype=torch.uint8), index=torch.tensor([6, 0, 3]), dtype=torch.float32)
+sizes = [1, 3, 2048, 70_001, *range(1, 50)]  # more than one launch takes
+parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
+parameters += [torch.nn.Parameter(torch.randn(6001)[1:])]
+for capturable in (False, True):
+    optimizer = fastvae.optim.Adam(parameters, fused=True, capturable=capturable)
+    for p in parameters:
+        p.grad = torch.randn(len(p) + 1)[1:]
+    optimizer.step()
 torch.cuda.synchronize()
 print(f"{len(CASES)} calls, {len(SHAPES)} shapes, {len(FLOATS)} dtypes, targets of bytes and networks")
