@@ -28,9 +28,8 @@ void check_alike(const std::string& param_name, const Tensor& param, const std::
   bool alike = true;
   for (int64_t i = 0; i < t.dim(); ++i)
     alike = alike && (t.sym_size(i) == 1 || t.sym_stride(i) == param.sym_stride(i));
-  TORCH_CHECK_VALUE(alike, kOp, ": ", name,
-                    " must have the strides of ", param_name, ", ", param.sym_strides(), ", got ",
-                    t.sym_strides());
+  TORCH_CHECK_VALUE(alike, kOp, ": ", name, " must have the strides of ", param_name, ", ",
+                    param.sym_strides(), ", got ", t.sym_strides());
 }
 
 void check_scalar(const Tensor& param, const std::string& name, const Tensor& t, bool may_be_cpu) {
