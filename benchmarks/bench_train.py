@@ -4,7 +4,7 @@
 
 A step is forward, backward and a fused Adam. The weights and the batch are the same for all; networks, loss and Adam
 are plain PyTorch or fastvae's, in eager and under torch.compile.
-On a GPU "graph" is the step with fastvae's loss as ``fastvae train --cuda-graph`` repeats it.
+On a GPU "graph" is the step as ``fastvae train --cuda-graph`` repeats it, of images as bytes.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def training_step(
 
 def replayed_step(model: VAE, x: Tensor, dtype: str) -> Callable[[], Tensor]:
     """The step with fastvae's loss as a CUDA graph."""
-    step = training_step(fastvae_loss, model, x, dtype, fastvae.optim.Adam, capturable=True)
+    images = x.mul(255).to(torch.uint8)
+    step = training_step(fastvae_loss, model, images, dtype, fastvae.optim.Adam, capturable=True)
     index = torch.arange(len(x), device=x.device)
     replayed = partial(CapturedStep(lambda index: step(), len(x), x.device), index)
     for _ in range(4):  # those that are run as they are, and the capture

@@ -36,7 +36,8 @@ void layer(const Tensor& a, const Tensor& weight, const MaybeTensor& bias, Activ
            Tensor& out) {
   // Of many rows cuBLAS adds a bias while it multiplies; of few it is slow to. That it would apply
   // a ReLU too is of no use: some of its kernels make 0 of NaN.
-  if (bias.has_value() && f == Activation::none && out.is_cuda() && out.size(0) >= kManyRows) {
+  if (bias.has_value() && f == Activation::none && out.is_cuda() && out.size(0) >= kManyRows &&
+      bias->size(0) == out.size(1)) {
     at::addmm_out(out, *bias, a, weight.t());
     return;
   }
@@ -46,9 +47,9 @@ void layer(const Tensor& a, const Tensor& weight, const MaybeTensor& bias, Activ
   Tensor shared;
   if (bias.has_value()) {
     shared = *bias;
-    if (whole.size(1) != out.size(1)) {
-      shared = at::empty({whole.size(1)}, bias->options());
-      shared.narrow(0, 0, out.size(1)).copy_(*bias);
+    if (whole.size(1) != bias->size(0)) {
+      shared = at::zeros({whole.size(1)}, bias->options());
+      shared.narrow(0, 0, bias->size(0)).copy_(*bias);
     }
   }
   const KernelsFor kernels(out);

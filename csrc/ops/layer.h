@@ -17,7 +17,8 @@ Tensor operand_rows(c10::SymInt rows, c10::SymInt width, const at::TensorOptions
 // Such rows, with what fills them up.
 Tensor whole_rows(const Tensor& rows);
 
-// f(a weight^T + bias) into such rows: a [N, H], weight [H', H], bias [H'], all of one dtype.
+// f(a weight^T + bias) into such rows: a [N, H], weight [H', H], bias up to [H'], beyond which it
+// is 0, all of one dtype.
 void layer(const Tensor& a, const Tensor& weight, const MaybeTensor& bias, Activation f,
            Tensor& out);
 // From d/df to d/d(before f), in such rows, and its sum over them, float32 or float64, if that is

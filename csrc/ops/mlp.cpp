@@ -2,6 +2,8 @@
 // one pass each way.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -65,23 +67,46 @@ Tensor as_rows(const Tensor& x) {
   return x.reshape_symint({rows_of(x), x.sym_size(-1)}).contiguous();
 }
 
-// Whether products take x as it lies: those of 16 bits are slow where rows do not begin at
-// multiples of 16 bytes.
-bool is_operand(const Tensor& x, at::ScalarType dtype, bool padded) {
-  return x.scalar_type() == dtype &&
-         !(padded && c10::elementSize(dtype) == 2 && x.sym_size(-1) % 8 != 0);
+// cuBLAS has slow kernels for 16-bit operands of sizes that are no multiples of 8. Those of the
+// operator's own, and the rounded weights, are then filled up with zeros, which add nothing.
+bool fills(at::ScalarType dtype, bool padded) { return padded && c10::elementSize(dtype) == 2; }
+
+c10::SymInt filled(const c10::SymInt& size, at::ScalarType dtype, bool padded) {
+  return fills(dtype, padded) ? (size + 7) / 8 * 8 : size;
 }
 
-// The numbers of x [..., H] in `dtype`, [N, H].
+// The numbers of x [..., H] in `dtype`, [N, H] filled up.
 Tensor numbers(const Tensor& x, at::ScalarType dtype, bool padded) {
+  const c10::SymInt rows = rows_of(x), width = x.sym_size(-1), whole = filled(width, dtype, padded);
+  const auto options = like(x, dtype);
+  Tensor out = whole == width ? operand_rows(rows, width, options, padded)
+                              : at::zeros_symint({rows, whole}, options);
+  if (x.is_meta() || out.sym_numel() == 0) return out;
   const Tensor from = as_rows(x);
-  Tensor out = operand_rows(from.sym_size(0), from.sym_size(1), like(x, dtype), padded);
-  if (out.numel() == 0) return out;
-  if (dtype == at::kDouble) return out.copy_(target_values(from, dtype));  // loops are in float
+  Tensor to = out.narrow_symint(1, 0, width);
+  if (dtype == at::kDouble) {  // of inputs in less, loops are in float
+    to.copy_(target_values(from, dtype));
+    return out;
+  }
   const KernelsFor kernels(x);
-  Rows rows(from, 1, RowOrder::any, {from}, {{out, true}});
-  kernels->convert(rows.extent, rows.target(0), rows.output(0));
-  rows.finish();
+  Rows loop(from, 1, RowOrder::any, {from}, {{to, true}});
+  kernels->convert(loop.extent, loop.target(0), loop.output(0));
+  loop.finish();
+  return out;
+}
+
+// Whether products take x as it is.
+bool is_operand(const Tensor& x, at::ScalarType dtype, bool padded) {
+  return x.scalar_type() == dtype && filled(x.sym_size(-1), dtype, padded) == x.sym_size(-1);
+}
+
+// The weight in `dtype`, filled up.
+Tensor operand(const Tensor& weight, at::ScalarType dtype, bool padded) {
+  const c10::SymInt outputs = filled(weight.sym_size(0), dtype, padded);
+  const c10::SymInt inputs = filled(weight.sym_size(1), dtype, padded);
+  if (outputs == weight.sym_size(0) && inputs == weight.sym_size(1)) return weight.to(dtype);
+  const Tensor out = at::zeros_symint({outputs, inputs}, like(weight, dtype));
+  out.narrow_symint(0, 0, weight.sym_size(0)).narrow_symint(1, 0, weight.sym_size(1)).copy_(weight);
   return out;
 }
 
@@ -116,24 +141,18 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_forward(
   check_mlp(x, weights, biases, dtype);
   const auto options = like(x, dtype);
   const c10::SymInt rows = rows_of(x);
-  const bool rounds = weights[0].scalar_type() != dtype, is_meta = x.is_meta();
-  Tensor a = x;
-  if (!is_operand(x, dtype, padded))
-    a = is_meta ? operand_rows(rows, x.sym_size(-1), options, padded) : numbers(x, dtype, padded);
+  Tensor a = is_operand(x, dtype, padded) ? x : numbers(x, dtype, padded);
   std::vector<Tensor> taken, rounded;
   for (size_t i = 0; i < weights.size(); ++i) {
     const bool is_last = i + 1 == weights.size();
-    Tensor weight = weights[i];
-    if (rounds) {
-      weight = operand_rows(weight.sym_size(0), weight.sym_size(1), options, padded);
-      if (!is_meta) weight.copy_(weights[i]);
-    }
+    Tensor weight = operand(weights[i], dtype, padded);
     if (keep) {
       taken.push_back(a.is_same(x) ? nothing(x) : a);
-      rounded.push_back(rounds ? weight : nothing(weight));
+      rounded.push_back(weight.is_same(weights[i]) ? nothing(weight) : weight);
     }
+    if (is_last) weight = weight.narrow_symint(0, 0, weights[i].sym_size(0));
     Tensor next = operand_rows(rows, weight.sym_size(0), options, padded && !is_last);
-    if (!is_meta) {
+    if (!x.is_meta()) {
       MaybeTensor bias;
       if (biases[i].defined()) bias = biases[i].to(dtype);
       layer(as_rows(a), weight, bias,
@@ -168,13 +187,19 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
   Tensor g = is_operand(grad, dtype, padded) ? as_rows(grad) : numbers(grad, dtype, padded);
   Tensor activated;
   for (size_t i = layers; i-- > 0;) {
-    Tensor& bias = result[1 + layers + i];
+    Tensor &weight_result = result[1 + i], &bias_result = result[1 + layers + i];
+    const int64_t outputs = weights[i].size(0), inputs = weights[i].size(1);
     const Tensor sums = layer_backward(g, activated, activated.defined() ? f : Activation::none,
                                        mask[1 + layers + i]);
-    if (sums.defined()) bias = sums.to(bias.scalar_type());
-    const Tensor a = given_or(taken[i], x);
-    const Tensor input = as_rows(a);
-    if (mask[1 + i]) weight_grad(g, input, result[1 + i]);
+    if (sums.defined()) bias_result = sums.narrow(0, 0, outputs).to(bias_result.scalar_type());
+    const Tensor a = as_rows(given_or(taken[i], x));
+    if (mask[1 + i]) {
+      const bool is_whole = g.size(1) == outputs && a.size(1) == inputs;
+      Tensor product =
+          is_whole ? weight_result : at::empty({g.size(1), a.size(1)}, weight_result.options());
+      weight_grad(g, a, product);
+      if (!is_whole) weight_result.copy_(product.narrow(0, 0, outputs).narrow(1, 0, inputs));
+    }
     // What is below wants something only if one of them does.
     bool below = wants_x;
     for (size_t j = 0; j < i; ++j) below = below || mask[1 + j] || mask[1 + layers + j];
@@ -182,9 +207,9 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
     const Tensor weight = given_or(rounded[i], weights[i]);
     Tensor next = operand_rows(g.sym_size(0), weight.sym_size(1), g.options(), padded);
     g = at::mm_out(next, g, weight);
-    activated = input;
+    activated = a;
   }
-  if (wants_x) result[0].copy_(g.view_symint(x.sym_sizes()));
+  if (wants_x) result[0].copy_(g.narrow(1, 0, x.size(-1)).view_symint(x.sym_sizes()));
   return result;
 }
 
