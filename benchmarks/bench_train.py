@@ -30,7 +30,7 @@ from . import table, timing
 from .bench_ops import compiled
 from .cases import eager_elbo, eager_sample
 from .checks import close
-from .timing import launches, machine, measure, save
+from .timing import launches, machine, measure, page_faults, save
 
 BATCHES = (100, 1024, 4096, 8192)
 # tf32: float32 whose matrix products a GPU rounds to 10 bits, torch.set_float32_matmul_precision("high").
@@ -164,6 +164,29 @@ def loss_parts(x: Tensor, latent_dim: int, dtype: str) -> dict[str, Callable[[],
     }
 
 
+def matrix_products(model: VAE, batch: int, dtype: str) -> Callable[[], None]:
+    """The matrix products of a step and nothing else, between numbers and into memory that are there: its floor."""
+    kind = DTYPES[dtype]
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, dtype=kind, device=timing.device)
+
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    operands = []
+    for linear in linears:
+        inputs, outputs = linear.in_features, linear.out_features
+        a, weight, grad = normal(batch, inputs), normal(outputs, inputs), normal(batch, outputs)
+        operands += [(a, weight.t(), normal(batch, outputs)), (grad.t(), a, normal(outputs, inputs))]
+        if linear is not linears[0]:  # the images need no gradient
+            operands.append((grad, weight, normal(batch, inputs)))
+
+    def multiply() -> None:
+        for a, b, out in operands:
+            torch.mm(a, b, out=out)
+
+    return multiply
+
+
 def measure_step(
     batch: int, dtype: str, rounds: int, hidden: Sequence[int] = (1000, 500, 250), names: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -187,13 +210,21 @@ def measure_step(
         steps["graph"] = replayed_step(model, x, dtype)
     parts = loss_parts(x, model.latent_dim, dtype)
     # All in the same rounds, so that the share of one in the other is of the same machine.
-    measured = measure({**steps, **{f"loss {name}": part for name, part in parts.items()}}, rounds)
+    others = {
+        "products": matrix_products(model, batch, dtype),
+        **{f"loss {name}": part for name, part in parts.items()},
+    }
+    measured = measure({**steps, **others}, rounds)
+    if not on_gpu:
+        for name, step in steps.items():
+            measured[name]["page_faults"] = page_faults(step)
     return {
         "batch": batch,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "contenders": {name: measured[name] for name in steps},
         "loss": {name: measured[f"loss {name}"] for name in parts},
+        "products": measured["products"],
         **({"kernels": launches(steps["graph"])} if on_gpu else {}),
     }
 

@@ -36,6 +36,8 @@ TRAIN_COLUMNS = {
     "fastvae x compile": 17,
     "both x compile": 14,
     "loss's share eager / fastvae": 28,
+    "products' share of compile / fastvae": 36,
+    "page faults eager / compile / fastvae / both": 44,
     "extra MB eager / compile / fastvae / both": 0,
 }
 
@@ -133,8 +135,18 @@ def train_cells(row: Row) -> list[str]:
         against(row, "compile"),
         against(row, "compile", "both"),
         " / ".join(share),
+        " / ".join(_shares_of_products(row, ("compile", "fastvae"))),
+        " / ".join(number(contenders[n]["page_faults"]) for n in names if "page_faults" in contenders.get(n, {})),
         megabytes(row, names),
     ]
+
+
+def _shares_of_products(row: Row, names: Sequence[str]) -> list[str]:
+    """How much of a step the matrix products alone take; nothing where they were not measured."""
+    if "products" not in row:
+        return []
+    steps = row["contenders"]
+    return [f"{row['products']['median'] / steps[name]['median']:.0%}" if name in steps else "" for name in names]
 
 
 def isa_columns(rows: Sequence[Row]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +88,15 @@ def peak_memory(function: Callable[[], object]) -> int:
     events.sort(key=lambda e: e.start_ns())
     changes: list[int] = [e.nbytes() for e in events]
     return max(itertools.accumulate(changes, initial=0))
+
+
+def page_faults(function: Callable[[], object], calls: int = 5) -> float:
+    """How many pages a call takes from the system, where it has been called before."""
+    function()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        function()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
 
 
 def launches(function: Callable[[], object]) -> list[tuple[str, int, float]]:

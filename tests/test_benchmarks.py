@@ -59,7 +59,11 @@ def test_replayed_training_step_is_a_training_step(monkeypatch: pytest.MonkeyPat
     step = bench_train.replayed_step(model, x, "float32")
     torch.manual_seed(0)
     replayed = [float(step()) for _ in range(6)]
-    step = bench_train.training_step(bench_train.fastvae_loss, model, x, "float32", capturable=False)
+    step = bench_train.training_step(
+        bench_train.fastvae_loss, model, x.mul(255).to(torch.uint8), "float32", fastvae.optim.Adam
+    )
+    for _ in range(4):  # that a replayed step has behind it
+        step()
     torch.manual_seed(0)
     assert replayed == [float(step()) for _ in range(6)]
 

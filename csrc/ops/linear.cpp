@@ -15,6 +15,7 @@
 
 #include "../rows.h"
 #include "layer.h"
+#include "results.h"
 
 namespace fastvae::ops {
 namespace {
@@ -123,10 +124,10 @@ class Layer {
   // `compute`, else read.
   template <class F>
   void for_each_block(const Tensor& kept, bool compute, const F& f) const {
-    const Tensor buffer = at::empty({samples_ * batch_, weight_.size(0)}, weight_.options());
+    const Tensor buffer = empty({samples_ * batch_, weight_.size(0)}, weight_.options());
     Tensor activated;
     if (activation_ != Activation::none)
-      activated = at::empty({samples_ * batch_, weight_.size(1)}, weight_.options());
+      activated = empty({samples_ * batch_, weight_.size(1)}, weight_.options());
     for (int64_t k = 0; k < K(); k += samples_) {
       for (int64_t b = 0; b < B(); b += batch_) {
         Block block{k, std::min(samples_, K() - k), b, std::min(batch_, B() - b), {}, {}, {}, {}};
@@ -165,9 +166,9 @@ class BlockSum {
   BlockSum(const Tensor& like, const Layer& layer, bool wanted) : like_(like), wanted_(wanted) {
     const auto dtype = layer.weight().scalar_type();
     if (wanted)
-      sum_ = at::empty(
-          like.sizes(),
-          like.options().dtype(layer.blocks() > 1 && is_reduced(dtype) ? at::kFloat : dtype));
+      sum_ =
+          empty(like.sym_sizes(),
+                like.options().dtype(layer.blocks() > 1 && is_reduced(dtype) ? at::kFloat : dtype));
   }
 
   void add_product(const Tensor& a, const Tensor& b) {
@@ -210,7 +211,7 @@ class Gradients {
   Gradients(const Layer& layer, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
             std::array<bool, 3> mask)
       : layer_(layer),
-        hidden_(at::empty(mask[0] ? hidden.sizes() : at::IntArrayRef{0}, hidden.options())),
+        hidden_(empty(mask[0] ? hidden.sym_sizes() : c10::SymIntArrayRef{0}, hidden.options())),
         by_samples_(hidden.dim() == 3 || !mask[0] ? hidden_ : hidden_.unsqueeze(0)),
         weight_(weight, layer, mask[1]),
         bias_(bias.value_or(weight), layer, mask[2]),

@@ -196,7 +196,7 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
     if (mask[1 + i]) {
       const bool is_whole = g.size(1) == outputs && a.size(1) == inputs;
       Tensor product =
-          is_whole ? weight_result : at::empty({g.size(1), a.size(1)}, weight_result.options());
+          is_whole ? weight_result : empty({g.size(1), a.size(1)}, weight_result.options());
       weight_grad(g, a, product);
       if (!is_whole) weight_result.copy_(product.narrow(0, 0, outputs).narrow(1, 0, inputs));
     }
