@@ -351,6 +351,7 @@ def documents(ops: table.Row, train: table.Row) -> dict[Path, str]:
     readme = with_block(README.read_text(), "picture", readme_picture(ops))
     readme = with_block(readme, "gpu", gpu_figures(*on_gpu))
     tables = with_block(TABLES.read_text(), "benchmarks", short_tables(ops, train))
+    tables = with_block(tables, "avx2", train_table(load("train-avx2.json")))
     return {
         README: with_block(readme, "figures", readme_figures(ops, train)),
         TABLES: with_block(with_block(tables, "gpu", gpu_tables(*on_gpu)), "h100", gpu_tables(*on_h100)),
