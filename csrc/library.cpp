@@ -243,8 +243,10 @@ at::Tensor autocast_mlp(const at::Tensor& x, at::TensorList weights,
   namespace autocast = at::autocast;
   const c10::impl::ExcludeDispatchKeyGuard guard(
       autocast::get_autocast_dispatch_key_from_device_type(device));
-  return fastvae::ops::mlp(x, weights, biases, activation,
-                           dtype.value_or(autocast::get_autocast_dtype(device)));
+  // Double precision stays, as autocast leaves it everywhere.
+  if (!dtype.has_value() && !(weights.size() > 0 && weights[0].scalar_type() == at::kDouble))
+    dtype = autocast::get_autocast_dtype(device);
+  return fastvae::ops::mlp(x, weights, biases, activation, dtype);
 }
 
 TORCH_LIBRARY_IMPL(fastvae, AutocastCPU, m) {

@@ -354,7 +354,8 @@ def mlp(
 
     Under autocast the products are in its dtype, which the result has. The operator rounds the weights itself; their
     gradients, and those of the biases, have the dtype of the weights. On a GPU they are not rounded to less on the
-    way, nor on a CPU that multiplies in float32 anyway; the sums for the biases nowhere are.
+    way, nor on a CPU that multiplies in float32 anyway; the sums for the biases nowhere are. A GPU's 16-bit products of
+    a row that holds an infinite number may be NaN where they would be infinite.
 
     Returns:
         ``[..., H']`` of the last layer.

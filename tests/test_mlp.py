@@ -13,6 +13,7 @@ from tolerances import UNIT, assert_within
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn.utils import parametrizations, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastvae
@@ -266,6 +267,30 @@ def test_autocast_rounds_operands_and_no_gradient_of_a_weight(of: torch.dtype) -
         assert (actual - right).abs().max() <= 24 * UNIT[torch.bfloat16] * float(right.abs().max())
         if leaf is not x and (device == "cuda" or leaf.dim() == 1):
             assert not torch.equal(actual, actual.bfloat16().float())
+
+
+def test_double_precision_stays_under_autocast() -> None:
+    leaves = problem((20, 9, 4), (6,), torch.float64)
+    with torch.autocast(leaves[0].device.type, dtype=torch.bfloat16):
+        result = call(fastvae.mlp, leaves)
+    assert torch.equal(result, call(fastvae.mlp, leaves))
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
+    class Kept(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.fastvae.mlp_forward.default:
+                kept.append(len(result[1]))
+            return result
+
+    leaves, kept = problem((20, 9, 4), (6,), torch.float32), []
+    with Kept():
+        call(fastvae.mlp, leaves)
+        with torch.no_grad():
+            call(fastvae.mlp, leaves)
+        call(fastvae.mlp, [t.detach() for t in leaves])
+    assert kept == [2, 0, 0]
 
 
 @each_activation

@@ -230,10 +230,7 @@ struct MLP : Function<MLP> {
   // autograd takes no absent tensors in a list: `biases` are those that there are.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, at::TensorList weights,
                         at::TensorList biases, const c10::List<bool>& present, Activation f,
-                        at::ScalarType dtype) {
-    const auto wanted = [](const Tensor& t) { return t.requires_grad(); };
-    const bool keep = wanted(x) || std::any_of(weights.begin(), weights.end(), wanted) ||
-                      std::any_of(biases.begin(), biases.end(), wanted);
+                        at::ScalarType dtype, bool keep) {
     MaybeTensors places;
     for (const Tensor& t : in_places(biases, present)) places.push_back(maybe(t));
     const auto activation = static_cast<int64_t>(f);
@@ -278,7 +275,7 @@ struct MLP : Function<MLP> {
     variable_list result;
     for (size_t i = 0; i < all.size(); ++i)
       if (i <= layers || present[i - 1 - layers]) result.push_back(if_wanted(wanted[i], all[i]));
-    result.resize(result.size() + 3);
+    result.resize(result.size() + 4);
     return result;
   }
 
@@ -310,18 +307,19 @@ struct MLP : Function<MLP> {
 Tensor mlp(const Tensor& x, at::TensorList weights, const MaybeTensors& biases,
            std::optional<c10::string_view> activation, std::optional<at::ScalarType> dtype) {
   const Activation f = parse_activation(kOp, activation);
-  TORCH_CHECK_VALUE(!weights.empty(), kOp, ": weights must hold at least one, got none");
   std::vector<Tensor> given;
   c10::List<bool> present;
   for (const std::optional<Tensor> bias : biases) {
     present.push_back(bias.has_value());
     if (bias.has_value()) given.push_back(*bias);
   }
-  TORCH_CHECK_VALUE(weights.size() == biases.size(), kOp,
-                    ": biases must hold one, or None, for each weight, got ", biases.size(),
-                    " for ", weights.size());
-  const auto asked = dtype.value_or(weights[0].scalar_type());
-  return MLP::apply(x, weights, at::TensorList(given), present, f, product_dtype(x, asked))
+  const auto wanted = [](const Tensor& t) { return t.requires_grad(); };
+  const bool keep =
+      graph_wanted() && (wanted(x) || std::any_of(weights.begin(), weights.end(), wanted) ||
+                         std::any_of(given.begin(), given.end(), wanted));
+  // Without a weight there is an error, which the forward pass names.
+  const auto asked = dtype.value_or(weights.empty() ? at::kFloat : weights[0].scalar_type());
+  return MLP::apply(x, weights, at::TensorList(given), present, f, product_dtype(x, asked), keep)
       .to(asked);
 }
 
