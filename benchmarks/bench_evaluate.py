@@ -23,6 +23,7 @@ from fastvae.evaluation import LikelihoodReport, log_likelihood
 from fastvae.models import VAE
 from fastvae.training import TrainConfig, load_checkpoint
 
+from .cases import layer_by_layer
 from .timing import compare, machine, peak_memory, save
 
 CHUNKS = (5, 20, 100)  # samples of 100 images at a time
@@ -35,13 +36,13 @@ def plain(model: VAE, images: Tensor, num_samples: int, chunk: int, seed: int = 
     torch.manual_seed(seed)
     bounds, variances = [], []
     for x in torch.split(torch.bernoulli(images / 255).flatten(1), BATCH):
-        mu, logvar = model.encoder(x).chunk(2, -1)
+        mu, logvar = layer_by_layer(model.encoder, x).chunk(2, -1)
         sigma = (logvar / 2).exp()
         log_w = []
         for first in range(0, num_samples, chunk):
             eps = torch.randn(min(chunk, num_samples - first), *mu.shape)
             z = mu + sigma * eps
-            logits = model.decoder(z)
+            logits = layer_by_layer(model.decoder, z)
             nll = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
             log_ratio = 0.5 * (eps.square() - z.square()).sum(-1) + 0.5 * logvar.sum(-1)
             log_w.append(log_ratio - nll)

@@ -28,7 +28,7 @@ from fastvae.training.graph import CapturedStep
 
 from . import table, timing
 from .bench_ops import compiled
-from .cases import eager_elbo, eager_sample
+from .cases import eager_elbo, eager_sample, layer_by_layer
 from .checks import close
 from .timing import launches, machine, measure, page_faults, save
 
@@ -43,18 +43,10 @@ QUIET = -60.0  # a log variance whose noise is lost in rounding
 Loss = Callable[[VAE, Tensor], Tensor]
 
 
-def plain(network: nn.Module, x: Tensor) -> Tensor:
-    """Its layers, one by one."""
-    assert isinstance(network, nn.Sequential)
-    for layer in network:
-        x = layer(x)
-    return x
-
-
 def plain_loss(model: VAE, x: Tensor) -> Tensor:
     """Networks and loss as a user writes them without fastvae."""
-    mu, logvar = plain(model.encoder, x).chunk(2, -1)
-    return eager_elbo(plain(model.decoder, eager_sample(mu, logvar)), x, mu, logvar)
+    mu, logvar = layer_by_layer(model.encoder, x).chunk(2, -1)
+    return eager_elbo(layer_by_layer(model.decoder, eager_sample(mu, logvar)), x, mu, logvar)
 
 
 def fastvae_loss(model: VAE, x: Tensor) -> Tensor:
@@ -63,8 +55,8 @@ def fastvae_loss(model: VAE, x: Tensor) -> Tensor:
 
 def exact_loss(model: VAE, x: Tensor) -> Tensor:
     """The reference, without noise."""
-    mu, logvar = plain(model.encoder, x).chunk(2, -1)
-    return reference.elbo_loss(plain(model.decoder, mu), x, mu, logvar)[0]
+    mu, logvar = layer_by_layer(model.encoder, x).chunk(2, -1)
+    return reference.elbo_loss(layer_by_layer(model.decoder, mu), x, mu, logvar)[0]
 
 
 def autocast(dtype: str) -> torch.autocast:

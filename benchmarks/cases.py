@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, mse_loss, softplus
 
 import fastvae
@@ -129,6 +129,14 @@ def eager_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 def eager_kl_prior(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
     ratio = (logvar - prior_logvar).exp() + (mu - prior_mu).square() * (-prior_logvar).exp()
     return 0.5 * _event_sum(ratio - 1 + prior_logvar - logvar, mu)
+
+
+def layer_by_layer(network: nn.Module, x: Tensor) -> Tensor:
+    """A network of the models as PyTorch runs it."""
+    assert isinstance(network, nn.Sequential)
+    for layer in network:
+        x = layer(x)
+    return x
 
 
 def eager_sample(mu: Tensor, logvar: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from fastvae.models import VAE
 from fastvae.training import TrainConfig, train
 from fastvae.training.solver import make_optimizer
 
-from .cases import eager_elbo, eager_sample
+from .cases import eager_elbo, eager_sample, layer_by_layer
 from .timing import machine, save
 
 BATCH, EPOCHS, RATE = 100, 100, 1e-3  # 60,000 iterations
@@ -44,7 +44,7 @@ def test_elbo(model: VAE, data: Images) -> float:
 
 
 def plain(data: Images, epochs: int) -> Curve:
-    """The tutorial's training, its loss in plain PyTorch."""
+    """The tutorial's training, networks and loss in plain PyTorch."""
     torch.manual_seed(0)
     model = VAE(preset="doersch")
     optimizer = make_optimizer(model, RATE, "doersch")
@@ -54,8 +54,8 @@ def plain(data: Images, epochs: int) -> Curve:
         started = time.perf_counter()
         for indices in torch.randperm(len(images)).split(BATCH):  # type: ignore[no-untyped-call]
             x: Tensor = images[indices].float() / 255
-            mu, logvar = model.encode(x)
-            loss = eager_elbo(model.decode(eager_sample(mu, logvar)), x, mu, logvar)
+            mu, logvar = layer_by_layer(model.encoder, x).chunk(2, -1)
+            loss = eager_elbo(layer_by_layer(model.decoder, eager_sample(mu, logvar)), x, mu, logvar)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

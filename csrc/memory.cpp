@@ -4,7 +4,6 @@
 #include <c10/util/Exception.h>
 #include <sys/mman.h>
 
-#include <cstdlib>
 #include <deque>
 #include <mutex>
 
@@ -40,10 +39,16 @@ class RecyclingAllocator final : public c10::Allocator {
   }
 
  private:
+  // Mapped by itself: malloc would keep what is freed amid its heap.
   static void* fresh(size_t size) {
-    void* data = nullptr;
-    TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&data, kPage, size) == 0,
+    char* data = static_cast<char*>(
+        mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    TORCH_CHECK_WITH(OutOfMemoryError, data != MAP_FAILED,
                      "fastvae: out of memory, tried to allocate ", size, " bytes");
+    const size_t before = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
+    if (before > 0) munmap(data, before);
+    data += before;
+    munmap(data + size, kPage - before);
 #ifdef MADV_HUGEPAGE
     madvise(data, size, MADV_HUGEPAGE);  // a wish: may be refused
 #endif
@@ -76,7 +81,7 @@ class RecyclingAllocator final : public c10::Allocator {
       --old;
       const bool is_one_too_many = old->is_huge() ? huge_ > kIdleHuge : bytes_ > kIdleBytes;
       if (!is_one_too_many && given_ - old->given < kForgotten) continue;
-      std::free(old->data);
+      munmap(old->data, old->size);
       count(*old, -1);
       old = idle_.erase(old);
     }
