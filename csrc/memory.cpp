@@ -10,12 +10,13 @@
 namespace fastvae {
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;  // a huge page: one fault instead of 512
+constexpr size_t kPages = size_t{64} << 10;    // whole pages of any system
+constexpr size_t kHugePage = size_t{2} << 20;  // one fault instead of 512
 constexpr size_t kHuge = size_t{32} << 20;
 constexpr size_t kIdleBytes = size_t{256} << 20, kIdleHuge = 16;
 constexpr uint64_t kForgotten = 4096;
 
-// Whole huge pages.
+// Huge pages as far as they fit, and small ones for the rest.
 struct Block {
   void* data;
   size_t size;
@@ -27,7 +28,7 @@ struct Block {
 class RecyclingAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    const size_t size = (bytes + kPage - 1) / kPage * kPage;
+    const size_t size = (bytes + kPages - 1) / kPages * kPages;
     void* data = take(size);
     if (data == nullptr) data = fresh(size);
     c10::profiledCPUMemoryReporter().New(data, size);
@@ -41,14 +42,14 @@ class RecyclingAllocator final : public c10::Allocator {
  private:
   // Mapped by itself: malloc would keep what is freed amid its heap.
   static void* fresh(size_t size) {
-    char* data = static_cast<char*>(
-        mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* data = static_cast<char*>(mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     TORCH_CHECK_WITH(OutOfMemoryError, data != MAP_FAILED,
                      "fastvae: out of memory, tried to allocate ", size, " bytes");
-    const size_t before = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
+    const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
     if (before > 0) munmap(data, before);
     data += before;
-    munmap(data + size, kPage - before);
+    munmap(data + size, kHugePage - before);
 #ifdef MADV_HUGEPAGE
     madvise(data, size, MADV_HUGEPAGE);  // a wish: may be refused
 #endif

@@ -38,7 +38,7 @@ def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     """``x`` through the layers, several at once where they are a stack as :class:`MLP` says."""
     at = 0
     while at < len(layers):
-        linears, activation = _stack(layers[at:])
+        linears, activation = _stack(layers, at)
         if linears:
             x = ops.mlp(x, [f.weight for f in linears], [f.bias for f in linears], activation=activation)
             at += 2 * len(linears) - 1
@@ -48,15 +48,15 @@ def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _stack(layers: Sequence[nn.Module]) -> tuple[list[nn.Linear], Activation | None]:
-    """The linear layers that ``layers`` begin with, as far as one activation is between them, and its name."""
+def _stack(layers: Sequence[nn.Module], start: int) -> tuple[list[nn.Linear], Activation | None]:
+    """The linear layers from ``start`` on, as far as one activation is between them, and its name."""
     linears: list[nn.Linear] = []
     activation: Activation | None = None
-    for at in range(0, len(layers), 2):
+    for at in range(start, len(layers), 2):
         layer = layers[at]
         if not _is_operator(layer):
             break
-        if at:
+        if at > start:
             name = activation_name(layers[at - 1])
             if name is None or is_hooked(layers[at - 1]) or activation not in (None, name):
                 break

@@ -56,7 +56,7 @@ def test_memory_that_nobody_asks_for_again_is_given_back() -> None:
 
 
 FAULTS = """
-import resource, torch
+import resource, statistics, torch
 from fastvae.models import VAE
 from fastvae.training.memory import keep_freed_memory
 assert keep_freed_memory()
@@ -69,18 +69,23 @@ def step():
     optimizer.step()
 for _ in range(10):
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(statistics.median(faults() for _ in range(20)))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_a_training_step_takes_no_fresh_pages() -> None:
-    """Without the C library's keeping and ours it takes thousands; a few belong to Python and the products' library."""
+    """Without the C library's keeping and ours each takes thousands.
+
+    The heap of a thread still grows now and then, once in tens of steps, as threads come to their work in another
+    order: the median says what a step takes.
+    """
     result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 10 * 30
+    assert float(result.stdout) == 0
 
 
 def test_memory_of_a_result_in_use_is_not_shared() -> None:

@@ -15,10 +15,6 @@ struct Identity {
   FASTVAE_LAMBDA T operator()(T x) const {
     return x;
   }
-  template <class T>
-  FASTVAE_LAMBDA T backward(T g, T) const {
-    return g;
-  }
 };
 
 struct ReLU {
@@ -47,10 +43,8 @@ template <class Call>
 void with_function(Activation f, const Call& call) {
   if (f == Activation::relu)
     call(ReLU());
-  else if (f == Activation::tanh)
-    call(Tanh());
   else
-    call(Identity());
+    call(Tanh());
 }
 
 // Named, because a lambda for a GPU may not be made within a generic one.
@@ -80,12 +74,16 @@ struct Before {
 }  // namespace
 
 void activate(Extent extent, Input x, const Shared* bias, Activation f, Output out) {
-  with_function(f, [&]<class F>(F f) {
+  const auto after_bias = [&]<class F>(F f) {
     if (bias)
       map(extent, {out}, AfterBias<F>{f}, x, *bias);
     else
       map(extent, {out}, AfterBias<F>{f}, x);
-  });
+  };
+  if (f == Activation::none)
+    after_bias(Identity());
+  else
+    with_function(f, after_bias);
 }
 
 void activate_backward(Extent extent, Input grad, Input activated, Activation f, Output grad_x,

@@ -69,10 +69,8 @@ Tensor as_rows(const Tensor& x) {
 
 // cuBLAS has slow kernels for 16-bit operands of sizes that are no multiples of 8. Those of the
 // operator's own, and the rounded weights, are then filled up with zeros, which add nothing.
-bool fills(at::ScalarType dtype, bool padded) { return padded && c10::elementSize(dtype) == 2; }
-
 c10::SymInt filled(const c10::SymInt& size, at::ScalarType dtype, bool padded) {
-  return fills(dtype, padded) ? (size + 7) / 8 * 8 : size;
+  return padded && c10::elementSize(dtype) == 2 ? (size + 7) / 8 * 8 : size;
 }
 
 // The numbers of x [..., H] in `dtype`, [N, H] filled up.
@@ -183,6 +181,9 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
   const auto f = static_cast<Activation>(activation);
   const auto dtype = grad.scalar_type();
   const bool padded = pads(grad);
+  // The first layer that wants a gradient: those below it need none.
+  size_t first = 0;
+  while (!wants_x && first < layers && !mask[1 + first] && !mask[1 + layers + first]) ++first;
   // Of each layer in turn, from the last one.
   Tensor g = is_operand(grad, dtype, padded) ? as_rows(grad) : numbers(grad, dtype, padded);
   Tensor activated;
@@ -200,16 +201,17 @@ std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::Tensor
       weight_grad(g, a, product);
       if (!is_whole) weight_result.copy_(product.narrow(0, 0, outputs).narrow(1, 0, inputs));
     }
-    // What is below wants something only if one of them does.
-    bool below = wants_x;
-    for (size_t j = 0; j < i; ++j) below = below || mask[1 + j] || mask[1 + layers + j];
-    if (!below) break;
+    if (!wants_x && i <= first) break;
     const Tensor weight = given_or(rounded[i], weights[i]);
-    Tensor next = operand_rows(g.sym_size(0), weight.sym_size(1), g.options(), padded);
+    const bool is_result = i == 0 && result[0].scalar_type() == dtype &&
+                           weight.size(1) == x.size(-1) && result[0].is_contiguous();
+    Tensor next = is_result ? result[0].view({g.size(0), weight.size(1)})
+                            : operand_rows(g.sym_size(0), weight.sym_size(1), g.options(), padded);
     g = at::mm_out(next, g, weight);
+    if (i == 0 && !is_result)
+      result[0].copy_(g.narrow(1, 0, x.size(-1)).view_symint(x.sym_sizes()));
     activated = a;
   }
-  if (wants_x) result[0].copy_(g.narrow(1, 0, x.size(-1)).view_symint(x.sym_sizes()));
   return result;
 }
 
