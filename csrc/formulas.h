@@ -5,15 +5,11 @@
 // NaN out. The branches below are selects, which a compiler turns into masks.
 #pragma once
 
-#include "simd_math.h"
+#include "dual.h"
 
 namespace fastvae::formulas {
 
-// a * b with 0 * inf = 0, the limit where a is the factor that is exactly zero.
-template <class T>
-FASTVAE_FN T product_or_zero(T a, T b) {
-  return a == T(0) ? T(0) : a * b;
-}
+using math::product_or_zero;
 
 // e^-|l|: the odds of the less likely outcome, of a Bernoulli variable of logit l.
 template <class T>
@@ -33,30 +29,6 @@ template <class T>
 struct LogTerm {
   T weight, size, factor;
 };
-
-// -log Bernoulli(x | sigmoid(l)) = max(l, 0) - l x + log(1 + e^-|l|). The first two terms are
-// |l| (1 - x) for l >= 0 and |l| x for l < 0: no cancellation, and 0 for a sure and right
-// prediction.
-template <class T>
-FASTVAE_FN LogTerm<T> sigmoid_cross_entropy(T l, T x, T odds) {
-  const T miss = l < T(0) ? x : T(1) - x;
-  return {miss, math::abs(l), odds};
-}
-
-// d/dl = sigmoid(l) - x, as the miss of the likelier outcome less the probability of the other one,
-// or the negative of that: where x is 0 or 1, nothing cancels.
-template <class T>
-FASTVAE_FN T sigmoid_cross_entropy_grad_logits(T l, T x, T odds) {
-  const T miss = l < T(0) ? x : T(1) - x;
-  const T beyond = miss - math::divide(odds, T(1) + odds);
-  return l < T(0) ? -beyond : beyond;
-}
-
-// d/dx = -l
-template <class T>
-FASTVAE_FN T sigmoid_cross_entropy_grad_target(T l) {
-  return -l;
-}
 
 // z = mu + sigma eps, sigma = e^(logvar / 2)
 template <class T>
@@ -134,30 +106,6 @@ FASTVAE_FN T gaussian_kl_grad_prior_logvar(PriorTerms<T> t) {
 template <class T>
 FASTVAE_FN T inverse_deviation(T logvar) {
   return math::exp(T(-0.5) * logvar);
-}
-
-// -log N(x | mean, e^logvar) = (log 2 pi + logvar + ((x - mean) / sigma)^2) / 2; a miss where sigma
-// is 0 is infinitely bad.
-template <class T>
-FASTVAE_FN T gaussian_nll(T mean, T x, T logvar, T inverse) {
-  const T standardised = product_or_zero(mean - x, inverse);
-  const T square = standardised * standardised;
-  const T log_two_pi = T(1.8378770664093454836);
-  const bool infinite = square > std::numeric_limits<T>::max();
-  return T(0.5) * (infinite ? square : log_two_pi + logvar + square);
-}
-
-// d/dmean = (mean - x) / sigma^2 = -d/dx
-template <class T>
-FASTVAE_FN T gaussian_nll_grad_mean(T mean, T x, T inverse) {
-  return product_or_zero(product_or_zero(mean - x, inverse), inverse);
-}
-
-// sigma d/dsigma = 1 - ((x - mean) / sigma)^2 = 2 d/dlogvar
-template <class T>
-FASTVAE_FN T gaussian_nll_grad_log_sigma(T mean, T x, T inverse) {
-  const T standardised = product_or_zero(mean - x, inverse);
-  return T(1) - standardised * standardised;
 }
 
 // The loss of a VAE: -ELBO for beta = 1.

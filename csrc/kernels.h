@@ -8,7 +8,8 @@
 
 namespace fastvae {
 
-enum class Dtype : uint8_t { f64, f32, bf16, f16, u8, boolean };
+// uint8 is an image's, read as x / 255, or count8, a number of its own.
+enum class Dtype : uint8_t { f64, f32, bf16, f16, u8, boolean, count8, i16, i32, i64 };
 
 // K samples of a batch of B rows (samples of the data) of D elements (the flattened event).
 struct Extent {
@@ -45,6 +46,7 @@ struct Input {
 // What an operand can be is its type, so that a loop has no code for the rest. Plain inputs are
 // elements in floating point, or a constant; targets may be uint8 or bool too.
 struct Target : Input {};
+struct Counts : Input {};    // elements: integers, or in floating point
 struct Gathered : Input {};  // as Target, or rows of it by their numbers
 struct Shared : Input {};    // elements, or values that many of them share
 struct PerRow : Input {};    // row, or a constant: an upstream gradient of row sums
@@ -95,6 +97,39 @@ struct Sums {
   void* data = nullptr;
 };
 
+constexpr int kMostParameters = 3;
+
+// What the kernels of a likelihood read of each element: its parameters in their order, the last
+// one from elements or from what many of them share, and the target. Where two numbers stand for
+// the last parameter, they are that one's value and what is found from it once.
+struct LikelihoodInputs {
+  Input parameter[kMostParameters], target;
+  bool has_numbers = false;
+  Input number[2];
+};
+
+// The passes of a likelihood: row sums of negative log-probabilities and their derivatives, times
+// the upstream gradient g. `grads` are those by the parameters, in their order.
+struct LikelihoodKernels {
+  void (*sum)(Extent, const LikelihoodInputs&, Sums out);
+  // The same with the derivatives, times `scale`, written in the same pass: for losses that are
+  // scalars.
+  void (*sum_with_grads)(Extent, const LikelihoodInputs&, double scale, Sums out,
+                         const Output* grads);
+  void (*backward)(Extent, PerRow g, const LikelihoodInputs&, const Output* grads);
+  void (*backward_target)(Extent, PerRow g, const LikelihoodInputs&,
+                          Output grad_target /* [B, D] */);
+  // Where all rows share the last parameter, [D]: its derivative is a sum over them.
+  void (*backward_columns)(Extent, PerRow g, const LikelihoodInputs&, const Output* grads,
+                           Sums last);
+  // Row sums of the derivative by the last parameter, where a row has one, or all have.
+  void (*backward_rows)(Extent, PerRow g, const LikelihoodInputs&, Sums last);
+  // The derivatives of what `backward` and `backward_target` give, along a direction of each: by
+  // g, as row sums, and by the parameters and the target.
+  void (*backward_twice)(Extent, PerRow g, const LikelihoodInputs&,
+                         const LikelihoodInputs& direction, Sums grad_g, const Output* grads);
+};
+
 // One implementation of every kernel. `grad_*` inputs are upstream gradients; outputs that nobody
 // asked for have no data. Outputs marked [B, D] are summed over the K samples.
 struct Kernels {
@@ -104,6 +139,9 @@ struct Kernels {
   // a stream.
   bool (*evaluate)(const char* function, const float* in, float* out, int64_t n);
   void (*words)(Key, uint64_t first_block, uint32_t* out, int64_t blocks);
+
+  // By Likelihood, in likelihoods.h.
+  const LikelihoodKernels* const* likelihood;
 
   void (*reparameterize)(Extent, Input mu, Input logvar, Normal eps, Output z);
   void (*reparameterize_backward)(Extent, Input grad_z, Input logvar, Normal eps,
@@ -127,15 +165,6 @@ struct Kernels {
   void (*sample_kl_backward)(Extent, Input grad_z, PerRow grad_kl, Input mu, Input logvar,
                              Normal eps, Output grad_mu, Output grad_logvar);
 
-  void (*sigmoid_cross_entropy)(Extent, Input logits, Target target, Sums out);
-  // The same with d/dlogits * scale written in the same pass: for losses that are scalars.
-  void (*sigmoid_cross_entropy_with_grad)(Extent, Input logits, Target target, double scale,
-                                          Sums out, Output grad_logits);
-  void (*sigmoid_cross_entropy_backward)(Extent, PerRow grad, Input logits, Target target,
-                                         Output grad_logits);
-  void (*sigmoid_cross_entropy_backward_target)(Extent, PerRow grad, Input logits,
-                                                Output grad_target /* [B, D] */);
-
   // x * factor; nothing is read or written where the factor is 1. x and out are the same memory.
   void (*scale_unless_one)(Extent, PerRow factor, Input x, Output out);
 
@@ -143,23 +172,6 @@ struct Kernels {
   // mean over the samples), and the loss; three scalars.
   void (*elbo)(Extent, Sums reconstruction, Sums kl, Input beta, bool mean, Sums loss,
                Sums total_reconstruction, Sums total_kl);
-
-  // inverse: one value 1 / sigma with logvar = 2 log sigma; null: e^(-logvar / 2) of each element.
-  void (*gaussian_nll)(Extent, Input mean, Target target, Shared logvar, const Input* inverse,
-                       Sums out);
-  void (*gaussian_nll_backward)(Extent, PerRow grad, Input mean, Target target, Shared logvar,
-                                const Input* inverse, Output grad_mean, Output grad_logvar);
-  void (*gaussian_nll_backward_target)(Extent, PerRow grad, Input mean, Target target,
-                                       Shared logvar, const Input* inverse,
-                                       Output grad_target /* [B, D] */);
-  // The first derivatives where all rows share the log variances, [D].
-  void (*gaussian_nll_backward_columns)(Extent, PerRow grad, Input mean, Target target,
-                                        Shared logvar, Output grad_mean, Sums grad_logvar);
-  // Row sums of d/dlogvar, where a row has one.
-  void (*gaussian_nll_grad_logvar_rows)(Extent, PerRow grad, Input mean, Target target,
-                                        PerRow logvar, Sums grad_logvar);
-  // Row sums of d/dlog sigma, without the upstream gradient.
-  void (*gaussian_nll_grad_log_sigma)(Extent, Input mean, Target target, Input inverse, Sums out);
 
   // Between the products of a network: its input as numbers; f(x + bias), of which either may be
   // absent; and from d/df to d/dx, by what f gave, with its sums over all rows.

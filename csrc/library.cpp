@@ -31,8 +31,8 @@ TORCH_LIBRARY(fastvae, m) {
   m.def("sample_kl(Tensor mu, Tensor logvar, Generator? generator=None) -> (Tensor z, Tensor kl)",
         seeded);
   m.def(
-      "sigmoid_cross_entropy(Tensor logits, Tensor target, str reduction='none', "
-      "bool check_target=False) -> Tensor",
+      "nll(str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, Tensor? scale=None, "
+      "float scale_value=1., str reduction='none', bool check_target=False) -> Tensor",
       pure);
   m.def(
       "linear_sigmoid_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
@@ -41,10 +41,6 @@ TORCH_LIBRARY(fastvae, m) {
   m.def(
       "mlp(Tensor x, Tensor[] weights, Tensor?[] biases, str? activation='relu', "
       "ScalarType? dtype=None) -> Tensor",
-      pure);
-  m.def(
-      "gaussian_nll(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, float sigma_value, "
-      "str reduction='none') -> Tensor",
       pure);
   m.def(
       "elbo_loss(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
@@ -60,12 +56,10 @@ TORCH_LIBRARY(fastvae, m) {
   m.impl("gaussian_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_kl);
   m.impl("sample_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl);
   m.impl("sample_kl_packed", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl_packed);
-  m.impl("sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
-         ops::sigmoid_cross_entropy);
+  m.impl("nll", c10::DispatchKey::CompositeImplicitAutograd, ops::nll);
   m.impl("linear_sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
          ops::linear_sigmoid_cross_entropy);
   m.impl("mlp", c10::DispatchKey::CompositeImplicitAutograd, ops::mlp);
-  m.impl("gaussian_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::gaussian_nll);
   m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
   m.impl("binarize", c10::DispatchKey::CompositeImplicitAutograd, ops::binarize);
 
@@ -100,18 +94,25 @@ TORCH_LIBRARY(fastvae, m) {
       "-> Tensor",
       pure);
   m.def(
-      "sigmoid_cross_entropy_forward(Tensor logits, Tensor target, bool check_target=False) "
-      "-> Tensor",
+      "nll_forward(str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, Tensor? scale, "
+      "float scale_value, bool check_target=False) -> Tensor",
       pure);
   m.def(
-      "sigmoid_cross_entropy_with_grad(Tensor logits, Tensor target, bool mean, "
-      "bool check_target=False) -> (Tensor, Tensor)",
+      "nll_with_grads(str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, "
+      "Tensor? scale, float scale_value, bool mean, bool[3] mask, bool check_target=False) "
+      "-> (Tensor, Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "nll_backward(Tensor grad, str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, "
+      "Tensor? scale, float scale_value, bool[5] mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      pure);
+  m.def(
+      "nll_backward_twice(Tensor grad, str likelihood, Tensor a, Tensor? b, Tensor? c, "
+      "Tensor target, Tensor? direction_a, Tensor? direction_b, Tensor? direction_c, "
+      "Tensor? direction_target) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def("scale_grad(Tensor(a!) grad, Tensor factor) -> ()", pure);
-  m.def(
-      "sigmoid_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, bool[2] mask) "
-      "-> (Tensor, Tensor)",
-      pure);
   m.def(
       "linear_sigmoid_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor? bias, "
       "Tensor target, bool keep, bool check_target=False, int activation=0) -> (Tensor, Tensor)",
@@ -133,14 +134,6 @@ TORCH_LIBRARY(fastvae, m) {
   m.def(
       "mlp_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] taken, Tensor[] rounded, "
       "int activation, bool[] mask) -> Tensor[]",
-      pure);
-  m.def(
-      "gaussian_nll_forward(Tensor mean, Tensor target, Tensor? logvar, Tensor? sigma, "
-      "float sigma_value) -> Tensor",
-      pure);
-  m.def(
-      "gaussian_nll_backward(Tensor grad, Tensor mean, Tensor target, Tensor? logvar, "
-      "Tensor? sigma, float sigma_value, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "elbo_loss_forward(Tensor logits, Tensor target, Tensor mu, Tensor logvar, Tensor? beta, "
@@ -172,17 +165,16 @@ void implement(torch::Library& m) {
   m.impl("sample_kl_forward", ops::sample_kl_forward);
   m.impl("sample_kl_backward", ops::sample_kl_backward);
   m.impl("sample_kl_packed_backward", ops::sample_kl_packed_backward);
-  m.impl("sigmoid_cross_entropy_forward", ops::sigmoid_cross_entropy_forward);
-  m.impl("sigmoid_cross_entropy_with_grad", ops::sigmoid_cross_entropy_with_grad);
+  m.impl("nll_forward", ops::nll_forward);
+  m.impl("nll_with_grads", ops::nll_with_grads);
+  m.impl("nll_backward", ops::nll_backward);
+  m.impl("nll_backward_twice", ops::nll_backward_twice);
   m.impl("scale_grad", ops::scale_grad);
-  m.impl("sigmoid_cross_entropy_backward", ops::sigmoid_cross_entropy_backward);
   m.impl("linear_sigmoid_cross_entropy_forward", ops::linear_sigmoid_cross_entropy_forward);
   m.impl("linear_sigmoid_cross_entropy_with_grad", ops::linear_sigmoid_cross_entropy_with_grad);
   m.impl("linear_sigmoid_cross_entropy_backward", ops::linear_sigmoid_cross_entropy_backward);
   m.impl("mlp_forward", ops::mlp_forward);
   m.impl("mlp_backward", ops::mlp_backward);
-  m.impl("gaussian_nll_forward", ops::gaussian_nll_forward);
-  m.impl("gaussian_nll_backward", ops::gaussian_nll_backward);
   m.impl("elbo_loss_forward", ops::elbo_loss_forward);
   m.impl("binarize_forward", ops::binarize_forward);
   m.impl("adam_", ops::adam_);
@@ -201,17 +193,16 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
                            "sample_kl_forward",
                            "sample_kl_backward",
                            "sample_kl_packed_backward",
-                           "sigmoid_cross_entropy_forward",
-                           "sigmoid_cross_entropy_with_grad",
+                           "nll_forward",
+                           "nll_with_grads",
+                           "nll_backward",
+                           "nll_backward_twice",
                            "scale_grad",
-                           "sigmoid_cross_entropy_backward",
                            "linear_sigmoid_cross_entropy_forward",
                            "linear_sigmoid_cross_entropy_with_grad",
                            "linear_sigmoid_cross_entropy_backward",
                            "mlp_forward",
                            "mlp_backward",
-                           "gaussian_nll_forward",
-                           "gaussian_nll_backward",
                            "elbo_loss_forward",
                            "binarize_forward",
                            "adam_"})

@@ -10,11 +10,12 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "formulas.h"
+#include "likelihoods.h"
 #include "tiling.h"
 
 namespace py = pybind11;
 namespace formulas = fastvae::formulas;
+namespace likelihoods = fastvae::likelihoods;
 namespace math = fastvae::math;
 
 namespace {
@@ -119,16 +120,36 @@ py::dict place(int64_t rows, int64_t columns, int vector, bool summed, int64_t b
   return out;
 }
 
+double value_of(double term) { return term; }
+double value_of(formulas::LogTerm<double> term) {
+  return formulas::product_or_zero(term.weight, term.size) + math::log1p(term.factor);
+}
+
+template <size_t>
+using Double = double;
+
+// A likelihood and its derivatives: of its parameters and the target.
+template <class L, size_t... I>
+void add_likelihood(py::module_ m, const std::string& name, std::index_sequence<I...>) {
+  const auto add = [&](const std::string& suffix, const auto& part) {
+    m.def((name + suffix).c_str(),
+          py::vectorize([part](Double<I>... parameters, double x) -> double {
+            return part(L::of(parameters..., x));
+          }));
+  };
+  add("", [](const auto& e) { return value_of(e.nll); });
+  (add(std::string("_grad_") + L::parameters[I], [](const auto& e) { return e.grad[I]; }), ...);
+  add("_grad_target", [](const auto& e) { return e.grad_target; });
+}
+
 // The formulas in double, over numpy arrays: tests hold them against the papers without any loop.
 void add_formulas(py::module_ m) {
+#define FASTVAE_ADD(name)            \
+  add_likelihood<likelihoods::name>( \
+      m, #name, std::make_index_sequence<likelihoods::count<likelihoods::name>>());
+  FASTVAE_EACH_LIKELIHOOD(FASTVAE_ADD)
+#undef FASTVAE_ADD
   m.def("sigmoid", py::vectorize([](double l) { return formulas::sigmoid(l, formulas::odds(l)); }));
-  m.def("sigmoid_cross_entropy", py::vectorize([](double l, double x) {
-          const auto parts = formulas::sigmoid_cross_entropy(l, x, formulas::odds(l));
-          return formulas::product_or_zero(parts.weight, parts.size) + math::log1p(parts.factor);
-        }));
-  m.def("sigmoid_cross_entropy_grad_logits", py::vectorize([](double l, double x) {
-          return formulas::sigmoid_cross_entropy_grad_logits(l, x, formulas::odds(l));
-        }));
   m.def("gaussian_kl", py::vectorize([](double mu, double logvar) {
           return formulas::gaussian_kl(mu, math::exponential_of(logvar));
         }));
@@ -143,16 +164,6 @@ void add_formulas(py::module_ m) {
       py::vectorize([](double mu, double logvar, double pmu, double plv) {
         return formulas::gaussian_kl_grad_prior_logvar(formulas::prior_terms(mu, logvar, pmu, plv));
       }));
-  m.def("gaussian_nll", py::vectorize([](double mean, double x, double logvar) {
-          return formulas::gaussian_nll(mean, x, logvar, formulas::inverse_deviation(logvar));
-        }));
-  m.def("gaussian_nll_grad_mean", py::vectorize([](double mean, double x, double logvar) {
-          return formulas::gaussian_nll_grad_mean(mean, x, formulas::inverse_deviation(logvar));
-        }));
-  m.def("gaussian_nll_grad_logvar", py::vectorize([](double mean, double x, double logvar) {
-          return 0.5 * formulas::gaussian_nll_grad_log_sigma(mean, x,
-                                                             formulas::inverse_deviation(logvar));
-        }));
   m.def("reparameterize", py::vectorize([](double mu, double logvar, double eps) {
           return formulas::reparameterize(mu, formulas::standard_deviation(logvar).value, eps);
         }));

@@ -69,26 +69,36 @@ std::pair<Tensor, Tensor> halves(const Tensor& moments);
 Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                  const Tensor& moments, const Tensor& key);
 
-// check_target: whether to look for a target that is no probability.
-Tensor sigmoid_cross_entropy_forward(const Tensor& logits, const Tensor& target, bool check_target);
-// Row sums of what is checked, and in the same pass `scale` times their gradient where grad_logits
-// is defined.
-Tensor sigmoid_cross_entropy_rows(const Tensor& logits, const Tensor& target, bool has_samples,
-                                  double scale, const Tensor& grad_logits);
-// The same and d/dlogits of its sum or mean over the rows, in one pass.
-std::tuple<Tensor, Tensor> sigmoid_cross_entropy_with_grad(const Tensor& logits,
-                                                           const Tensor& target, bool mean,
-                                                           bool check_target);
+// A likelihood by its name in likelihoods.h, of up to three parameters a, b and c. The last one may
+// be absent: then `scale`, 0-d, or else scale_value stands for it. check_target: whether to look
+// for a target that cannot be. The mask of the gradients is of the parameters, then of the target
+// and the scale.
+Tensor nll_forward(c10::string_view likelihood, const Tensor& a, const MaybeTensor& b,
+                   const MaybeTensor& c, const Tensor& target, const MaybeTensor& scale,
+                   double scale_value, bool check_target);
+// The same and the gradients of its sum or mean over the rows, in one pass.
+std::tuple<Tensor, Tensor, Tensor, Tensor> nll_with_grads(
+    c10::string_view likelihood, const Tensor& a, const MaybeTensor& b, const MaybeTensor& c,
+    const Tensor& target, const MaybeTensor& scale, double scale_value, bool mean,
+    std::array<bool, 3> mask, bool check_target);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(
+    const Tensor& grad, c10::string_view likelihood, const Tensor& a, const MaybeTensor& b,
+    const MaybeTensor& c, const Tensor& target, const MaybeTensor& scale, double scale_value,
+    std::array<bool, 5> mask);
+// The gradients of that one's results, along a direction of each, by its upstream gradient, the
+// parameters and the target.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward_twice(
+    const Tensor& grad, c10::string_view likelihood, const Tensor& a, const MaybeTensor& b,
+    const MaybeTensor& c, const Tensor& target, const MaybeTensor& direction_a,
+    const MaybeTensor& direction_b, const MaybeTensor& direction_c,
+    const MaybeTensor& direction_target);
 // Scales it where it lies; there is nothing to do, and nobody waits to know, where the factor is 1.
 void scale_grad(const Tensor& grad, const Tensor& factor);
-std::tuple<Tensor, Tensor> sigmoid_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
-                                                          const Tensor& target,
-                                                          std::array<bool, 2> mask);
 
-// The same of logits = f(hidden) weight^T + bias: hidden [B, H] or [K, B, H], weight [D, H], target
-// of D elements, f the activation by its number. The masks are of hidden, weight, bias and target.
-// The forward pass gives the logits too if it is to `keep` them; without them the backward pass
-// computes them again.
+// sigmoid_cross_entropy of logits = f(hidden) weight^T + bias: hidden [B, H] or [K, B, H], weight
+// [D, H], target of D elements, f the activation by its number. The masks are of hidden, weight,
+// bias and target. The forward pass gives the logits too if it is to `keep` them; without them the
+// backward pass computes them again.
 std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
     const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
     bool keep, bool check_target, int64_t activation);
@@ -109,13 +119,6 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_forward(
 std::vector<Tensor> mlp_backward(const Tensor& grad, const Tensor& x, at::TensorList weights,
                                  at::TensorList taken, at::TensorList rounded, int64_t activation,
                                  const c10::List<bool>& mask);
-
-// Either logvar, or the standard deviation: the 0-d tensor sigma, or else sigma_value.
-Tensor gaussian_nll_forward(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
-                            const MaybeTensor& sigma, double sigma_value);
-std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_nll_backward(
-    const Tensor& grad, const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
-    const MaybeTensor& sigma, double sigma_value, std::array<bool, 4> mask);
 
 // beta: the 0-d tensor, or else beta_value. grad_logits is d reconstruction / d logits if asked
 // for.
@@ -144,8 +147,9 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
 std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
                                      MaybeGenerator generator);
 std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator);
-Tensor sigmoid_cross_entropy(const Tensor& logits, const Tensor& target, c10::string_view reduction,
-                             bool check_target);
+Tensor nll(c10::string_view likelihood, const Tensor& a, const MaybeTensor& b, const MaybeTensor& c,
+           const Tensor& target, const MaybeTensor& scale, double scale_value,
+           c10::string_view reduction, bool check_target);
 Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
                                     c10::string_view reduction, bool check_target,
@@ -153,8 +157,6 @@ Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
 // Products in `dtype`, or in that of the weights.
 Tensor mlp(const Tensor& x, at::TensorList weights, const MaybeTensors& biases,
            std::optional<c10::string_view> activation, std::optional<at::ScalarType> dtype);
-Tensor gaussian_nll(const Tensor& mean, const Tensor& target, const MaybeTensor& logvar,
-                    const MaybeTensor& sigma, double sigma_value, c10::string_view reduction);
 std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor& target,
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,

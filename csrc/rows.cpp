@@ -33,6 +33,12 @@ Dtype dtype_of(const Tensor& t) {
       return Dtype::u8;
     case at::kBool:
       return Dtype::boolean;
+    case at::kShort:
+      return Dtype::i16;
+    case at::kInt:
+      return Dtype::i32;
+    case at::kLong:
+      return Dtype::i64;
     default:
       TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", t.scalar_type());
   }
@@ -91,6 +97,14 @@ void check_target(const char* op, const Tensor& target) {
                     target.scalar_type());
 }
 
+void check_counts(const char* op, const char* name, const Tensor& counts) {
+  const auto dtype = counts.scalar_type();
+  TORCH_CHECK_VALUE(is_supported_floating(counts) || dtype == at::kByte || dtype == at::kShort ||
+                        dtype == at::kInt || dtype == at::kLong,
+                    op, ": ", name, " must be counts in uint8, int16, int32, int64, float32, ",
+                    "float64, bfloat16 or float16, got ", dtype);
+}
+
 void check_batch(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_VALUE(t.dim() >= 1, op, ": ", name,
                     " must have a batch dimension, [B, *E], got a 0-d tensor");
@@ -128,7 +142,6 @@ void check_moments(const char* op, const Tensor& mu, const Tensor& logvar) {
 
 bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target) {
   check_floating(op, name, logits);
-  check_target(op, target);
   check_batch(op, "target", target);
   check_same_device(op, name, logits, "target", target);
   const auto sizes = logits.sym_sizes();
@@ -150,22 +163,38 @@ void check_shared(const char* op, const char* name_all, const Tensor& all, const
       shared.sym_sizes(), " and ", name_all, " ", all.sym_sizes());
 }
 
-void check_probabilities(const char* op, const Tensor& target) {
-  if (!target.is_floating_point() || target.is_meta() || target.numel() == 0) return;
-  const auto [low, high] = at::aminmax(target);
-  if (!target.is_cpu()) {
-    at::_assert_async(low.ge(0).logical_and(high.le(1)),
-                      std::string(op) + ": target must lie in [0, 1]");
+namespace {
+
+// That all values lie between `least` and `most`, or an error that says which does not.
+void check_range(const char* op, const char* name, const Tensor& values, double least, double most,
+                 const std::string& expected, const char* hint) {
+  if (values.is_meta() || values.numel() == 0) return;
+  const auto [low, high] = at::aminmax(values);
+  if (!values.is_cpu()) {
+    at::_assert_async(low.ge(least).logical_and(high.le(most)),
+                      std::string(op) + ": " + name + " " + expected);
     return;
   }
-  if (low.item<double>() >= 0 && high.item<double>() <= 1) return;
+  if (low.item<double>() >= least && high.item<double>() <= most) return;
   const Tensor bad =
-      target.ge(0).logical_and_(target.le(1)).logical_not_().nonzero()[0].contiguous();
-  Tensor value = target;
+      values.ge(least).logical_and_(values.le(most)).logical_not_().nonzero()[0].contiguous();
+  Tensor value = values;
   for (int64_t i = 0; i < bad.size(0); ++i) value = value.select(0, bad[i].item<int64_t>());
-  TORCH_CHECK_VALUE(false, op, ": target must lie in [0, 1], got ", value.item<double>(), " at ",
-                    at::IntArrayRef(bad.const_data_ptr<int64_t>(), bad.size(0)),
-                    "; images of bytes are read as x / 255 if they are left as uint8");
+  TORCH_CHECK_VALUE(false, op, ": ", name, " ", expected, ", got ", value.item<double>(), " at ",
+                    at::IntArrayRef(bad.const_data_ptr<int64_t>(), bad.size(0)), hint);
+}
+
+}  // namespace
+
+void check_probabilities(const char* op, const Tensor& target) {
+  if (target.is_floating_point())
+    check_range(op, "target", target, 0, 1, "must lie in [0, 1]",
+                "; images of bytes are read as x / 255 if they are left as uint8");
+}
+
+void check_not_negative(const char* op, const char* name, const Tensor& counts) {
+  check_range(op, name, counts, 0, std::numeric_limits<double>::max(),
+              "must be counts, none of them negative", "");
 }
 
 KernelsFor::KernelsFor(const Tensor& t) {
@@ -330,6 +359,12 @@ Input Rows::elements_of(const Tensor& t) const {
 }
 
 Input Rows::input(size_t i) const { return elements_of(inputs_[i]); }
+
+Counts Rows::counts(size_t i) const {
+  Counts counts{input(i)};
+  if (counts.dtype == Dtype::u8) counts.dtype = Dtype::count8;
+  return counts;
+}
 
 Input Rows::input_of_shared(const Tensor& shaped, Tensor t, bool in_memory) {
   const bool whole = has_whole_event(t, shaped, event_dims_);

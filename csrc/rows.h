@@ -26,6 +26,7 @@ inline bool is_supported_floating(const Tensor& t) {
 
 void check_floating(const char* op, const char* name, const Tensor& t);
 void check_target(const char* op, const Tensor& target);
+void check_counts(const char* op, const char* name, const Tensor& counts);
 void check_batch(const char* op, const char* name, const Tensor& t);
 void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b,
                       const Tensor& b);
@@ -35,7 +36,8 @@ void check_same_device(const char* op, const char* name_a, const Tensor& a, cons
 void check_generator(const char* op, const Tensor& input,
                      const std::optional<at::Generator>& generator);
 void check_moments(const char* op, const Tensor& mu, const Tensor& logvar);
-// logits (or mean) [B, *E] or [K, B, *E] against target [B, *E]; true if there is a K.
+// logits (or mean) [B, *E] or [K, B, *E] against target [B, *E], whose dtype is not looked at; true
+// if there is a K.
 bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target);
 // That a value which many elements may share has the shape of all of them, or is broadcast to it.
 void check_shared(const char* op, const char* name_all, const Tensor& all, const char* name,
@@ -43,6 +45,8 @@ void check_shared(const char* op, const char* name_all, const Tensor& all, const
 // That a target of probabilities lies in [0, 1], or an error that says which value does not. On a
 // GPU the kernel stops, and nothing waits for it here.
 void check_probabilities(const char* op, const Tensor& target);
+// Likewise, that counts are not negative.
+void check_not_negative(const char* op, const char* name, const Tensor& counts);
 
 // The kernels for a tensor's device, which is the current one as long as this lives; an error if
 // this build has none.
@@ -97,6 +101,7 @@ class Rows {
   Extent extent;
   Input input(size_t i) const;
   Target target(size_t i) const { return {input(i)}; }
+  Counts counts(size_t i) const;
   Shared shared(size_t i) const { return {shared_[i]}; }
   // A gradient of the row sums, [B] or [K, B], any strides, or one for all of them; times `weight`.
   PerRow upstream(const Tensor& grad, double weight = 1) const;

@@ -14,11 +14,13 @@
 #include <limits>
 
 #ifdef __CUDACC__
-#define FASTVAE_FN static __host__ __device__ __forceinline__
+#define FASTVAE_MEMBER __host__ __device__ __forceinline__
+#define FASTVAE_FN static FASTVAE_MEMBER
 #else
 // Static and always inlined: a copy compiled for AVX-512 must never be the one that the linker
 // keeps for a machine without it.
-#define FASTVAE_FN static inline __attribute__((always_inline))
+#define FASTVAE_MEMBER inline __attribute__((always_inline))
+#define FASTVAE_FN static FASTVAE_MEMBER
 #endif
 
 namespace fastvae::math {
@@ -39,6 +41,11 @@ template <class T>
 FASTVAE_FN T below_infinity(T x) {
   const T limit = std::numeric_limits<T>::max();
   return x > limit ? limit : x;
+}
+
+template <class T>
+FASTVAE_FN bool is_infinite(T x) {
+  return x > std::numeric_limits<T>::max();
 }
 
 // x = n ln 2 + r, |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to an integer in the low mantissa

@@ -40,10 +40,9 @@ _reparameterize: Callable[..., Tensor] = torch.ops.fastvae.reparameterize.defaul
 _gaussian_kl: Callable[..., Tensor] = torch.ops.fastvae.gaussian_kl.default
 _sample_kl: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl.default
 _sample_kl_packed: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl_packed.default
-_sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.sigmoid_cross_entropy.default
+_nll: Callable[..., Tensor] = torch.ops.fastvae.nll.default
 _linear_sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.linear_sigmoid_cross_entropy.default
 _mlp: Callable[..., Tensor] = torch.ops.fastvae.mlp.default
-_gaussian_nll: Callable[..., Tensor] = torch.ops.fastvae.gaussian_nll.default
 _elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
 _binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
 
@@ -285,7 +284,7 @@ def sigmoid_cross_entropy(
     """
     if transformed():
         return reference.sigmoid_cross_entropy(logits, target, reduction=reduction)
-    return _sigmoid_cross_entropy(logits, target, reduction, check_target)
+    return _nll("sigmoid_cross_entropy", logits, None, None, target, None, 1.0, reduction, check_target)
 
 
 def linear_sigmoid_cross_entropy(
@@ -371,6 +370,13 @@ def mlp(
     return _mlp(x, weights, biases, activation)
 
 
+def _scale(scale: Tensor | float | None) -> tuple[Tensor | None, float]:
+    """As the operator takes it; it reads no number where the last parameter is there."""
+    if isinstance(scale, Tensor):
+        return scale, 1.0
+    return None, 1.0 if scale is None else float(scale)
+
+
 def gaussian_nll(
     mean: Tensor,
     target: Tensor,
@@ -410,9 +416,7 @@ def gaussian_nll(
             "fastvae.gaussian_nll: give exactly one of sigma and logvar, got "
             + ("neither" if sigma is None else "both")
         )
-    if isinstance(sigma, Tensor):
-        return _gaussian_nll(mean, target, None, sigma, 1.0, reduction)
-    return _gaussian_nll(mean, target, logvar, None, 1.0 if sigma is None else float(sigma), reduction)
+    return _nll("gaussian_nll", mean, logvar, None, target, *_scale(sigma), reduction)
 
 
 def elbo_loss(

@@ -225,7 +225,7 @@ def test_a_scalar_loss_needs_the_memory_of_its_gradient(reduction: str, factor: 
 
     for run in (cross_entropy, elbo):
         assert extra_memory(run) < 1.2 * logits.nbytes
-        assert not any("sigmoid_cross_entropy_backward" in k for k in kernels(run))
+        assert not any("::Grads<" in k for k in kernels(run))
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])

@@ -71,10 +71,10 @@ def test_sigmoid_cross_entropy_formula_of_far_logits() -> None:
 
 
 def test_gaussian_nll_formula() -> None:
-    np.testing.assert_allclose(F.gaussian_nll(A, C, B), -stats.norm.logpdf(C, A, np.exp(B / 2)), rtol=1e-12)
+    np.testing.assert_allclose(F.gaussian_nll(A, B, C), -stats.norm.logpdf(C, A, np.exp(B / 2)), rtol=1e-12)
     for gradient, function, x in (
-        (F.gaussian_nll_grad_mean(A, C, B), lambda m: F.gaussian_nll(m, C, B), A),
-        (F.gaussian_nll_grad_logvar(A, C, B), lambda v: F.gaussian_nll(A, C, v), B),
+        (F.gaussian_nll_grad_mean(A, B, C), lambda m: F.gaussian_nll(m, B, C), A),
+        (F.gaussian_nll_grad_logvar(A, B, C), lambda v: F.gaussian_nll(A, v, C), B),
     ):
         np.testing.assert_allclose(gradient, derivative(function, x), rtol=1e-5, atol=1e-5)
 
@@ -91,8 +91,8 @@ def test_formulas_have_their_limits() -> None:
     assert F.sigmoid([inf, -inf]).tolist() == [1, 0]
     assert F.gaussian_kl([0, 0, inf, -inf], [inf, -inf, 0, 0]).tolist() == [inf] * 4
     assert F.gaussian_kl_prior([0, 1, 0, 0], 0.0, 0.0, [inf, -inf, inf, -inf]).tolist() == [inf] * 4
-    assert F.gaussian_nll([1, 0], 0.0, [-inf, inf]).tolist() == [inf, inf]
-    assert F.gaussian_nll(1.0, 1.0, -inf) == -inf  # a point mass on the target
+    assert F.gaussian_nll([1, 0], [-inf, inf], 0.0).tolist() == [inf, inf]
+    assert F.gaussian_nll(1.0, -inf, 1.0) == -inf  # a point mass on the target
     assert F.sigmoid_cross_entropy_grad_logits([inf, -inf, inf, -inf], [1, 0, 0, 1]).tolist() == [0, 0, 1, -1]
     assert F.gaussian_kl_grad_logvar([inf, -inf]).tolist() == [inf, -0.5]
     for value in (F.sigmoid_cross_entropy(nan, 0.0), F.gaussian_kl(nan, 0.0), F.gaussian_kl(0.0, nan)):

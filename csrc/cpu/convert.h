@@ -92,6 +92,14 @@ void read(Dtype dtype, const void* data, int64_t offset, int64_t n, T* out, bool
     case Dtype::boolean:
       return convert_run<uint8_t>(data, offset, n, out, ahead,
                                   [](uint8_t x) { return x != 0 ? T(1) : T(0); });
+    case Dtype::count8:
+      return convert_run<uint8_t>(data, offset, n, out, ahead, [](uint8_t x) { return x; });
+    case Dtype::i16:
+      return convert_run<int16_t>(data, offset, n, out, ahead, [](int16_t x) { return x; });
+    case Dtype::i32:
+      return convert_run<int32_t>(data, offset, n, out, ahead, [](int32_t x) { return x; });
+    case Dtype::i64:
+      return convert_run<int64_t>(data, offset, n, out, ahead, [](int64_t x) { return x; });
   }
 }
 
@@ -116,8 +124,7 @@ void write(Dtype dtype, void* data, int64_t offset, int64_t n, const T* from) {
     case Dtype::f16:
       return write_run<uint16_t>(data, offset, n, from,
                                  [](T x) { return float_to_f16(static_cast<float>(x)); });
-    case Dtype::u8:  // no kernel writes images; a mask of 0 and 1 goes to bool
-    case Dtype::boolean:
+    default:  // no kernel writes integers; a mask of 0 and 1 goes to bool
       return write_run<uint8_t>(data, offset, n, from, [](T x) { return x; });
   }
 }

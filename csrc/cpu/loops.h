@@ -352,6 +352,13 @@ void row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outp
   walk_in_precision<sum, NO>(extent, sums, outputs, f, in...);
 }
 
+// The same, for what is called so seldom that a GPU has it for elements of any type alone.
+template <Sum sum = Sum::terms, int NO, class F, class... In>
+void seldom_row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
+                            const F& f, const In&... in) {
+  row_sum_and_map<sum>(extent, sums, outputs, f, in...);
+}
+
 // f returns values(...), one for each output.
 template <int NO, class F, class... In>
 void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {

@@ -1,4 +1,4 @@
-#include "../kernels/declarations.h"
+#include "../kernels/likelihoods.h"
 #include "probe.h"
 
 #define FASTVAE_STRING(x) #x
@@ -6,9 +6,12 @@
 
 namespace fastvae::FASTVAE_DEVICE {
 
+static const LikelihoodKernels* const likelihoods[] = {FASTVAE_EACH_LIKELIHOOD(FASTVAE_POINTER)};
+
 const Kernels kernels = {.name = FASTVAE_NAME(CPU_CAPABILITY),
                          .evaluate = evaluate,
                          .words = words,
+                         .likelihood = likelihoods,
                          FASTVAE_EACH_KERNEL(FASTVAE_ENTRY)};
 
 }  // namespace fastvae::FASTVAE_DEVICE

@@ -20,12 +20,19 @@ using Pixel = uint8_t;
 struct Bit {  // a byte of a bool tensor
   uint8_t byte;
 };
+struct Count8 {
+  uint8_t count;
+};
 
 __device__ __forceinline__ double to_number(double x) { return x; }
 __device__ __forceinline__ float to_number(float x) { return x; }
 __device__ __forceinline__ float to_number(Bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_number(F16 x) { return __half2float(x); }
 __device__ __forceinline__ float to_number(Bit x) { return x.byte != 0 ? 1.0f : 0.0f; }
+__device__ __forceinline__ float to_number(Count8 x) { return x.count; }
+__device__ __forceinline__ float to_number(int16_t x) { return x; }
+__device__ __forceinline__ double to_number(int32_t x) { return x; }
+__device__ __forceinline__ double to_number(int64_t x) { return static_cast<double>(x); }
 
 __device__ __forceinline__ void from_number(double x, double& out) { out = x; }
 __device__ __forceinline__ void from_number(float x, float& out) { out = x; }
@@ -45,6 +52,8 @@ template <>
 constexpr Dtype dtype_of<Pixel> = Dtype::u8;
 template <>
 constexpr Dtype dtype_of<Bit> = Dtype::boolean;
+template <>
+constexpr Dtype dtype_of<Count8> = Dtype::count8;
 
 // Elements of any type, `n` of up to V at data[offset ..]; the rest are zeros.
 
@@ -74,6 +83,14 @@ __device__ __forceinline__ void read_any(Dtype dtype, const void* data, int64_t 
     }
     case Dtype::boolean:
       return read_each(static_cast<const Bit*>(data) + offset, n, out);
+    case Dtype::count8:
+      return read_each(static_cast<const Count8*>(data) + offset, n, out);
+    case Dtype::i16:
+      return read_each(static_cast<const int16_t*>(data) + offset, n, out);
+    case Dtype::i32:
+      return read_each(static_cast<const int32_t*>(data) + offset, n, out);
+    case Dtype::i64:
+      return read_each(static_cast<const int64_t*>(data) + offset, n, out);
   }
 }
 
@@ -106,8 +123,7 @@ __device__ __forceinline__ void write_any(Dtype dtype, void* data, int64_t offse
       return write_each(static_cast<Bf16*>(data) + offset, n, narrow);
     case Dtype::f16:
       return write_each(static_cast<F16*>(data) + offset, n, narrow);
-    case Dtype::u8:  // no kernel writes images; a mask of 0 and 1 goes to bool
-    case Dtype::boolean: {
+    default: {  // no kernel writes integers; a mask of 0 and 1 goes to bool
       uint8_t* to = static_cast<uint8_t*>(data) + offset;
 #pragma unroll
       for (int v = 0; v < V; ++v)

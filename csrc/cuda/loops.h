@@ -366,6 +366,16 @@ void row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outp
   launch_in_precision<sum, false, NO>(extent, sums, outputs, f, in...);
 }
 
+template <Sum sum = Sum::terms, int NO, class F, class... In>
+void seldom_row_sum_and_map(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
+                            const F& f, const In&... in) {
+  with_any_types(
+      [&]<class T, class Types>() {
+        launch<T, Types, sum, false, NO>(extent, sums, outputs, f, in...);
+      },
+      in...);
+}
+
 template <int NO, class F, class... In>
 void map(const Extent& extent, const Output (&outputs)[NO], const F& f, const In&... in) {
   launch_in_precision<Sum::none, false, NO>(extent, {}, outputs, f, in...);

@@ -21,7 +21,9 @@ struct Stored {
   static constexpr bool any = std::is_void_v<S>;
   static constexpr bool is_short = std::is_same_v<S, Bf16> || std::is_same_v<S, F16>;
   template <class In>
-  using Type = std::conditional_t<std::is_same_v<In, Target> || std::is_same_v<In, Gathered>, X, S>;
+  using Type = std::conditional_t<std::is_same_v<In, Target> || std::is_same_v<In, Counts> ||
+                                      std::is_same_v<In, Gathered>,
+                                  X, S>;
   static constexpr int vector() {
     if constexpr (any) {
       return 4;
@@ -223,7 +225,17 @@ bool fits(const Extent& extent, const Output& output) {
          (output.dtype == dtype_of<S> && is_aligned(extent, output, Stored::vector(), sizeof(S)));
 }
 
-// Calls launch.operator()<T, Stored>() with the types that the elements have: first those known
+// Calls launch.operator()<T, Stored>() for elements whose types are known at run time.
+template <class Launch, class... In>
+void with_any_types(const Launch& launch, const In&... in) {
+  using Any = Stored<void, void>;
+  if (((in.dtype == Dtype::f64) || ...))
+    launch.template operator()<double, Any>();
+  else
+    launch.template operator()<float, Any>();
+}
+
+// The same with the types that the elements have: first those known
 // when compiled, where all operands fit them.
 template <int NO, class Launch, class... In>
 void with_types(const Extent& extent, const Output* outputs, const Launch& launch,
@@ -251,12 +263,14 @@ void with_types(const Extent& extent, const Output* outputs, const Launch& launc
           as.template operator()<F16, Pixel>() || as.template operator()<F16, Bit>())
         return;
     }
+    if constexpr ((std::is_same_v<In, Counts> || ...)) {
+      if (as.template operator()<float, Count8>() || as.template operator()<Bf16, float>() ||
+          as.template operator()<Bf16, Count8>() || as.template operator()<F16, float>() ||
+          as.template operator()<F16, Count8>())
+        return;
+    }
   }
-  using Any = Stored<void, void>;
-  if (((in.dtype == Dtype::f64) || ...))
-    launch.template operator()<double, Any>();
-  else
-    launch.template operator()<float, Any>();
+  with_any_types(launch, in...);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Sums of what an operator has made, in an order that the sizes alone decide.
+// What is done with what an operator has made: sums, in an order that the sizes alone decide, and a
+// factor.
 #include "declarations.h"
 #include "loops.h"
 
@@ -10,6 +11,12 @@ void sum_rows(Extent extent, Input x, Sums out) {
 
 void sum_columns(Extent extent, Input x, Sums out) {
   column_sum(extent, {out}, [] FASTVAE_LAMBDA(auto x) { return values(x); }, x);
+}
+
+void scale_unless_one(Extent extent, PerRow factor, Input x, Output out) {
+  map_unless_one(
+      extent, {out}, [] FASTVAE_LAMBDA(auto factor, auto x) { return values(factor * x); }, factor,
+      x);
 }
 
 }  // namespace fastvae::FASTVAE_DEVICE

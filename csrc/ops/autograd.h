@@ -1,6 +1,7 @@
 // What the autograd Functions share. A first derivative is one call of a NAME_backward kernel;
 // where a graph of the derivative itself is asked for (create_graph=True), the same derivative is
-// taken in ATen operations, which autograd then differentiates to any order.
+// taken in ATen operations, which autograd then differentiates to any order. Likelihoods have a
+// kernel for the second derivative too, and no third one.
 //
 // Forward-mode derivatives and functorch's transforms are refused by torch::autograd::Function; the
 // Python functions send the latter to the reference.
@@ -19,15 +20,20 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// Calls the operator that `function` implements, below autograd, through the dispatcher: so that
-// tracing sees it.
+// Calls the operator that `function` implements, through the dispatcher: so that tracing sees it.
 template <auto* function, class... Args>
-auto call(const char* name, Args&&... args) {
+auto above_autograd(const char* name, Args&&... args) {
   using Signature = std::remove_pointer_t<decltype(function)>;
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
-  at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(std::forward<Args>(args)...);
+}
+
+// The same below autograd.
+template <auto* function, class... Args>
+auto call(const char* name, Args&&... args) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return above_autograd<function>(name, std::forward<Args>(args)...);
 }
 
 // An undefined tensor, which autograd reads as no gradient, where none was wanted.
@@ -78,25 +84,5 @@ struct MomentGrads {
 // Of gaussian_kl; `grad` is [B].
 MomentGrads gaussian_kl_grads(const Tensor& grad, const Tensor& mu, const Tensor& logvar,
                               const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar);
-
-// Of sigmoid_cross_entropy; `grad` is [B] or [K, B].
-std::pair<Tensor, Tensor> sigmoid_cross_entropy_grads(const Tensor& grad, const Tensor& logits,
-                                                      const Tensor& target);
-
-// sigmoid_cross_entropy's gradients by kernels: per_row() is the upstream gradient, [B] or [K, B],
-// and `factor` that of what the forward pass wrote, if it did.
-template <class F>
-std::tuple<Tensor, Tensor> sigmoid_cross_entropy_kernel_grads(
-    AutogradContext* ctx, const F& per_row, const Tensor& factor, const Tensor& logits,
-    const Tensor& target, std::array<bool, 2> wanted) {
-  variable_list written;
-  if (wanted[0]) written = take_written(ctx, factor);
-  if (!written.empty()) wanted[0] = false;
-  Tensor grad_logits, grad_target;
-  if (wanted[0] || wanted[1])
-    std::tie(grad_logits, grad_target) = call<sigmoid_cross_entropy_backward>(
-        "fastvae::sigmoid_cross_entropy_backward", per_row(), logits, target, wanted);
-  return {written.empty() ? grad_logits : written[0], grad_target};
-}
 
 }  // namespace fastvae::ops

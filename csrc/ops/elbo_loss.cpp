@@ -5,7 +5,7 @@
 #include <ATen/ops/scalar_tensor.h>
 
 #include "../rows.h"
-#include "autograd.h"
+#include "likelihood.h"
 #include "results.h"
 
 namespace fastvae::ops {
@@ -16,6 +16,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     bool check_target) {
   const char* op = "fastvae.elbo_loss";
   const Reduction reduction = parse_reduction(op, reduction_name);
+  ops::check_target(op, target);
   const bool has_samples = check_samples(op, "logits", logits, target);
   check_moments(op, mu, logvar);
   check_same_device(op, "logits", logits, "mu", mu);
@@ -38,8 +39,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     if (has_samples) scale /= static_cast<double>(logits.size(0));
     if (reduction == Reduction::mean) scale /= static_cast<double>(target.size(0));
   }
-  Tensor reconstruction = sigmoid_cross_entropy_rows(logits, target, has_samples, scale,
-                                                     with_grad ? grad_logits : Tensor());
+  Tensor reconstruction = likelihood_rows(Likelihood::sigmoid_cross_entropy, logits, target, scale,
+                                          with_grad ? grad_logits : Tensor());
   const Tensor kl = gaussian_kl_forward(mu, logvar, {}, {});
   if (reduction == Reduction::none) {
     // The expectation over q of eq. 5, by its K samples.
@@ -107,14 +108,9 @@ struct ElboLoss : Function<ElboLoss> {
         return grad.div(at::Scalar(logits.sym_size(0)))
             .expand_symint(logits.sym_sizes().slice(0, 2));
       };
-      if (graph_wanted()) {
-        std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_grads(per_row(), logits, target);
-        grad_logits = as_input(grad_logits, logits);
-        if (inputs_wanted[1]) grad_target = as_input(grad_target, target);
-      } else {
-        std::tie(grad_logits, grad_target) = sigmoid_cross_entropy_kernel_grads(
-            ctx, per_row, grad_reconstruction, logits, target, inputs_wanted);
-      }
+      std::tie(grad_logits, grad_target) =
+          likelihood_grads(ctx, Likelihood::sigmoid_cross_entropy, per_row, grad_reconstruction,
+                           logits, target, inputs_wanted);
     }
 
     MomentGrads moments;

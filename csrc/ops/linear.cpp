@@ -15,6 +15,7 @@
 
 #include "../rows.h"
 #include "layer.h"
+#include "likelihood.h"
 #include "results.h"
 
 namespace fastvae::ops {
@@ -270,12 +271,13 @@ std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
   const Tensor logits = at::empty_symint(size, hidden.options());
   if (out.is_meta()) return {out, logits};
   const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
-  const KernelsFor kernels(hidden);
+  const KernelsFor device(hidden);
+  const LikelihoodKernels& kernels = kernels_of(device, Likelihood::sigmoid_cross_entropy);
   Layer(hidden, weight, bias, target, activation)
       .for_each_block(keep ? by_samples(logits) : Tensor(), true, [&](const Block& block) {
         const Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target});
-        kernels->sigmoid_cross_entropy(rows.extent, rows.input(0), rows.target(1),
-                                       sums_of(block.of(by_samples(out))));
+        kernels.sum(rows.extent, inputs_of(rows, Likelihood::sigmoid_cross_entropy),
+                    sums_of(block.of(by_samples(out))));
       });
   return {out, logits};
 }
@@ -290,14 +292,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_gra
             empty_like_if(bias.value_or(weight), mask[2])};
   const Tensor by_samples = has_samples ? out : out.unsqueeze(0);
   const double scale = mean ? 1 / static_cast<double>(out.numel()) : 1;
-  const KernelsFor kernels(hidden);
+  const KernelsFor device(hidden);
+  const LikelihoodKernels& kernels = kernels_of(device, Likelihood::sigmoid_cross_entropy);
   const Layer layer(hidden, weight, bias, target, activation);
   Gradients grads(layer, hidden, weight, bias, mask);
   layer.for_each_block({}, true, [&](const Block& block) {
     Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
               {{block.scratch, true}});
-    kernels->sigmoid_cross_entropy_with_grad(rows.extent, rows.input(0), rows.target(1), scale,
-                                             sums_of(block.of(by_samples)), rows.output(0));
+    const Output grad_logits = rows.output(0);
+    kernels.sum_with_grads(rows.extent, inputs_of(rows, Likelihood::sigmoid_cross_entropy), scale,
+                           sums_of(block.of(by_samples)), &grad_logits);
     rows.finish();
     grads.add(block);
   });
@@ -313,7 +317,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward
             empty_like_if(bias.value_or(weight), mask[2]), grad_target};
   const bool has_samples = hidden.dim() == 3;
   const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
-  const KernelsFor kernels(hidden);
+  const KernelsFor device(hidden);
+  const LikelihoodKernels& kernels = kernels_of(device, Likelihood::sigmoid_cross_entropy);
   const Layer layer(hidden, weight, bias, target, activation);
   Gradients grads(layer, hidden, weight, bias, {mask[0], mask[1], mask[2]});
   Tensor target_sum;  // [B, D], over the samples
@@ -325,17 +330,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward
     const Tensor upstream = block.of(by_samples(grad));
     if (mask[3]) {
       const Tensor term = at::empty(block.target.sizes(), target_sum.options());
-      Rows rows(block.logits, 1, RowOrder::any, {block.logits}, {{term, true}});
-      kernels->sigmoid_cross_entropy_backward_target(rows.extent, rows.upstream(upstream),
-                                                     rows.input(0), rows.output(0));
+      Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target}, {{term, true}});
+      kernels.backward_target(rows.extent, rows.upstream(upstream),
+                              inputs_of(rows, Likelihood::sigmoid_cross_entropy), rows.output(0));
       rows.finish();
       target_sum.narrow(0, block.b, block.batch).add_(term);
     }
     if (!grads.any()) return;
     Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
               {{block.scratch, true}});
-    kernels->sigmoid_cross_entropy_backward(rows.extent, rows.upstream(upstream), rows.input(0),
-                                            rows.target(1), rows.output(0));
+    const Output grad_logits = rows.output(0);
+    kernels.backward(rows.extent, rows.upstream(upstream),
+                     inputs_of(rows, Likelihood::sigmoid_cross_entropy), &grad_logits);
     rows.finish();
     grads.add(block);
   });

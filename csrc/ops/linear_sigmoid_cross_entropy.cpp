@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "autograd.h"
 #include "layer.h"
+#include "likelihood.h"
 
 namespace fastvae::ops {
 namespace {
@@ -70,13 +70,13 @@ struct LinearSigmoidCrossEntropy : Function<LinearSigmoidCrossEntropy> {
       const c10::SymInt outputs = weight.sym_size(0);
       const Tensor flat_target = target.reshape_symint({target.sym_size(0), outputs});
       auto [grad_logits, grad_target] =
-          sigmoid_cross_entropy_grads(per_row(), at::linear(input, weight, bias), flat_target);
-      grad_logits = as_input(grad_logits, hidden);
+          differentiable_grads(Likelihood::sigmoid_cross_entropy, per_row(),
+                               at::linear(input, weight, bias), flat_target, {true, wanted[3]});
       const Tensor flat = grad_logits.flatten(0, -2);
       g[0] = activation_grad(grad_logits.matmul(weight), input, f);
       g[1] = flat.t().mm(input.flatten(0, -2));
       g[2] = flat.sum(0);
-      if (wanted[3]) g[3] = as_input(grad_target.view_symint(target.sym_sizes()), target);
+      if (wanted[3]) g[3] = grad_target.view_symint(target.sym_sizes());
     } else {
       // Written only where the target wants nothing.
       const variable_list written = take_written(ctx, grads[0]);
