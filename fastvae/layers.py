@@ -8,6 +8,7 @@ from typing import Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch.nn.modules import module as modules
 
 from fastvae import ops
 
@@ -21,8 +22,9 @@ class MLP(nn.Sequential):
     """An ``nn.Sequential`` whose linear layers, with the ReLU or Tanh between them, run as :func:`fastvae.mlp`.
 
     ``fastvae.nn.MLP(*network)`` is one with the layers of another: the same parameters, by the same names. Layers of
-    other kinds may stand among them and are called. So is a linear layer that has hooks (pruning, spectral norm),
-    another class (parametrised, quantised, adapters) or weights that are no plain tensors (shards).
+    other kinds may stand among them and are called. So is a linear layer that has hooks, its own (pruning, spectral
+    norm) or global ones (``FlopCounterMode``), another class (parametrised, quantised, adapters) or weights that are no
+    plain tensors (shards).
 
     It takes ``[..., H]`` of floating point, bool, or uint8 read as x / 255, of any dtype: the first layer's input is
     rounded to that of its weights.
@@ -71,9 +73,15 @@ def activation_name(layer: nn.Module) -> Activation | None:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether to call a module does more than its ``forward``, as with pruning or sharded weights."""
+    """Whether to call a module does more than its ``forward``, as with pruning, sharded weights or a global hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__
+    of_all = (
+        modules._global_forward_hooks,
+        modules._global_forward_pre_hooks,
+        modules._global_backward_hooks,
+        modules._global_backward_pre_hooks,
+    )
+    return any(hooks) or any(of_all) or "forward" in module.__dict__
 
 
 def is_sequential(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from cases import FLOATS
 from tolerances import UNIT, assert_within
 from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.nn.modules.module import register_module_full_backward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastvae
@@ -319,18 +320,24 @@ def test_flops_are_those_of_the_layer_and_its_loss(size: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [VAE, CVAE, Regressor])
-def test_flops_of_a_models_loss_are_those_of_its_layers(kind: type[VAE] | type[CVAE] | type[Regressor]) -> None:
-    model = kind()
+def test_global_hooks_see_all_layers_of_a_models_loss(kind: type[VAE] | type[CVAE] | type[Regressor]) -> None:
+    """Such as those of FlopCounterMode, which counts layer by layer."""
+    model, seen = kind(), set()
     inputs = [torch.rand(3, 784)] if kind is VAE else [torch.rand(3, 28, 27), torch.rand(3, 28)]
 
-    def step() -> None:
+    def step() -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
         loss = model.loss(*inputs)  # type: ignore[arg-type]
-        (loss if isinstance(loss, Tensor) else loss.loss).backward()
+        return torch.autograd.grad(loss if isinstance(loss, Tensor) else loss.loss, list(model.parameters()))
 
-    fused = flops(step)
-    last = (model.decoder_above if isinstance(model, CVAE) else model.decoder)[-1]
-    last.register_forward_hook(lambda *_: None)  # its logits are made in a pass of their own then
-    assert fused == flops(step)
+    expected = step()
+    with (
+        register_module_full_backward_hook(lambda module, *_: seen.add(module)),
+        FlopCounterMode(display=False) as counter,
+    ):
+        torch.testing.assert_close(step(), expected, rtol=1e-4, atol=1e-6)
+    assert seen >= {layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)}
+    assert any(name.endswith(".0") for name in counter.get_flop_counts())
 
 
 @pytest.mark.parametrize("imports", ["fastvae, torch.utils.flop_counter", "torch.utils.flop_counter, fastvae"])

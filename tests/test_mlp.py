@@ -350,8 +350,12 @@ def test_flops_are_those_of_the_products(mask: tuple[bool, bool]) -> None:
         x = torch.rand(5, 20, requires_grad=mask[0])
         with FlopCounterMode(display=False) as counter:
             network(x).sum().backward()
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
+        rows = counter.get_flop_counts()
+        counts.append((counter.get_total_flops(), [rows[f"{type(network).__name__}.{i}"] for i in (0, 2, 4)]))
+    assert counts[0] == counts[1]
+    with FlopCounterMode(display=False) as counter:
+        call(fastvae.mlp, [x, *(f.weight for f in layers[::2]), *(f.bias for f in layers[::2])]).sum().backward()
+    assert counter.get_total_flops() == counts[0][0] > 0
 
 
 def tower() -> list[nn.Module]:
@@ -417,6 +421,16 @@ def test_a_network_runs_in_stacks_and_is_the_same(name: str, monkeypatch: pytest
     if name != "pruned":  # which torch cannot copy
         torch.testing.assert_close(copy.deepcopy(network)(x), plain(x))
     assert type(network[:1]) is MLP
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_global_hooks_see_every_layer(kind: str) -> None:
+    network, x, seen = MLP(*tower()), torch.rand(2, 6, requires_grad=True), []
+    expected = grad(network(x).sum(), x)
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    with register(lambda module, *_: seen.append(module)):
+        torch.testing.assert_close(grad(network(x).sum(), x), expected)
+    assert set(seen) == {network, *network}
 
 
 @pytest.mark.parametrize("name", ["stack", "hook", "pruned", "an activation at both ends", "nothing"])
