@@ -51,12 +51,12 @@ def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def _stack(layers: Sequence[nn.Module], start: int) -> tuple[list[nn.Linear], Activation | None]:
-    """The linear layers from ``start`` on, as far as one activation is between them, and its name."""
+    """The linear layers of one dtype from ``start`` on, as far as one activation is between them, and its name."""
     linears: list[nn.Linear] = []
     activation: Activation | None = None
     for at in range(start, len(layers), 2):
         layer = layers[at]
-        if not _is_operator(layer):
+        if not _is_operator(layer) or (linears and layer.weight.dtype != linears[0].weight.dtype):
             break
         if at > start:
             name = activation_name(layers[at - 1])
@@ -101,11 +101,14 @@ def is_operand(x: Tensor) -> bool:
 
 def _is_operator(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it is a linear layer and no more; weights of other classes have products of their own."""
-    return type(layer) is nn.Linear and not is_hooked(layer) and _is_plain(layer.weight) and _is_plain(layer.bias)
+    if type(layer) is not nn.Linear or is_hooked(layer):
+        return False
+    weight, bias = layer.weight, layer.bias
+    return _is_plain(weight) and (bias is None or (_is_plain(bias) and bias.dtype == weight.dtype))
 
 
-def _is_plain(parameter: Tensor | None) -> bool:
-    return parameter is None or type(parameter) in (Tensor, nn.Parameter, FakeTensor)
+def _is_plain(parameter: Tensor) -> bool:
+    return type(parameter) in (Tensor, nn.Parameter, FakeTensor)
 
 
 def first_weight(*networks: nn.Module) -> Tensor | None:

@@ -385,6 +385,13 @@ def pruned() -> list[nn.Module]:
     return layers
 
 
+def biased_in_less() -> list[nn.Module]:
+    layers = tower()
+    layers[2] = nn.Linear(5, 4)
+    layers[2].bias = nn.Parameter(layers[2].bias.detach().bfloat16())
+    return layers
+
+
 # The layers, and how many of them are by themselves.
 NETWORKS: dict[str, tuple[Callable[[], list[nn.Module]], list[int]]] = {
     "stack": (tower, [3]),
@@ -402,13 +409,20 @@ NETWORKS: dict[str, tuple[Callable[[], list[nn.Module]], list[int]]] = {
 }
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers the operator got each time."""
+    layers: list[int] = []
+    operator = fastvae.ops.mlp
+    monkeypatch.setattr(fastvae.ops, "mlp", lambda x, *a, **o: layers.append(len(a[0])) or operator(x, *a, **o))
+    return layers
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_runs_in_stacks_and_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_runs_in_stacks_and_is_the_same(name: str, seen: list[int]) -> None:
     make, stacks = NETWORKS[name]
     plain = nn.Sequential(*make()).double()
-    network, seen = MLP(*plain), []
-    operator = fastvae.ops.mlp
-    monkeypatch.setattr(fastvae.ops, "mlp", lambda x, *a, **o: seen.append(len(a[0])) or operator(x, *a, **o))
+    network = MLP(*plain)
     x = torch.randn(7, 6, dtype=torch.float64)
     torch.testing.assert_close(network(x), plain(x))
     assert seen == stacks
@@ -421,6 +435,21 @@ def test_a_network_runs_in_stacks_and_is_the_same(name: str, monkeypatch: pytest
     if name != "pruned":  # which torch cannot copy
         torch.testing.assert_close(copy.deepcopy(network)(x), plain(x))
     assert type(network[:1]) is MLP
+
+
+@pytest.mark.parametrize(
+    ("make", "stacks"),
+    [(lambda: [*tower()[:4], tower()[4].bfloat16()], [2, 1]), (biased_in_less, [1, 1])],
+    ids=["weights", "bias"],
+)
+def test_layers_of_several_dtypes_run_under_autocast(
+    make: Callable[[], list[nn.Module]], stacks: list[int], seen: list[int]
+) -> None:
+    plain = nn.Sequential(*make())
+    x = torch.rand(2, 6)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        torch.testing.assert_close(MLP(*plain)(x), plain(x))
+    assert seen == stacks
 
 
 @pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
@@ -443,14 +472,11 @@ def test_a_network_takes_bytes(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(network(x), network((x.double() / 255).to(own)))
 
 
-def test_sharded_weights_have_products_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_have_products_of_their_own(seen: list[int]) -> None:
     class Sharded(Tensor):
         pass
 
     network = MLP(*tower())
     network[2].weight = nn.Parameter(network[2].weight.detach().as_subclass(Sharded))
-    seen: list[int] = []
-    operator = fastvae.ops.mlp
-    monkeypatch.setattr(fastvae.ops, "mlp", lambda x, *a, **o: seen.append(len(a[0])) or operator(x, *a, **o))
     network(torch.rand(2, 6))
     assert seen == [1, 1]
