@@ -27,13 +27,16 @@ class MLP(nn.Sequential):
     plain tensors (shards).
 
     It takes ``[..., H]`` of floating point, bool, or uint8 read as x / 255, of any dtype: the first layer's input is
-    rounded to that of its weights.
+    rounded to that of its weights. Any other input, such as indices, complex numbers and sparse or nested tensors, goes
+    as it is from one layer to the next, as in an ``nn.Sequential``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., H]`` through all layers."""
         layers = list(self)
-        return run(layers, x if layers and _is_operator(layers[0]) else as_numbers(x, self))
+        if is_operand(x) and not (layers and _is_operator(layers[0])):
+            x = as_numbers(x, self)
+        return run(layers, x)
 
 
 def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     at = 0
     while at < len(layers):
         linears, activation = _stack(layers, at)
-        if linears:
+        if linears and is_operand(x):
             x = ops.mlp(x, [f.weight for f in linears], [f.bias for f in linears], activation=activation)
             at += 2 * len(linears) - 1
             continue
@@ -94,21 +97,27 @@ def takes_bytes(network: nn.Module) -> bool:
     return type(network).forward is MLP.forward
 
 
-def is_operand(x: Tensor) -> bool:
+def is_operand(x: object) -> bool:
     """Whether the operators take it as it is."""
-    return x.dtype in (*_NUMBERS, torch.uint8, torch.bool)
+    return isinstance(x, Tensor) and _is_dense(x) and x.dtype in (*_NUMBERS, torch.uint8, torch.bool)
 
 
 def _is_operator(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it is a linear layer and no more; weights of other classes have products of their own."""
+    """Whether it is a linear layer and no more; weights of other classes and dtypes have products of their own."""
     if type(layer) is not nn.Linear or is_hooked(layer):
         return False
     weight, bias = layer.weight, layer.bias
-    return _is_plain(weight) and (bias is None or (_is_plain(bias) and bias.dtype == weight.dtype))
+    if not _is_plain(weight) or weight.dtype not in _NUMBERS:
+        return False
+    return bias is None or (_is_plain(bias) and bias.dtype == weight.dtype)
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) in (Tensor, nn.Parameter, FakeTensor)
+    return type(parameter) in (Tensor, nn.Parameter, FakeTensor) and _is_dense(parameter)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.layout == torch.strided and not x.is_nested
 
 
 def first_weight(*networks: nn.Module) -> Tensor | None:

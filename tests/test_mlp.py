@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -450,6 +451,64 @@ def test_layers_of_several_dtypes_run_under_autocast(
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
         torch.testing.assert_close(MLP(*plain)(x), plain(x))
     assert seen == stacks
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: x.to(torch.complex64),
+        lambda x: x.int(),
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: torch.nested.as_nested_tensor([x, x[:1]]),
+        lambda x: torch.nested.as_nested_tensor([x, x[:1]], layout=torch.jagged),
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
+        lambda x: x.to_mkldnn() if x.is_cpu else x,
+        lambda x: None,
+    ],
+    ids=["complex", "int", "float8", "nested", "jagged", "coo", "csr", "mkldnn", "none"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_what_the_operator_does_not_take_goes_through_the_layers(
+    arrange: Callable[[Tensor], object], dtype: torch.dtype
+) -> None:
+    plain, x = nn.Sequential(*tower()).to(dtype), arrange(torch.rand(2, 6))
+    try:
+        expected = plain(x)
+    except (RuntimeError, TypeError) as error:
+        with pytest.raises(type(error), match=re.escape(str(error))):
+            MLP(*plain)(x)
+        return
+    result = MLP(*plain)(x)
+    assert result.dtype == expected.dtype
+    if expected.is_mkldnn:
+        result, expected = result.to_dense(), expected.to_dense()
+    for a, b in zip(result.unbind(), expected.unbind(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_first_layer_takes_what_it_takes() -> None:
+    class OfOne(nn.Module):
+        def forward(self, given: dict[str, Tensor]) -> Tensor:
+            return given["x"]
+
+    for first, given in (
+        (nn.Embedding(10, 6), torch.tensor([1, 2])),
+        (OfOne(), {"x": torch.rand(2, 6)}),
+        (nn.Flatten(), torch.rand(2, 3, 2)),
+    ):
+        plain = nn.Sequential(first, *tower())
+        torch.testing.assert_close(MLP(*plain)(given), plain(given))
+    indices = torch.arange(3)
+    assert MLP()(indices) is indices
+
+
+def test_sparse_weights_have_products_of_their_own(seen: list[int]) -> None:
+    plain, x = nn.Sequential(*tower()), torch.rand(2, 6)
+    expected = plain(x)
+    plain[2].weight = nn.Parameter(plain[2].weight.detach().to_sparse_csr(), requires_grad=False)
+    torch.testing.assert_close(MLP(*plain)(x), expected)
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
