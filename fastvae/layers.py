@@ -31,12 +31,18 @@ class MLP(nn.Sequential):
     as it is from one layer to the next, as in an ``nn.Sequential``.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[..., H]`` through all layers."""
         layers = list(self)
-        if is_operand(x) and not (layers and _is_operator(layers[0])):
-            x = as_numbers(x, self)
-        return run(layers, x)
+        if is_operand(input) and not (layers and _is_operator(layers[0])):
+            input = as_numbers(input, self)
+        return run(layers, input)
+
+    def __add__(self, other: nn.Sequential) -> MLP:
+        return MLP(*super().__add__(other))
+
+    def __mul__(self, other: int) -> MLP:
+        return MLP(*super().__mul__(other))
 
 
 def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:

@@ -435,7 +435,23 @@ def test_a_network_runs_in_stacks_and_is_the_same(name: str, seen: list[int]) ->
             torch.testing.assert_close(a, b)
     if name != "pruned":  # which torch cannot copy
         torch.testing.assert_close(copy.deepcopy(network)(x), plain(x))
-    assert type(network[:1]) is MLP
+
+
+def test_a_network_is_called_and_put_together_as_a_sequential_is() -> None:
+    plain, x = nn.Sequential(*tower()), torch.rand(2, 6)
+    network = MLP(*plain)
+    torch.testing.assert_close(network(input=x), plain(input=x))
+    for joined, expected in (
+        (network[:1], plain[:1]),
+        (network + plain, plain + plain),
+        (network * 2, plain * 2),
+        (2 * network, 2 * plain),
+    ):
+        assert type(joined) is MLP
+        assert list(joined) == list(expected)
+        assert list(joined.state_dict()) == list(expected.state_dict())
+    with pytest.raises(ValueError, match="supports only objects of Sequential class"):
+        network + 1
 
 
 @pytest.mark.parametrize(
