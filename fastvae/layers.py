@@ -29,6 +29,9 @@ class MLP(nn.Sequential):
     It takes ``[..., H]`` of floating point, bool, or uint8 read as x / 255, of any dtype: the first layer's input is
     rounded to that of its weights. Any other input, such as indices, complex numbers and sparse or nested tensors, goes
     as it is from one layer to the next, as in an ``nn.Sequential``.
+
+    ``torch.jit.trace`` and ``torch.fx`` trace its layers one by one. ``torch.jit.script`` does not take an ``MLP``, but
+    ``nn.Sequential(*mlp)``, which has the same parameters.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -49,8 +52,8 @@ def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     """``x`` through the layers, several at once where they are a stack as :class:`MLP` says."""
     at = 0
     while at < len(layers):
-        linears, activation = _stack(layers, at)
-        if linears and is_operand(x):
+        linears, activation = _stack(layers, at) if is_operand(x) else ([], None)
+        if linears:
             x = ops.mlp(x, [f.weight for f in linears], [f.bias for f in linears], activation=activation)
             at += 2 * len(linears) - 1
             continue
@@ -63,15 +66,17 @@ def _stack(layers: Sequence[nn.Module], start: int) -> tuple[list[nn.Linear], Ac
     """The linear layers of one dtype from ``start`` on, as far as one activation is between them, and its name."""
     linears: list[nn.Linear] = []
     activation: Activation | None = None
+    dtype: torch.dtype | None = None
     for at in range(start, len(layers), 2):
         layer = layers[at]
-        if not _is_operator(layer) or (linears and layer.weight.dtype != linears[0].weight.dtype):
+        if not _is_operator(layer) or dtype not in (None, layer.weight.dtype):
             break
         if at > start:
             name = activation_name(layers[at - 1])
             if name is None or is_hooked(layers[at - 1]) or activation not in (None, name):
                 break
             activation = name
+        dtype = layer.weight.dtype
         linears.append(layer)
     return linears, activation
 
@@ -82,15 +87,22 @@ def activation_name(layer: nn.Module) -> Activation | None:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether to call a module does more than its ``forward``, as with pruning, sharded weights or a global hook."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    of_all = (
-        modules._global_forward_hooks,
-        modules._global_forward_pre_hooks,
-        modules._global_backward_hooks,
-        modules._global_backward_pre_hooks,
+    """Whether to call a module does more than its ``forward``.
+
+    It does with pruning, sharded weights and global hooks, and under ``torch.jit.trace``, which notes the call.
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or modules._global_forward_hooks
+        or modules._global_forward_pre_hooks
+        or modules._global_backward_hooks
+        or modules._global_backward_pre_hooks
+        or "forward" in module.__dict__
+        or torch._C._get_tracing_state()
     )
-    return any(hooks) or any(of_all) or "forward" in module.__dict__
 
 
 def is_sequential(module: nn.Module) -> bool:

@@ -527,6 +527,23 @@ def test_sparse_weights_have_products_of_their_own(seen: list[int]) -> None:
     assert seen == [1, 1]
 
 
+@pytest.mark.parametrize("of", [torch.uint8, torch.float32], ids=str)
+def test_what_traces_modules_traces_the_layers(of: torch.dtype) -> None:
+    network, x = MLP(*tower()), torch.randint(0, 256, (2, 6)).to(of)
+    torch.testing.assert_close(torch.jit.trace(network, x)(x), network(x))
+    graphs = [torch.fx.symbolic_trace(traced).graph for traced in (network, nn.Sequential(*network))]
+    nodes = [[(node.op, node.target) for node in graph.nodes] for graph in graphs]
+    assert nodes[0] == nodes[1]
+
+
+def test_its_layers_can_be_scripted() -> None:
+    network, x = MLP(*tower()), torch.rand(2, 6)
+    scripted = torch.jit.script(nn.Sequential(*network))
+    torch.testing.assert_close(scripted(x), network(x))
+    nn.init.zeros_(network[4].weight)
+    torch.testing.assert_close(scripted(x), network[4].bias.expand(2, -1))
+
+
 @pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
 def test_global_hooks_see_every_layer(kind: str) -> None:
     network, x, seen = MLP(*tower()), torch.rand(2, 6, requires_grad=True), []
