@@ -84,9 +84,9 @@ class Adam(torch.optim.Adam):
 
 def _same_order(a: Tensor, b: Tensor) -> bool:
     """Whether the elements of two tensors of one shape follow one another alike."""
-    return a.stride() == b.stride() or all(
-        p == q for p, q, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size != 1
-    )
+    if a.stride() == b.stride():  # as nearly always, and five times as fast to see
+        return True
+    return all(p == q for p, q, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size != 1)
 
 
 def _fit(
@@ -99,10 +99,7 @@ def _fit(
     for param, *others in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
         if type(param) not in (nn.Parameter, Tensor) or param.device != device or param.dtype != torch.float32:
             return False
-        in_order = param.is_contiguous()
-        if not in_order and not (param.dim() == 4 and param.is_contiguous(memory_format=torch.channels_last)):
-            return False
-        for t in others:
+        for t in others:  # torch makes moments dense, so what lies as they do is dense itself
             if type(t) is not Tensor or t.device != device or t.dtype != torch.float32 or not _same_order(t, param):
                 return False
     return all(
