@@ -32,6 +32,10 @@ FASTVAE_FN Dual<T> operator*(Dual<T> a, Dual<T> b) {
 
 // What a select asks is asked of the values.
 template <class T>
+FASTVAE_FN bool operator==(Dual<T> a, Dual<T> b) {
+  return a.value == b.value;
+}
+template <class T>
 FASTVAE_FN bool operator<(Dual<T> a, Dual<T> b) {
   return a.value < b.value;
 }
@@ -62,6 +66,19 @@ template <class T>
 FASTVAE_FN Dual<T> exp_minus(Dual<T> x) {
   const T value = exp_minus(x.value);
   return {value, -value * x.tangent};
+}
+
+template <class T>
+FASTVAE_FN Dual<T> log1p(Dual<T> x) {
+  return {log1p(x.value), divide(x.tangent, T(1) + x.value)};
+}
+
+template <class T>
+FASTVAE_FN Exponential<Dual<T>> exponential_of(Dual<T> x) {
+  const Exponential<T> e = exponential_of(x.value);
+  return {{e.value, e.value * x.tangent},
+          {e.less_one, e.value * x.tangent},
+          {e.less_line, e.less_one * x.tangent}};
 }
 
 template <class T>

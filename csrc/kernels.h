@@ -116,14 +116,16 @@ struct LikelihoodKernels {
   // scalars.
   void (*sum_with_grads)(Extent, const LikelihoodInputs&, double scale, Sums out,
                          const Output* grads);
+  // The same where all rows share the last parameter, whose derivative is a sum over them, [D].
+  void (*sum_with_grads_and_columns)(Extent, const LikelihoodInputs&, double scale, Sums out,
+                                     const Output* grads, Sums last);
   void (*backward)(Extent, PerRow g, const LikelihoodInputs&, const Output* grads);
   void (*backward_target)(Extent, PerRow g, const LikelihoodInputs&,
                           Output grad_target /* [B, D] */);
-  // Where all rows share the last parameter, [D]: its derivative is a sum over them.
   void (*backward_columns)(Extent, PerRow g, const LikelihoodInputs&, const Output* grads,
                            Sums last);
-  // Row sums of the derivative by the last parameter, where a row has one, or all have.
-  void (*backward_rows)(Extent, PerRow g, const LikelihoodInputs&, Sums last);
+  // Row sums of the derivative by the last parameter, without g, where a row has one, or all have.
+  void (*last_rows)(Extent, const LikelihoodInputs&, Sums last);
   // The derivatives of what `backward` and `backward_target` give, along a direction of each: by
   // g, as row sums, and by the parameters and the target.
   void (*backward_twice)(Extent, PerRow g, const LikelihoodInputs&,

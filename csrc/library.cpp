@@ -31,8 +31,9 @@ TORCH_LIBRARY(fastvae, m) {
   m.def("sample_kl(Tensor mu, Tensor logvar, Generator? generator=None) -> (Tensor z, Tensor kl)",
         seeded);
   m.def(
-      "nll(str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, Tensor? scale=None, "
-      "float scale_value=1., str reduction='none', bool check_target=False) -> Tensor",
+      "nll(str likelihood, Tensor a, Tensor target, str reduction='none', "
+      "bool check_target=False, Tensor? b=None, Tensor? c=None, Tensor? scale=None, "
+      "float scale_value=1.) -> Tensor",
       pure);
   m.def(
       "linear_sigmoid_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "

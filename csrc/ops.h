@@ -147,9 +147,9 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
 std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
                                      MaybeGenerator generator);
 std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator);
-Tensor nll(c10::string_view likelihood, const Tensor& a, const MaybeTensor& b, const MaybeTensor& c,
-           const Tensor& target, const MaybeTensor& scale, double scale_value,
-           c10::string_view reduction, bool check_target);
+Tensor nll(c10::string_view likelihood, const Tensor& a, const Tensor& target,
+           c10::string_view reduction, bool check_target, const MaybeTensor& b,
+           const MaybeTensor& c, const MaybeTensor& scale, double scale_value);
 Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
                                     const MaybeTensor& bias, const Tensor& target,
                                     c10::string_view reduction, bool check_target,

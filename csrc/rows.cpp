@@ -197,6 +197,15 @@ void check_not_negative(const char* op, const char* name, const Tensor& counts) 
               "must be counts, none of them negative", "");
 }
 
+void check_not_above(const char* op, const Tensor& counts, const Tensor& total, const char* name) {
+  if (counts.is_meta() || counts.numel() == 0) return;
+  const Tensor fits = counts.le(total).all();
+  if (!counts.is_cpu())
+    at::_assert_async(fits, std::string(op) + ": target must lie between 0 and " + name);
+  else
+    TORCH_CHECK_VALUE(fits.item<bool>(), op, ": target must lie between 0 and ", name);
+}
+
 KernelsFor::KernelsFor(const Tensor& t) {
   if (t.is_cpu()) {
 #ifdef FASTVAE_EMULATED
@@ -270,6 +279,11 @@ Normal normal_input(const Tensor& key) {
     input.seed = data;
     input.offset = data + 1;
   }
+  return input;
+}
+
+Input as_count(Input input) {
+  if (input.dtype == Dtype::u8) input.dtype = Dtype::count8;
   return input;
 }
 
@@ -359,12 +373,6 @@ Input Rows::elements_of(const Tensor& t) const {
 }
 
 Input Rows::input(size_t i) const { return elements_of(inputs_[i]); }
-
-Counts Rows::counts(size_t i) const {
-  Counts counts{input(i)};
-  if (counts.dtype == Dtype::u8) counts.dtype = Dtype::count8;
-  return counts;
-}
 
 Input Rows::input_of_shared(const Tensor& shaped, Tensor t, bool in_memory) {
   const bool whole = has_whole_event(t, shaped, event_dims_);

@@ -47,6 +47,8 @@ void check_shared(const char* op, const char* name_all, const Tensor& all, const
 void check_probabilities(const char* op, const Tensor& target);
 // Likewise, that counts are not negative.
 void check_not_negative(const char* op, const char* name, const Tensor& counts);
+// Likewise, that they are not above a total, called `name`.
+void check_not_above(const char* op, const Tensor& counts, const Tensor& total, const char* name);
 
 // The kernels for a tensor's device, which is the current one as long as this lives; an error if
 // this build has none.
@@ -72,6 +74,7 @@ Noise<Uniform> draw_uniform(const Tensor& beside, const std::optional<at::Genera
 Normal normal_input(const Tensor& key);
 
 Input scalar_input(const Tensor& scalar);  // 0-d
+Input as_count(Input input);               // of uint8 the number itself, not an image's
 Sums sums_of(const Tensor& sums);
 
 // Whether the last dimensions are one run of elements, in the order of their indices.
@@ -101,7 +104,6 @@ class Rows {
   Extent extent;
   Input input(size_t i) const;
   Target target(size_t i) const { return {input(i)}; }
-  Counts counts(size_t i) const;
   Shared shared(size_t i) const { return {shared_[i]}; }
   // A gradient of the row sums, [B] or [K, B], any strides, or one for all of them; times `weight`.
   PerRow upstream(const Tensor& grad, double weight = 1) const;

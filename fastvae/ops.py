@@ -284,7 +284,7 @@ def sigmoid_cross_entropy(
     """
     if transformed():
         return reference.sigmoid_cross_entropy(logits, target, reduction=reduction)
-    return _nll("sigmoid_cross_entropy", logits, None, None, target, None, 1.0, reduction, check_target)
+    return _nll("sigmoid_cross_entropy", logits, target, reduction, check_target)
 
 
 def linear_sigmoid_cross_entropy(
@@ -416,7 +416,7 @@ def gaussian_nll(
             "fastvae.gaussian_nll: give exactly one of sigma and logvar, got "
             + ("neither" if sigma is None else "both")
         )
-    return _nll("gaussian_nll", mean, logvar, None, target, *_scale(sigma), reduction)
+    return _nll("gaussian_nll", mean, target, reduction, False, logvar, None, *_scale(sigma))
 
 
 def elbo_loss(

@@ -138,14 +138,72 @@ inline FASTVAE_INLINE T run(const F& f, int64_t n, uint32_t in_place, T* terms, 
 }
 
 template <int NO, Sum sum, class T, class F, size_t... I>
-inline FASTVAE_INLINE T run_tile(const F& f, uint32_t in_place, const T* const* in, T* const* out,
-                                 T* terms, T* factors, int64_t n, std::index_sequence<I...>) {
+inline FASTVAE_INLINE T run_all(const F& f, uint32_t in_place, const T* const* in, T* const* out,
+                                T* terms, T* factors, int64_t n, std::index_sequence<I...>) {
   // Not for what a pass reads in place that writes elements and sums too: sigmoid_cross_entropy
   // with its gradient was a tenth slower with prefetches.
   if (NO > 0 && sum != Sum::none) in_place = 0;
   return run<sum>(f, n, in_place, terms, factors, NO > 0 ? out[0] : nullptr,
                   NO > 1 ? out[1] : nullptr, NO > 2 ? out[2] : nullptr, NO > 3 ? out[3] : nullptr,
                   in[I]...);
+}
+
+// Whether a function has a shorter form for elements whose last input is 0: f.of_zeros().
+template <class F>
+constexpr bool knows_zeros = requires(F f) { f.of_zeros(); };
+
+// The shorter form over all elements, and f over those that are not 0, side by side.
+template <int NO, Sum sum, class T, class F, size_t... I>
+T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
+            std::index_sequence<I...> indices) {
+  constexpr int NI = sizeof...(I);
+  const T* last = in[NI - 1];
+  int32_t place[kTile];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    place[count] = static_cast<int32_t>(i);
+    count += last[i] != T(0);
+  }
+  // Collected before anything is written: an output may be an input.
+  Buffers<T, NI> some_in;
+  Buffers<T, NO> some_out;
+  alignas(64) T some_terms[kTile + kSlack], all_terms[kTile + kSlack];
+  const T* packed[NI];
+  for (int j = 0; j < NI; ++j) {
+    T* to = some_in[j];
+    for (int64_t i = 0; i < count; ++i) to[i] = in[j][place[i]];
+    packed[j] = to;
+  }
+  T* results[NO > 0 ? NO : 1];
+  for (int o = 0; o < NO; ++o) results[o] = some_out[o];
+  T* const to = terms != nullptr ? terms : all_terms;
+  run_all<NO, sum, T>(f.of_zeros(), 0, in, out, to, nullptr, n, indices);
+  run_all<NO, sum, T>(f, 0, packed, results, some_terms, nullptr, count, indices);
+  for (int o = 0; o < NO; ++o)
+    for (int64_t i = 0; i < count; ++i) out[o][place[i]] = results[o][i];
+  if constexpr (sum == Sum::none) return 0;
+  for (int64_t i = 0; i < count; ++i) to[place[i]] = some_terms[i];
+  return terms != nullptr ? T(0) : sum_of(all_terms, n);
+}
+
+template <class T>
+int64_t zeros_of(const T* x, int64_t n) {
+  int32_t zeros = 0;
+#pragma omp simd reduction(+ : zeros)
+  for (int64_t i = 0; i < n; ++i) zeros += x[i] == T(0) ? 1 : 0;
+  return zeros;
+}
+
+template <int NO, Sum sum, class T, class F, size_t... I>
+inline FASTVAE_INLINE T run_tile(const F& f, uint32_t in_place, const T* const* in, T* const* out,
+                                 T* terms, T* factors, int64_t n,
+                                 std::index_sequence<I...> indices) {
+  if constexpr (knows_zeros<F>) {
+    // Of more numbers that are not 0 there is nothing to gain.
+    if (2 * zeros_of(in[sizeof...(I) - 1], n) >= n)
+      return run_zeros<NO, sum, T>(f, in, out, terms, n, indices);
+  }
+  return run_all<NO, sum, T>(f, in_place, in, out, terms, factors, n, indices);
 }
 
 // Walks over all rows; each (k, b) row by itself.
@@ -259,10 +317,12 @@ void walk_folding(const Extent& extent, const Output* outputs, const Input* inpu
 }
 
 // Walks over all rows; of what f returns, the last NC values are summed over them, in double. Parts
-// of the rows are summed by themselves, then one after the other.
-template <class T, int NI, int NO, int NC, class F>
-void walk_columns(const Extent& extent, const Output* outputs, const Sums* columns,
-                  const Input* inputs, const F& f) {
+// of the rows are summed by themselves, then one after the other. So are the terms of a row, tile
+// by tile.
+template <class T, Sum sum, int NI, int NO, int NC, class F>
+void walk_columns(const Extent& extent, const Sums& sums, const Output* outputs,
+                  const Sums* columns, const Input* inputs, const F& f) {
+  static_assert(sum != Sum::logs);
   const int64_t rows = extent.K * extent.B, D = extent.D;
   if (D == 0) return;
   const int64_t width = D < kTile ? D : kTile, group = kTile / width;
@@ -271,9 +331,12 @@ void walk_columns(const Extent& extent, const Output* outputs, const Sums* colum
   const int64_t rows_of_part = worth > even ? worth : even;
   const int64_t parts = ceil_div(rows, rows_of_part);
   const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(NC * parts * D)]());
+  std::unique_ptr<double[]> of_rows;
+  if (sum != Sum::none) of_rows.reset(new double[static_cast<size_t>(rows * tiles)]);
   parallel_for(parts * tiles, 1, [&](int64_t begin, int64_t end) {
     Buffers<T, NI> in_buffers;
     Buffers<T, NO + NC> out_buffers;
+    alignas(64) T terms[sum != Sum::none ? kTile + kSlack : 1];
     for (int64_t s = begin; s < end; ++s) {
       const int64_t part = s / tiles, column = s % tiles * kTile;
       const int64_t last = rows < (part + 1) * rows_of_part ? rows : (part + 1) * rows_of_part;
@@ -285,16 +348,19 @@ void walk_columns(const Extent& extent, const Output* outputs, const Sums* colum
         const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
         for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
         for (int c = NO; c < NO + NC; ++c) out[c] = out_buffers[c];
-        run_tile<NO + NC, Sum::none, T>(f, in_place, in, out, nullptr, nullptr, piece.size(),
-                                        std::make_index_sequence<NI>());
+        run_tile<NO + NC, sum, T>(f, in_place, in, out, terms, nullptr, piece.size(),
+                                  std::make_index_sequence<NI>());
+        for (int64_t r = 0; sum != Sum::none && r < piece.rows; ++r)
+          of_rows[(piece.row + r) * tiles + s % tiles] =
+              static_cast<double>(sum_of(terms + r * piece.columns, piece.columns));
         for (int o = 0; o < NO; ++o)
           if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
         for (int c = 0; c < NC; ++c) {
-          double* sum = partial.get() + (c * parts + part) * D + column;
+          double* total = partial.get() + (c * parts + part) * D + column;
           for (int64_t r = 0; r < piece.rows; ++r) {
             const T* row = out[NO + c] + r * piece.columns;
 #pragma omp simd
-            for (int64_t i = 0; i < piece.columns; ++i) sum[i] += static_cast<double>(row[i]);
+            for (int64_t i = 0; i < piece.columns; ++i) total[i] += static_cast<double>(row[i]);
           }
         }
       }
@@ -308,6 +374,8 @@ void walk_columns(const Extent& extent, const Output* outputs, const Sums* colum
       store_sum(columns[c], i, total);
     }
   }
+  for (int64_t row = 0; sum != Sum::none && row < rows; ++row)
+    store_sum(sums, row, total_of(of_rows.get() + row * tiles, tiles));
 }
 
 template <int N>
@@ -337,12 +405,25 @@ void walk_in_precision(const Extent& extent, const Sums& sums, const Output* out
     walk<float, sum, sizeof...(In), NO>(extent, sums, outputs, inputs, f);
 }
 
+// A function of f's terms alone, with no outputs.
+template <class F>
+struct Term {
+  F f;
+  template <class... T>
+  FASTVAE_INLINE auto operator()(T... x) const {
+    return term_and_values(f(x...));
+  }
+  auto of_zeros() const
+    requires knows_zeros<F>
+  {
+    return Term<decltype(f.of_zeros())>{f.of_zeros()};
+  }
+};
+
 // f returns the term alone, with or without a logarithm.
 template <Sum sum = Sum::terms, class F, class... In>
 void row_sum(const Extent& extent, const Sums& sums, const F& f, const In&... in) {
-  walk_in_precision<sum, 0>(
-      extent, sums, nullptr, [&](auto... x) FASTVAE_INLINE { return term_and_values(f(x...)); },
-      in...);
+  walk_in_precision<sum, 0>(extent, sums, nullptr, Term<F>{f}, in...);
 }
 
 // f returns term_and_values(...): one term, likewise, and a value for each output.
@@ -382,26 +463,33 @@ void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, 
     walk_folding<float, sizeof...(In), NO>(extent, outputs, inputs, f);
 }
 
-template <int NO, int NC, class F, class... In>
-void walk_columns_in_precision(const Extent& extent, const Output* outputs, const Sums* columns,
-                               const F& f, const In&... in) {
+template <Sum sum, int NO, int NC, class F, class... In>
+void walk_columns_in_precision(const Extent& extent, const Sums& sums, const Output* outputs,
+                               const Sums* columns, const F& f, const In&... in) {
   const Input inputs[] = {in...};
   if (any_double(inputs))
-    walk_columns<double, sizeof...(In), NO, NC>(extent, outputs, columns, inputs, f);
+    walk_columns<double, sum, sizeof...(In), NO, NC>(extent, sums, outputs, columns, inputs, f);
   else
-    walk_columns<float, sizeof...(In), NO, NC>(extent, outputs, columns, inputs, f);
+    walk_columns<float, sum, sizeof...(In), NO, NC>(extent, sums, outputs, columns, inputs, f);
 }
 
 // f returns values(...): one for each output, then one for each sum over all rows, [D].
 template <int NO, int NC, class F, class... In>
 void map_and_column_sum(const Extent& extent, const Output (&outputs)[NO],
                         const Sums (&columns)[NC], const F& f, const In&... in) {
-  walk_columns_in_precision<NO, NC>(extent, outputs, columns, f, in...);
+  walk_columns_in_precision<Sum::none, NO, NC>(extent, {}, outputs, columns, f, in...);
+}
+
+// f returns term_and_values(...) with a term without a logarithm, likewise.
+template <int NO, int NC, class F, class... In>
+void row_sum_map_and_column_sum(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
+                                const Sums (&columns)[NC], const F& f, const In&... in) {
+  walk_columns_in_precision<Sum::terms, NO, NC>(extent, sums, outputs, columns, f, in...);
 }
 
 template <int NC, class F, class... In>
 void column_sum(const Extent& extent, const Sums (&columns)[NC], const F& f, const In&... in) {
-  walk_columns_in_precision<0, NC>(extent, nullptr, columns, f, in...);
+  walk_columns_in_precision<Sum::none, 0, NC>(extent, {}, nullptr, columns, f, in...);
 }
 
 // For each of several parameters, f takes the number of its step and returns a function of its

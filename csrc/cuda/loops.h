@@ -392,6 +392,14 @@ void map_folding(const Extent& extent, const Output (&outputs)[NO], const F& f, 
   launch_in_precision<Sum::none, true, NO>(extent, {}, outputs, f, in...);
 }
 
+// In two passes: a thread has a row's elements in the one, a column's in the other.
+template <int NO, int NC, class F, class... In>
+void row_sum_map_and_column_sum(const Extent& extent, const Sums& sums, const Output (&outputs)[NO],
+                                const Sums (&columns)[NC], const F& f, const In&... in) {
+  launch_in_precision<Sum::terms, false, 0>(extent, sums, nullptr, f, in...);
+  launch_columns_in_precision<NO, NC>(extent, outputs, columns, f, in...);
+}
+
 template <int NO, int NC, class F, class... In>
 void map_and_column_sum(const Extent& extent, const Output (&outputs)[NO],
                         const Sums (&columns)[NC], const F& f, const In&... in) {

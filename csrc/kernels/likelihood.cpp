@@ -25,19 +25,46 @@ struct Passes {
   // The functions that the loops run; the upstream gradient g, where there is one, comes first. The
   // first n derivatives are those of parameters that are elements.
 
+  // Of elements whose target is 0, where that is less work.
+  template <class T, size_t... I>
+  FASTVAE_FN auto element_of_zero(const T* all, std::index_sequence<I...>) {
+    return L::of_zero(all[I]...);
+  }
+  template <bool zero, class... T>
+  FASTVAE_FN auto element(T... x) {
+    if constexpr (zero) {
+      const std::common_type_t<T...> all[] = {x...};
+      return element_of_zero(all, std::make_index_sequence<N>());
+    } else {
+      return element_of(x...);
+    }
+  }
+  static constexpr bool knows_zeros = requires { L::knows_zeros; };
+
+  template <bool zero = false>
   struct Nll {
     template <class... T>
     FASTVAE_LAMBDA auto operator()(T... x) const {
-      return element_of(x...).nll;
+      return element<zero>(x...).nll;
+    }
+    auto of_zeros() const
+      requires(knows_zeros && !zero)
+    {
+      return Nll<true>();
     }
   };
 
-  template <int n>
+  template <int n, bool zero = false>
   struct NllAndGrads {
     double scale;
+    auto of_zeros() const
+      requires(knows_zeros && !zero)
+    {
+      return NllAndGrads<n, true>{scale};
+    }
     template <class T, class... X>
     FASTVAE_LAMBDA auto operator()(T first, X... x) const {
-      const auto e = element_of(first, x...);
+      const auto e = element<zero>(first, x...);
       return all(e.nll, e.grad, static_cast<T>(scale), std::make_index_sequence<n>());
     }
     template <class Term, class T, size_t... I>
@@ -46,11 +73,16 @@ struct Passes {
     }
   };
 
-  template <int n>
+  template <int n, bool zero = false>
   struct Grads {
+    auto of_zeros() const
+      requires(knows_zeros && !zero)
+    {
+      return Grads<n, true>();
+    }
     template <class T, class... X>
     FASTVAE_LAMBDA auto operator()(T g, X... x) const {
-      return all(g, element_of(x...).grad, std::make_index_sequence<n>());
+      return all(g, element<zero>(x...).grad, std::make_index_sequence<n>());
     }
     template <class T, size_t... I>
     FASTVAE_LAMBDA static auto all(T g, const T* grad, std::index_sequence<I...>) {
@@ -59,9 +91,9 @@ struct Passes {
   };
 
   struct LastGrad {
-    template <class T, class... X>
-    FASTVAE_LAMBDA auto operator()(T g, X... x) const {
-      return g * element_of(x...).grad[N - 1];
+    template <class... T>
+    FASTVAE_LAMBDA auto operator()(T... x) const {
+      return element_of(x...).grad[N - 1];
     }
   };
 
@@ -109,7 +141,9 @@ struct Passes {
   template <size_t i>
   using TypeOf = std::conditional_t<L::last_is_shared && i == N - 1, Shared, Input>;
 
-  using Data = std::conditional_t<L::data == likelihoods::Data::counts, Counts, Target>;
+  static constexpr bool is_count =
+      L::data == likelihoods::Data::counts || L::data == likelihoods::Data::levels;
+  using Data = std::conditional_t<is_count, Counts, Target>;
   static Data target_of(const LikelihoodInputs& in) { return {in.target}; }
 
   template <class Pass, size_t... I>
@@ -150,7 +184,7 @@ struct Passes {
 
   static void sum(Extent extent, const LikelihoodInputs& in, Sums out) {
     with_parameters(in, [&]<int n>(const auto& complete, const auto&... p) {
-      row_sum<kSum>(extent, out, complete(Nll()), p..., target_of(in));
+      row_sum<kSum>(extent, out, complete(Nll<>()), p..., target_of(in));
     });
   }
 
@@ -160,6 +194,18 @@ struct Passes {
       row_sum_and_map<kSum>(extent, out, First<n>(grads).output, complete(NllAndGrads<n>{scale}),
                             p..., target_of(in));
     });
+  }
+
+  static void sum_with_grads_and_columns(Extent extent, const LikelihoodInputs& in, double scale,
+                                         Sums out, const Output* grads, Sums last) {
+    if constexpr (L::last_is_shared)
+      with_first(
+          in,
+          [&](const auto&... p) {
+            row_sum_map_and_column_sum(extent, out, First<N - 1>(grads).output, {last},
+                                       NllAndGrads<N>{scale}, p..., target_of(in));
+          },
+          std::make_index_sequence<N>());
   }
 
   static void backward(Extent extent, PerRow g, const LikelihoodInputs& in, const Output* grads) {
@@ -190,19 +236,19 @@ struct Passes {
           std::make_index_sequence<N>());
   }
 
-  static void backward_rows(Extent extent, PerRow g, const LikelihoodInputs& in, Sums last) {
+  static void last_rows(Extent extent, const LikelihoodInputs& in, Sums last) {
     if constexpr (L::last_is_shared)
       with_first(
           in,
           [&](const auto&... p) {
             if constexpr (likelihoods::has_scale<L>) {
               if (in.has_numbers) {
-                row_sum(extent, last, with_numbers(LastGrad(), in.number[0], in.number[1]), g, p...,
+                row_sum(extent, last, with_numbers(LastGrad(), in.number[0], in.number[1]), p...,
                         target_of(in));
                 return;
               }
             }
-            row_sum(extent, last, LastGrad(), g, p..., PerRow{in.parameter[N - 1]}, target_of(in));
+            row_sum(extent, last, LastGrad(), p..., PerRow{in.parameter[N - 1]}, target_of(in));
           },
           std::make_index_sequence<N - 1>());
   }
@@ -229,10 +275,11 @@ using L = likelihoods::FASTVAE_LIKELIHOOD;
 const LikelihoodKernels FASTVAE_KERNELS_OF(FASTVAE_LIKELIHOOD) = {
     .sum = Passes<L>::sum,
     .sum_with_grads = Passes<L>::sum_with_grads,
+    .sum_with_grads_and_columns = Passes<L>::sum_with_grads_and_columns,
     .backward = Passes<L>::backward,
     .backward_target = Passes<L>::backward_target,
     .backward_columns = Passes<L>::backward_columns,
-    .backward_rows = Passes<L>::backward_rows,
+    .last_rows = Passes<L>::last_rows,
     .backward_twice = Passes<L>::backward_twice,
 };
 

@@ -81,14 +81,21 @@ struct Given {
 void Given::check(bool check_target_values) const {
   const likelihoods::Row& row = this->row();
   const char *op = row.op, *name = row.parameters[0];
-  if (row.data == Data::counts)
+  if (row.data == Data::counts) {
     check_counts(op, "target", target);
-  else
+  } else if (row.data == Data::levels) {
+    TORCH_CHECK_VALUE(target.scalar_type() == at::kByte, op,
+                      ": target must be uint8, the level of a pixel, got ", target.scalar_type());
+  } else {
     check_target(op, target);
+  }
   check_samples(op, name, first(), target);
   for (size_t i = 1; i < parameters.size(); ++i) {
     const Tensor& parameter = parameters[i];
-    check_floating(op, row.parameters[i], parameter);
+    if (row.last_is_count && i + 1 == size_t(row.count))
+      check_counts(op, row.parameters[i], parameter);
+    else
+      check_floating(op, row.parameters[i], parameter);
     if (i >= elements())
       check_shared(op, name, first(), row.parameters[i], parameter);
     else
@@ -109,6 +116,7 @@ void Given::check(bool check_target_values) const {
   if (!check_target_values) return;
   if (row.data == Data::probabilities) check_probabilities(op, target);
   if (row.data == Data::counts) check_not_negative(op, "target", target);
+  if (row.last_is_count) check_not_above(op, target, last(), row.parameters[row.count - 1]);
 }
 
 // One scale for all elements, as the kernels take it.
@@ -141,7 +149,10 @@ std::array<Output, kMostParameters + 1> outputs_of(const Rows& rows,
 
 LikelihoodInputs inputs_of(const Rows& rows, const Given& given) {
   LikelihoodInputs in = inputs_of(rows, given.likelihood, given.elements());
-  if (!given.shared().empty()) in.parameter[given.elements()] = rows.shared(0);
+  if (given.shared().empty()) return in;
+  Input& last = in.parameter[given.elements()];
+  last = rows.shared(0);
+  if (given.row().last_is_count) last = as_count(last);
   return in;
 }
 
@@ -166,10 +177,18 @@ Tensor last_grad_by_rows(const LikelihoodKernels& kernels, const Given& given, c
   const Tensor upstream_rows = flat(upstream), by_row = flat(last_rows);
   LikelihoodInputs in = inputs_of(rows, given.likelihood, given.elements());
   in.parameter[given.elements()] = rows.upstream(by_row);
-  kernels.backward_rows(rows.extent, rows.upstream(upstream_rows), in, sums_of(sums));
+  kernels.last_rows(rows.extent, in, sums_of(sums));
+  sums.mul_(upstream_rows);
   c10::SmallVector<int64_t, 8> sizes(own.begin(), own.end());
   sizes.resize(static_cast<size_t>(first.dim()), 1);
   return sum_to_shape(sums.view(sizes), last.sizes());
+}
+
+// Whether all rows share the last parameter, more than one number, so that its derivative is a sum
+// over them.
+bool is_of_columns(const Tensor& last, const Tensor& first, int64_t event) {
+  return last.sym_sizes() != first.sym_sizes() && last.sym_numel() > 1 &&
+         same_for_all_rows(last, event);
 }
 
 // The derivatives by all parameters, those that are elements where they are wanted, and that of the
@@ -178,7 +197,7 @@ Tensor shared_last_grad(const LikelihoodKernels& kernels, const Given& given, co
                         at::ArrayRef<Rows::Result> grads) {
   const Tensor &first = given.first(), &last = given.last();
   const int64_t event = given.event();
-  if (last.numel() > 1 && same_for_all_rows(last, event)) {
+  if (is_of_columns(last, first, event)) {
     Rows rows(first, event, RowOrder::any, given.inputs(), grads, {last});
     const Tensor columns = at::empty({rows.extent.D}, grad.options().dtype(at::kDouble));
     kernels.backward_columns(rows.extent, rows.upstream(grad), inputs_of(rows, given),
@@ -214,10 +233,9 @@ const LikelihoodKernels& kernels_of(const KernelsFor& kernels, Likelihood likeli
 LikelihoodInputs inputs_of(const Rows& rows, Likelihood likelihood, size_t elements) {
   LikelihoodInputs in;
   for (size_t i = 0; i < elements; ++i) in.parameter[i] = rows.input(i);
-  if (row_of(likelihood).data == Data::counts)
-    in.target = rows.counts(elements);
-  else
-    in.target = rows.target(elements);
+  in.target = rows.input(elements);
+  const Data data = row_of(likelihood).data;
+  if (data == Data::counts || data == Data::levels) in.target = as_count(in.target);
   return in;
 }
 
@@ -227,18 +245,31 @@ namespace {
 // some.
 Tensor sums_and_grads(const Given& given, double scale, at::ArrayRef<Rows::Result> grads) {
   Tensor out = empty(given.rows(), like(given.first(), given.dtype()));
-  if (out.is_meta() || out.numel() == 0) return out;
+  if (out.is_meta() || out.numel() == 0) {
+    for (const Rows::Result& r : grads)
+      if (!r.tensor.is_meta()) r.tensor.zero_();
+    return out;
+  }
   const KernelsFor device(given.first());
   const LikelihoodKernels& kernels = kernels_of(device, given.likelihood);
-  Rows rows(given.first(), given.event(), RowOrder::any, given.inputs(), grads, given.shared());
+  const bool by_columns = !grads.empty() && grads.back().wanted && !given.shared().empty() &&
+                          is_of_columns(given.last(), given.first(), given.event());
+  Rows rows(given.first(), given.event(), RowOrder::any, given.inputs(),
+            by_columns ? grads.slice(0, grads.size() - 1) : grads, given.shared());
   LikelihoodInputs in = inputs_of(rows, given);
   const Scale numbers(given, in);
   if (grads.empty()) {
     kernels.sum(rows.extent, in, sums_of(out));
+  } else if (by_columns) {
+    const Tensor columns = at::empty({rows.extent.D}, like(given.first(), at::kDouble));
+    kernels.sum_with_grads_and_columns(rows.extent, in, scale, sums_of(out),
+                                       outputs_of(rows, grads.slice(0, grads.size() - 1)).data(),
+                                       sums_of(columns));
+    grads.back().tensor.copy_(sum_to_shape(rows.by_event(columns), given.last().sizes()));
   } else {
     kernels.sum_with_grads(rows.extent, in, scale, sums_of(out), outputs_of(rows, grads).data());
-    rows.finish();
   }
+  rows.finish();
   return out;
 }
 
@@ -322,9 +353,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(
     LikelihoodInputs in = inputs_of(rows, given);
     const Scale numbers(given, in);
     const Tensor per_row = at::empty(grad.sizes(), grad.options());
-    kernels.backward_rows(rows.extent, rows.upstream(grad), in, sums_of(per_row));
+    kernels.last_rows(rows.extent, in, sums_of(per_row));
     // By the parameter that the scale stands for, of which it has so many logarithms.
-    grad_scale.copy_(per_row.sum().mul_(given.row().logarithms).mul_(numbers.inverse));
+    grad_scale.copy_(per_row.mul_(grad).sum().mul_(given.row().logarithms).mul_(numbers.inverse));
   }
   return result;
 }
@@ -553,18 +584,19 @@ std::pair<Tensor, Tensor> likelihood_grads(AutogradContext* ctx, Likelihood like
   return grads;
 }
 
-Tensor nll(c10::string_view name, const Tensor& a, const MaybeTensor& b, const MaybeTensor& c,
-           const Tensor& target, const MaybeTensor& scale, double scale_value,
-           c10::string_view reduction_name, bool check_target) {
+Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
+           c10::string_view reduction_name, bool check_target, const MaybeTensor& b,
+           const MaybeTensor& c, const MaybeTensor& scale, double scale_value) {
   const Likelihood likelihood = likelihood_of(name);
   const Reduction reduction = parse_reduction(row_of(likelihood).op, reduction_name);
   // The forward pass writes the gradients of all parameters that want one, or none.
   std::array<bool, 3> written = {};
   const std::array<const Tensor*, 3> parameters = {&a, b ? &*b : nullptr, c ? &*c : nullptr};
-  bool all = writes_grad(true, a, reduction) && !(scale.has_value() && scale->requires_grad());
+  bool all = writes_grad(true, a, reduction);
   for (size_t i = 0; i < 3; ++i) {
     written[i] = parameters[i] != nullptr && parameters[i]->requires_grad();
-    all = all && (!written[i] || parameters[i]->sym_sizes() == a.sym_sizes());
+    all = all && (!written[i] || parameters[i]->sym_sizes() == a.sym_sizes() ||
+                  is_of_columns(*parameters[i], a, target.dim() - 1));
   }
   if (!all) written = {};
   return NLL::apply(likelihood, a, b, c, target, scale, scale_value, reduction, written,
