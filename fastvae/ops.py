@@ -419,6 +419,48 @@ def gaussian_nll(
     return _nll("gaussian_nll", mean, target, reduction, False, logvar, None, *_scale(sigma))
 
 
+def laplace_nll(
+    mean: Tensor,
+    target: Tensor,
+    *,
+    scale: float | Tensor | None = None,
+    log_scale: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """Negative log-likelihood of ``target`` under Laplace(``mean``, scale), summed over E, constants included.
+
+    With a fixed scale b it is the L1 loss, divided by b, and a constant. The standard deviation is sqrt(2) b.
+
+    Args:
+        mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        target: ``[B, *E]`` on the same device: floating point, bool, or uint8 read as x / 255.
+        scale: one scale b, a positive float or a 0-d tensor, which gets its gradient. It does not take part in the
+            promotion of dtypes.
+        log_scale: log b, of the shape of ``mean`` or broadcast to it, as ``logvar`` of :func:`gaussian_nll`. Exactly
+            one of the two is given.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32. Where ``mean`` and ``target``
+        are equal, their gradient is 0.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, both or neither of ``scale`` and
+            ``log_scale``, the reduction is unknown, scale not positive and finite (a tensor on another device than the
+            CPU is not waited for: there it gives NaN).
+
+    Source: p(x) = e^(-abs(x - m) / b) / (2 b) for the mean m.
+    """
+    if transformed():
+        return reference.laplace_nll(mean, target, scale=scale, log_scale=log_scale, reduction=reduction)
+    if (scale is None) == (log_scale is None):
+        raise ValueError(
+            "fastvae.laplace_nll: give exactly one of scale and log_scale, got "
+            + ("neither" if scale is None else "both")
+        )
+    return _nll("laplace_nll", mean, target, reduction, False, log_scale, None, *_scale(scale))
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,

@@ -254,6 +254,29 @@ def gaussian_nll(
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
+def laplace_nll(
+    mean: Tensor,
+    target: Tensor,
+    *,
+    scale: float | Tensor | None = None,
+    log_scale: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """-log of the density e^(-|x - m| / b) / (2 b)."""
+    _require_target("mean", mean, target)
+    if (scale is None) == (log_scale is None):
+        raise ValueError(f"give exactly one of scale and log_scale, got {'neither' if scale is None else 'both'}")
+    dtype = _at_least_float(mean, target, *([] if log_scale is None else [log_scale]))
+    if log_scale is not None:
+        _require_shared("mean", mean, log_scale=log_scale)
+        log_b = log_scale.to(dtype)
+    elif scale is not None:
+        _require_scalar("scale", scale, positive=True)
+        log_b = torch.as_tensor(scale, dtype=dtype, device=mean.device).log()
+    terms = (_values(target, dtype) - mean.to(dtype)).abs() * torch.exp(-log_b) + log_b + math.log(2)
+    return _reduce(_event_sum(terms, target.dim() - 1), reduction)
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,
