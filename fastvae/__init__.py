@@ -60,6 +60,7 @@ from .distributions import DiagonalGaussian  # noqa: E402
 from .ops import (  # noqa: E402
     ELBO,
     binarize,
+    continuous_bernoulli_nll,
     elbo_loss,
     gaussian_kl,
     gaussian_nll,
@@ -79,6 +80,7 @@ __all__ = [
     "DiagonalGaussian",
     "binarize",
     "build_info",
+    "continuous_bernoulli_nll",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_nll",

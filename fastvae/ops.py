@@ -461,6 +461,37 @@ def laplace_nll(
     return _nll("laplace_nll", mean, target, reduction, False, log_scale, None, *_scale(scale))
 
 
+def continuous_bernoulli_nll(
+    logits: Tensor, target: Tensor, *, reduction: str = "none", check_target: bool = False
+) -> Tensor:
+    """Negative log-likelihood of ``target`` under the continuous Bernoulli distribution, summed over E.
+
+    Its density on [0, 1] is that of :func:`sigmoid_cross_entropy` with the constant that makes its integral 1, which
+    depends on the logits: for grey images that are not binarised, it is the likelihood, and the cross-entropy is not.
+    ``sigmoid(logits)`` is its parameter lambda, not its mean.
+
+    Args:
+        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        target: ``[B, *E]`` on the same device, never expanded: floating point in [0, 1], bool, or uint8
+            read as x / 255. A floating-point target that requires it gets its gradient, ``-logits``.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: as for :func:`sigmoid_cross_entropy`.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32. A density may be larger than
+        1, and its negative logarithm below 0.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
+            ``check_target``, a target outside [0, 1]: the message has the value and its place.
+
+    Source: Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), in logit form.
+    """
+    if transformed():
+        return reference.continuous_bernoulli_nll(logits, target, reduction=reduction)
+    return _nll("continuous_bernoulli_nll", logits, target, reduction, check_target)
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,

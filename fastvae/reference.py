@@ -85,6 +85,22 @@ def _log_sigmoid(x: Tensor) -> Tensor:
     return torch.where(x < 0, x, 0) - torch.log1p(torch.exp(torch.where(x < 0, x, -x)))
 
 
+# log(tanh(h) / h) is the sum over k > 0 of these by h^2k for |h| < pi / 2: the series of log(sinh(h) / h) less that of
+# log(cosh(h)), by their products over zeros. The rest is below 1e-19 for |h| <= 1/2.
+_ZETA = torch.special.zeta(torch.arange(2, 40, 2, dtype=torch.float64, device="cpu"), 1.0).tolist()
+_LOG_TANH_RATIO = [(-1) ** k * (4**k - 2) * zeta / (k * math.pi ** (2 * k)) for k, zeta in enumerate(_ZETA, 1)]
+
+
+def _log_tanh_ratio(h: Tensor) -> Tensor:
+    """log(tanh(h) / h), near 0 by its series."""
+    is_near = h.abs() < 0.5
+    near, far = torch.where(is_near, h, 0) ** 2, torch.where(is_near, 1, h.abs())
+    series = torch.zeros_like(h)
+    for coefficient in reversed(_LOG_TANH_RATIO):
+        series = (series + coefficient) * near
+    return torch.where(is_near, series, torch.log(torch.tanh(far)) - torch.log(far))
+
+
 def _exp_less_line(x: Tensor) -> Tensor:
     """e^x - 1 - x, near 0 by its series: the difference would lose it."""
     near = x.clamp(-0.5, 0.5)
@@ -274,6 +290,22 @@ def laplace_nll(
         _require_scalar("scale", scale, positive=True)
         log_b = torch.as_tensor(scale, dtype=dtype, device=mean.device).log()
     terms = (_values(target, dtype) - mean.to(dtype)).abs() * torch.exp(-log_b) + log_b + math.log(2)
+    return _reduce(_event_sum(terms, target.dim() - 1), reduction)
+
+
+def continuous_bernoulli_nll(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    """The cross-entropy less log C (Loaiza-Ganem & Cunningham 2019).
+
+    C(lambda) = 2 artanh(1 - 2 lambda) / (1 - 2 lambda), which is 2 h / tanh(h) for lambda = sigmoid(2 h).
+    """
+    _require_target("logits", logits, target)
+    dtype = _at_least_float(logits, target)
+    logit, x = logits.to(dtype), _values(target, dtype)
+    missed_one = torch.where((x == 0) & logit.isinf(), 0, x * _log_sigmoid(logit))
+    missed_zero = torch.where((x == 1) & logit.isinf(), 0, (1 - x) * _log_sigmoid(-logit))
+    cross_entropy = -missed_one - missed_zero
+    # Of an infinite logit the loss is infinitely bad, or the density infinite.
+    terms = torch.where(cross_entropy.isinf(), cross_entropy, cross_entropy - math.log(2) + _log_tanh_ratio(logit / 2))
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
