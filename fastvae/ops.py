@@ -492,6 +492,35 @@ def continuous_bernoulli_nll(
     return _nll("continuous_bernoulli_nll", logits, target, reduction, check_target)
 
 
+def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    """Negative log-likelihood of the levels ``target`` of an image under a discretised logistic, summed over E.
+
+    A level has the probability that a logistic distribution gives to its bin, half a level to each side; 0 and 255 have
+    all that lies beyond too. So the probabilities of the 256 levels add up to 1, and the loss divided by log 2 and the
+    number of elements is in bits per dimension.
+
+    Args:
+        mean: ``[B, *E]`` or ``[K, B, *E]``, floating point: the logistic's mean in units of x / 255, so 0 for black
+            and 1 for white.
+        log_scale: floating point, the logarithm of the logistic's scale in the same units, of the shape of ``mean`` or
+            broadcast to it, as ``logvar`` of :func:`gaussian_nll`.
+        target: uint8 ``[B, *E]`` on the same device: the level.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where a parameter is, else float32. Exact also where the
+        probability of a bin is far below 1e-5: it is no density times the width.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown.
+
+    Source: Salimans et al. 2017 (arXiv:1701.05517), eq. 2, with one component; Kingma et al. 2016 (arXiv:1606.04934).
+    """
+    if transformed():
+        return reference.discretized_logistic_nll(mean, log_scale, target, reduction=reduction)
+    return _nll("discretized_logistic_nll", mean, target, reduction, False, log_scale)
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,

@@ -309,6 +309,30 @@ def continuous_bernoulli_nll(logits: Tensor, target: Tensor, *, reduction: str =
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
+def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    """-log(s(u) - s(v)) for the bin's ends v, u of the logistic (Salimans et al. 2017, eq. 2).
+
+    s(u) - s(v) = s(u) s(-v) (1 - e^(v - u)). The end beyond 0 or 255 is infinite.
+    """
+    if target.dtype != torch.uint8:
+        raise ValueError(f"target must be uint8, the level of a pixel, got {target.dtype}")
+    _require_target("mean", mean, target)
+    _require_shared("mean", mean, log_scale=log_scale)
+    dtype = _at_least_float(mean, log_scale)
+    s = log_scale.to(dtype) + math.log(255)
+    width = torch.exp(-s)
+    centre = target.to(dtype) - 255 * mean.to(dtype)
+    # A level's edge that is the mean, at an infinitely small scale too.
+    upper, lower = (torch.where(edge == 0, 0, edge * width) for edge in (centre + 0.5, centre - 0.5))
+    # log(1 - e^-w) is log w - w / 2 + w^2 / 24 - ... for small w, whose logarithm is -s.
+    is_thin = s > 12
+    thin, wide = torch.where(is_thin, width, 0), torch.where(is_thin, 1, width)
+    log_inside = torch.where(is_thin, -s - thin / 2 + thin**2 / 24, torch.log(-torch.expm1(-wide)))
+    below, above = -_log_sigmoid(upper), -_log_sigmoid(-lower)
+    terms = torch.where(target == 0, below, torch.where(target == 255, above, below + above - log_inside))
+    return _reduce(_event_sum(terms, target.dim() - 1), reduction)
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,
