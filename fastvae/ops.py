@@ -521,6 +521,35 @@ def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *,
     return _nll("discretized_logistic_nll", mean, target, reduction, False, log_scale)
 
 
+def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", check_target: bool = False) -> Tensor:
+    """Negative log-likelihood of the counts ``target`` under Poisson(exp(``log_rate``)), summed over E.
+
+    log x! is included.
+
+    Args:
+        log_rate: ``[B, *E]`` or ``[K, B, *E]``, floating point: the logarithm of the mean.
+        target: ``[B, *E]`` on the same device, never expanded: counts 0, 1, 2, ... in uint8, int16, int32, int64 or
+            floating point. A uint8 is the count itself. A floating-point target may hold other numbers than integers,
+            with the gamma function for the factorial, and gets its gradient where it requires one.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: whether to look for a value below 0, or a NaN, in the target: one more pass over it. On a GPU,
+            which is not waited for, that is a device-side assertion; under the transforms of ``torch.func`` values are
+            not looked at.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
+            ``check_target``, a target below 0: the message has the value and its place.
+
+    Source: p(x) = e^(x a - e^a) / x! for the log rate a.
+    """
+    if transformed():
+        return reference.poisson_nll(log_rate, target, reduction=reduction)
+    return _nll("poisson_nll", log_rate, target, reduction, check_target)
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,

@@ -54,6 +54,12 @@ def _require_floating(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must be floating point, got {t.dtype}")
 
 
+def _require_count_dtype(**tensors: Tensor) -> None:
+    for name, t in tensors.items():
+        if t.dtype not in (*_FLOATS, torch.uint8, torch.int16, torch.int32, torch.int64):
+            raise ValueError(f"{name} must be counts in uint8, int16, int32, int64 or floating point, got {t.dtype}")
+
+
 def _require_alike(**tensors: Tensor | None) -> None:
     """Floating-point tensors ``[B, *E]`` of one shape on one device."""
     _require_floating(**tensors)
@@ -114,6 +120,17 @@ def _require_target(name: str, x: Tensor, target: Tensor) -> None:
     _require_floating(**{name: x})
     if target.dtype not in (*_FLOATS, torch.uint8, torch.bool):
         raise ValueError(f"target must be floating point, uint8 or bool, got {target.dtype}")
+    _require_samples(name, x, target)
+
+
+def _require_counts(name: str, x: Tensor, target: Tensor) -> None:
+    _require_floating(**{name: x})
+    _require_count_dtype(target=target)
+    _require_samples(name, x, target)
+
+
+def _require_samples(name: str, x: Tensor, target: Tensor) -> None:
+    """``[B, *E]`` beside a target of that shape, or samples of that."""
     if target.dim() == 0 or x.shape not in (target.shape, (*x.shape[:1], *target.shape)):
         raise ValueError(
             f"{name} must have the shape of target, [B, *E], or [K, B, *E], got {name} {list(x.shape)} "
@@ -121,6 +138,17 @@ def _require_target(name: str, x: Tensor, target: Tensor) -> None:
         )
     if x.device != target.device:
         raise ValueError(f"devices must be the same, got {name} on {x.device} and target on {target.device}")
+
+
+def _count_loss(terms: Tensor, target: Tensor, reduction: str, *parameters: Tensor) -> Tensor:
+    """What was computed in float64, in the type that it is returned in."""
+    loss = _reduce(_event_sum(terms, target.dim() - 1), reduction)
+    return loss.to(_at_least_float(target, *parameters))
+
+
+def _product_or_zero(x: Tensor, factor: Tensor) -> Tensor:
+    """The product, 0 where x is 0 and the factor infinite."""
+    return torch.where((x == 0) & factor.isinf(), 0, x * factor)
 
 
 def _require_scalar(name: str, value: float | Tensor, *, positive: bool) -> None:
@@ -331,6 +359,15 @@ def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *,
     below, above = -_log_sigmoid(upper), -_log_sigmoid(-lower)
     terms = torch.where(target == 0, below, torch.where(target == 255, above, below + above - log_inside))
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
+
+
+def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    """-log(e^(x a - e^a) / x!) in float64, for ``torch.lgamma`` of large counts loses what is left of a sum."""
+    _require_counts("log_rate", log_rate, target)
+    a, x = log_rate.double(), target.double()
+    finite = torch.where(a == torch.inf, 0, a)
+    terms = torch.exp(finite) - _product_or_zero(x, finite) + torch.lgamma(x + 1)
+    return _count_loss(torch.where(a == torch.inf, a, terms), target, reduction, log_rate)
 
 
 def elbo_loss(
