@@ -60,6 +60,7 @@ from .distributions import DiagonalGaussian  # noqa: E402
 from .ops import (  # noqa: E402
     ELBO,
     binarize,
+    binomial_nll,
     continuous_bernoulli_nll,
     discretized_logistic_nll,
     elbo_loss,
@@ -81,6 +82,7 @@ __all__ = [
     "ELBO",
     "DiagonalGaussian",
     "binarize",
+    "binomial_nll",
     "build_info",
     "continuous_bernoulli_nll",
     "discretized_logistic_nll",

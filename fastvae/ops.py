@@ -370,6 +370,17 @@ def mlp(
     return _mlp(x, weights, biases, activation)
 
 
+def _total(total: int | Tensor, logits: Tensor) -> Tensor:
+    """As the operator takes it. What is known here is checked here: a number in a tensor is not looked at."""
+    if isinstance(total, Tensor):
+        return total.detach()
+    if isinstance(total, bool) or not isinstance(total, (int, torch.SymInt)):
+        raise ValueError(f"fastvae.binomial_nll: total must be an integer or a tensor of counts, got {total!r}")
+    if total < 0:
+        raise ValueError(f"fastvae.binomial_nll: total must not be negative, got {total}")
+    return torch.full((), total, dtype=torch.int64, device=logits.device)
+
+
 def _scale(scale: Tensor | float | None) -> tuple[Tensor | None, float]:
     """As the operator takes it; it reads no number where the last parameter is there."""
     if isinstance(scale, Tensor):
@@ -548,6 +559,38 @@ def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", ch
     if transformed():
         return reference.poisson_nll(log_rate, target, reduction=reduction)
     return _nll("poisson_nll", log_rate, target, reduction, check_target)
+
+
+def binomial_nll(
+    logits: Tensor, target: Tensor, total: int | Tensor, *, reduction: str = "none", check_target: bool = False
+) -> Tensor:
+    """Negative log-likelihood of the counts ``target`` out of ``total`` under Binomial(sigmoid(``logits``)).
+
+    It is summed over E, and the logarithm of the binomial coefficient is included. With a total of 1 it is
+    :func:`sigmoid_cross_entropy`.
+
+    Args:
+        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        target: ``[B, *E]`` on the same device, never expanded: counts 0 .. total in uint8, int16, int32, int64 or
+            floating point, as for :func:`poisson_nll`.
+        total: the number of trials: an integer, or a tensor of counts on the same device, of the shape of ``logits`` or
+            broadcast to it, one for each element, channel, column or row. It is read in place and has no gradient.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: whether to look for a target below 0, above its total, or NaN, as for :func:`poisson_nll`.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``logits`` or a floating-point target or total is, else
+        float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, total is a negative number or none, the
+            reduction is unknown; with ``check_target``, a target that does not lie between 0 and total.
+
+    Source: p(x) = C(n, x) s^x (1 - s)^(n - x), s = sigmoid(logit).
+    """
+    if transformed():
+        return reference.binomial_nll(logits, target, total, reduction=reduction)
+    return _nll("binomial_nll", logits, target, reduction, check_target, _total(total, logits))
 
 
 def elbo_loss(

@@ -76,6 +76,10 @@ def _require_alike(**tensors: Tensor | None) -> None:
 def _require_shared(name: str, x: Tensor, **shared: Tensor | None) -> None:
     """Floating-point tensors that are broadcast to the shape of ``x``, on its device."""
     _require_floating(**{name: x}, **shared)
+    _require_broadcast(name, x, **shared)
+
+
+def _require_broadcast(name: str, x: Tensor, **shared: Tensor | None) -> None:
     for other, t in shared.items():
         if t is None:
             continue
@@ -368,6 +372,26 @@ def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none") ->
     finite = torch.where(a == torch.inf, 0, a)
     terms = torch.exp(finite) - _product_or_zero(x, finite) + torch.lgamma(x + 1)
     return _count_loss(torch.where(a == torch.inf, a, terms), target, reduction, log_rate)
+
+
+def binomial_nll(logits: Tensor, target: Tensor, total: int | Tensor, *, reduction: str = "none") -> Tensor:
+    """-x log s(l) - (n - x) log s(-l) - log C(n, x) in float64, as ``poisson_nll``."""
+    _require_counts("logits", logits, target)
+    if isinstance(total, Tensor):
+        _require_count_dtype(total=total)
+        _require_broadcast("logits", logits, total=total)
+        n = total.detach().double()
+    elif isinstance(total, bool) or not isinstance(total, (int, torch.SymInt)):
+        raise ValueError(f"total must be an integer or a tensor of counts, got {total!r}")
+    elif total < 0:
+        raise ValueError(f"total must not be negative, got {total}")
+    else:
+        n = torch.full((), total, dtype=torch.float64, device=logits.device)
+    logit, x = logits.double(), target.double()
+    hits, misses = _product_or_zero(x, _log_sigmoid(logit)), _product_or_zero(n - x, _log_sigmoid(-logit))
+    log_choices = torch.lgamma(n + 1) - torch.lgamma(x + 1) - torch.lgamma(n - x + 1)
+    totals = [total] if isinstance(total, Tensor) else []
+    return _count_loss(-hits - misses - log_choices, target, reduction, logits, *totals)
 
 
 def elbo_loss(
