@@ -593,6 +593,63 @@ def binomial_nll(
     return _nll("binomial_nll", logits, target, reduction, check_target, _total(total, logits))
 
 
+def negative_binomial_nll(
+    log_mean: Tensor,
+    log_theta: Tensor,
+    target: Tensor,
+    *,
+    zero_logits: Tensor | None = None,
+    reduction: str = "none",
+    check_target: bool = False,
+) -> Tensor:
+    """Negative log-likelihood of the counts ``target`` under a negative binomial distribution, summed over E.
+
+    Its mean is mu = exp(``log_mean``) and its variance mu + mu^2 / theta with the inverse dispersion theta =
+    exp(``log_theta``): it tends to the Poisson distribution as theta grows. log x! is included. With ``zero_logits`` it
+    is the zero-inflated one: a count is 0 with probability sigmoid(``zero_logits``), else it is drawn from the former.
+
+    mu and theta are those of scvi-tools' ``NegativeBinomial`` and ``ZeroInflatedNegativeBinomial``, whose ``zi_logits``
+    are ``zero_logits``. ``torch.distributions.NegativeBinomial`` calls theta ``total_count``, and its logits are
+    ``log_mean - log_theta``.
+
+    Args:
+        log_mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        log_theta: floating point, of the shape of ``log_mean`` or broadcast to it: one for each element, column
+            (``[*E]``, such as one for each gene), channel, row, or one for all. Nothing is expanded: it is read in
+            place, and its gradient has its own shape, summed over the batch in an order that does not depend on the
+            number of threads.
+        target: ``[B, *E]`` on the same device, never expanded: counts 0, 1, 2, ... in uint8, int16, int32, int64 or
+            floating point. A uint8 is the count itself. A floating-point target may hold other numbers than integers,
+            with the gamma function for the factorials, and gets its gradient where it requires one (with
+            ``zero_logits`` it is 0 at 0, where the loss jumps).
+        zero_logits: floating point, of the shape of ``log_mean``, or None for no zeros beside those of the negative
+            binomial.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: as for :func:`poisson_nll`.
+
+    Means and theta outside [e^-80, e^87] count as the nearer of these.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
+            ``check_target``, a target below 0: the message has the value and its place.
+
+    Source: p(x) = G(x + theta) / (G(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x, G the gamma
+    function; Lopez et al. 2018 (scVI, doi:10.1038/s41592-018-0229-2), Methods, with and without zero inflation.
+    """
+    if transformed():
+        return reference.negative_binomial_nll(
+            log_mean, log_theta, target, zero_logits=zero_logits, reduction=reduction
+        )
+    if zero_logits is None:
+        return _nll("negative_binomial_nll", log_mean, target, reduction, check_target, log_theta)
+    return _nll(
+        "zero_inflated_negative_binomial_nll", log_mean, target, reduction, check_target, zero_logits, log_theta
+    )
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,

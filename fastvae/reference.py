@@ -394,6 +394,67 @@ def binomial_nll(logits: Tensor, target: Tensor, total: int | Tensor, *, reducti
     return _count_loss(-hits - misses - log_choices, target, reduction, logits, *totals)
 
 
+def _binet(y: Tensor) -> Tensor:
+    """lgamma(y) - (y - 1/2) log y + y - log(2 pi) / 2 by Stirling's series, for y >= 16."""
+    w = 1 / y
+    series = torch.zeros_like(y)
+    for coefficient in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+        series = series * w**2 + coefficient
+    return series * w
+
+
+def negative_binomial_nll(
+    log_mean: Tensor,
+    log_theta: Tensor,
+    target: Tensor,
+    *,
+    zero_logits: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """The probability of scVI (Lopez et al. 2018, Methods), with the probability of more zeros beside it.
+
+    In float64, as ``poisson_nll``. In G(x + theta) / G(theta), theta^x cancels against the power of the mean where
+    theta is large: there Stirling's formula for the quotient leaves it out.
+    """
+    _require_counts("log_mean", log_mean, target)
+    _require_shared("log_mean", log_mean, log_theta=log_theta)
+    parameters = [log_mean, log_theta]
+    if zero_logits is not None:
+        _require_floating(zero_logits=zero_logits)
+        if zero_logits.shape != log_mean.shape or zero_logits.device != log_mean.device:
+            raise ValueError(
+                f"log_mean and zero_logits must have the same shape and device, got {list(log_mean.shape)} on "
+                f"{log_mean.device} and {list(zero_logits.shape)} on {zero_logits.device}"
+            )
+        parameters.append(zero_logits)
+    a, b, x = log_mean.double(), log_theta.double(), target.double()
+    within = b.clamp(-300, 300)
+    theta = within.exp()
+    # -log(theta / (theta + mu)) and -log(mu / (theta + mu)), and the latter less log theta
+    by_theta, by_mean = -_log_sigmoid(within - a), -_log_sigmoid(a - b)
+    by_mean_only = torch.where(a < b, -_log_sigmoid(b - a) - a, by_mean - b)
+    # t, the loss of a count of 0
+    of_zero = theta * by_theta
+    large = theta >= 16
+    little, much = torch.where(large, 1, theta), torch.where(large, theta, 16)
+    # log G(x + theta) / G(theta), shifted by 1, and that less x log theta
+    shift = torch.where((x == 0) & (b < -300), 0, torch.log(x + little) - torch.where(large, 0, b))
+    rising = torch.lgamma(x + little + 1) - torch.lgamma(little + 1) - shift
+    excess = (much + x - 0.5) * torch.log1p(x / much) - x + _binet(much + x) - _binet(much)
+    rest = torch.where(large, _product_or_zero(x, by_mean_only) - excess, _product_or_zero(x, by_mean) - rising)
+    terms = of_zero + rest + torch.lgamma(x + 1)
+    if zero_logits is not None:
+        # s(l) + s(-l) e^-t of a zero, relative to the larger of e^l and e^-t
+        logit = zero_logits.double()
+        inflated = torch.where(
+            logit > -of_zero,
+            _log_sigmoid(logit + of_zero) - _log_sigmoid(logit),
+            of_zero + _log_sigmoid(-logit - of_zero) - _log_sigmoid(-logit),
+        )
+        terms = torch.where(x == 0, inflated, terms - _log_sigmoid(-logit))
+    return _count_loss(terms, target, reduction, *parameters)
+
+
 def elbo_loss(
     logits: Tensor,
     target: Tensor,
