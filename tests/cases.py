@@ -24,8 +24,9 @@ Outputs = tuple[Tensor, ...]
 class Case:
     """One way to call an operator.
 
-    ``kinds`` names each tensor argument: "real" or "unit" (in [0, 1]), with "K" before for a leading K or "packed" for
-    two in one, "column", "channel" or "row" for one value for each of those, or "scalar" (0-d, in [1, 2]).
+    ``kinds`` names each tensor argument: "real", "unit" (in [0, 1]) or "counts" (above 0, and between integers, where
+    every likelihood of counts has derivatives), with "K" before for a leading K or "packed" for two in one, "column",
+    "channel" or "row" for one value for each of those, or "scalar" (0-d, in [1, 2]).
     """
 
     name: str
@@ -61,6 +62,8 @@ class Case:
             x = torch.rand(shape, dtype=torch.float64)
             if kind.endswith("real"):
                 x = torch.randn(shape, dtype=torch.float64) * 1.5
+            if kind.endswith("counts"):
+                x = x * 6 + 0.3
             tensors.append(x.to(dtype))
         return tensors
 
@@ -83,6 +86,21 @@ def noise(shape: Sequence[int]) -> Tensor:
     return normals.to(torch.get_default_device()).reshape(tuple(shape))
 
 
+def numbers(like: Tensor, step: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Integers below ``count`` in the shape of ``like``, 0 first, the same at every call: they are no leaves."""
+    return (torch.arange(like.numel(), device=like.device) * step % count).to(dtype).reshape(like.shape)
+
+
+def pixels(like: Tensor) -> Tensor:
+    """0, 51, 102 ... and 255 among them."""
+    return numbers(like, 51, 256, torch.uint8)
+
+
+def totals(like: Tensor) -> Tensor:
+    """Above all counts, and twice those."""
+    return 13 + numbers(like, 1, 5, torch.int64)
+
+
 def sample(mu: Tensor, logvar: Tensor, samples: tuple[int, ...] = ()) -> Tensor:
     return mu + torch.exp(logvar / 2) * noise((*samples, *mu.shape))
 
@@ -92,6 +110,25 @@ NLL = (
     lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
     lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
 )
+
+
+def both(name: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    return getattr(fastvae, name), getattr(reference, name)
+
+
+def log_scaled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda m, x, s: function(m, x, log_scale=s)
+
+
+def negative_binomial(function: Callable[..., Tensor], dtype: torch.dtype | None = None) -> Callable[..., Tensor]:
+    """Of a mean, theta, counts and, if there are any, logits of zeros; of a dtype, the counts are `numbers`."""
+    if dtype is None:
+        return lambda a, b, x, z=None, **options: function(a, b, x, zero_logits=z, **options)
+    return lambda a, b, z=None, **options: function(a, b, numbers(a, 1, 5, dtype), zero_logits=z, **options)
+
+
+LAPLACE = tuple(map(log_scaled, both("laplace_nll")))
+NB = tuple(map(negative_binomial, both("negative_binomial_nll")))
 
 CASES = [
     Case(
@@ -182,6 +219,107 @@ CASES = [
         )
     ),
     Case("gaussian_kl_column_prior", ("real", "real", "column real", "column real"), *KL),
+    *(
+        Case(f"laplace_nll_{name}log_scale", (mean, "unit", f"{kind} real".strip()), *LAPLACE)
+        for name, mean, kind in (
+            ("", "real", ""),
+            ("samples_", "K real", "K"),
+            ("column_", "real", "column"),
+            ("channel_", "real", "channel"),
+            ("row_", "real", "row"),
+            ("samples_column_", "K real", "column"),
+        )
+    ),
+    Case(
+        "laplace_nll_scale",
+        ("real", "unit"),
+        *((lambda m, x, f=f: f(m, x, scale=0.7)) for f in both("laplace_nll")),
+    ),
+    Case(
+        "laplace_nll_learned_scale",
+        ("real", "unit", "scalar"),
+        *((lambda m, x, s, f=f: f(m, x, scale=s)) for f in both("laplace_nll")),
+    ),
+    Case("continuous_bernoulli_nll", ("real", "unit"), *both("continuous_bernoulli_nll")),
+    Case("continuous_bernoulli_nll_samples", ("K real", "unit"), *both("continuous_bernoulli_nll")),
+    Case(
+        "continuous_bernoulli_nll_mean",
+        ("real", "unit"),
+        lambda *t: fastvae.continuous_bernoulli_nll(*t, reduction="mean"),
+        lambda *t: reference.continuous_bernoulli_nll(*t).mean(),
+    ),
+    *(
+        Case(
+            f"discretized_logistic_nll{name}",
+            (mean, kind),
+            *((lambda m, s, f=f: f(m, s, pixels(m))) for f in both("discretized_logistic_nll")),
+        )
+        for name, mean, kind in (
+            ("", "unit", "real"),
+            ("_column", "unit", "column real"),
+            ("_channel", "unit", "channel real"),
+            ("_row", "unit", "row real"),
+            ("_scalar", "unit", "scalar"),
+        )
+    ),
+    Case(
+        "discretized_logistic_nll_samples",
+        ("K unit", "column real"),
+        *((lambda m, s, f=f: f(m, s, pixels(m[0]))) for f in both("discretized_logistic_nll")),
+    ),
+    Case("poisson_nll", ("real", "counts"), *both("poisson_nll")),
+    Case("poisson_nll_samples", ("K real", "counts"), *both("poisson_nll")),
+    Case(
+        "poisson_nll_int32_sum",
+        ("real",),
+        lambda a: fastvae.poisson_nll(a, numbers(a, 1, 5, torch.int32), reduction="sum"),
+        lambda a: reference.poisson_nll(a, numbers(a, 1, 5, torch.int32)).sum(),
+    ),
+    *(
+        Case(f"binomial_nll{name}", (kind, "counts"), *((lambda a, x, f=f: f(a, x, 13)) for f in both("binomial_nll")))
+        for name, kind in (("", "real"), ("_samples", "K real"))
+    ),
+    Case(
+        "binomial_nll_column_totals",
+        ("real", "counts"),
+        *((lambda a, x, f=f: f(a, x, totals(a.sum(0)))) for f in both("binomial_nll")),
+    ),
+    Case(
+        "binomial_nll_totals_uint8",
+        ("real",),
+        *((lambda a, f=f: f(a, numbers(a, 1, 5, torch.uint8), totals(a))) for f in both("binomial_nll")),
+    ),
+    *(
+        Case(f"negative_binomial_nll{name}", (mean, f"{kind} real".strip(), "counts"), *NB)
+        for name, mean, kind in (
+            ("", "real", ""),
+            ("_samples", "K real", "K"),
+            ("_column", "real", "column"),
+            ("_channel", "real", "channel"),
+            ("_row", "real", "row"),
+            ("_samples_column", "K real", "column"),
+        )
+    ),
+    Case("negative_binomial_nll_scalar", ("real", "scalar", "counts"), *NB),
+    Case(
+        "negative_binomial_nll_int64_column_sum",
+        ("real", "column real"),
+        lambda a, b: negative_binomial(fastvae.negative_binomial_nll, torch.int64)(a, b, reduction="sum"),
+        lambda a, b: negative_binomial(reference.negative_binomial_nll, torch.int64)(a, b).sum(),
+    ),
+    Case("zero_inflated_negative_binomial_nll", ("real", "real", "counts", "real"), *NB),
+    Case("zero_inflated_negative_binomial_nll_samples_column", ("K real", "column real", "counts", "K real"), *NB),
+    Case(
+        "zero_inflated_negative_binomial_nll_uint8",
+        ("real", "real", "real"),
+        *(negative_binomial(f, torch.uint8) for f in both("negative_binomial_nll")),
+    ),
+    Case(
+        "zero_inflated_negative_binomial_nll_int16_column_mean",
+        ("real", "column real", "real"),
+        lambda *t: negative_binomial(fastvae.negative_binomial_nll, torch.int16)(*t, reduction="mean"),
+        lambda *t: negative_binomial(reference.negative_binomial_nll, torch.int16)(*t).mean(),
+    ),
     Case(
         "elbo_loss",
         ("real", "unit", "real", "real"),

@@ -334,7 +334,12 @@ def test_any_values(case: Case, data: st.DataObject) -> None:
     shapes = [t.shape for t in case.inputs(2, (3,))]
     inputs = []
     for kind, shape in zip(case.kinds, shapes, strict=True):
-        limits = {"unit": st.floats(0, 1, width=32), "scalar": st.floats(0.0625, 16, width=32)}
+        limits = {
+            "unit": st.floats(0, 1, width=32),
+            "scalar": st.floats(0.0625, 16, width=32),
+            # A loss of counts is a sum of terms that may be so many times as large as it.
+            "counts": st.integers(0, 6).map(float),
+        }
         values = limits.get(kind, reals)
         flat = data.draw(st.lists(values, min_size=shape.numel(), max_size=shape.numel()))
         inputs.append(torch.tensor(flat).reshape(shape))
