@@ -14,6 +14,7 @@ from fastvae import models, nn
 
 X = torch.zeros
 PIXELS = torch.tensor([[0, 1, 0, 0.5], [0, 1, 255, 0], [3, 0, 0, 0]])  # as if they were bytes
+NO_COUNTS = torch.tensor([[0, -1, 2, 3], [1, 1, 1, 1], [3, 2, -2, 0]])
 
 LINEAR = fastvae.linear_sigmoid_cross_entropy
 
@@ -268,6 +269,162 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         "got logvar [1, 1, 1] and mean [3, 4]",
     ),
     (
+        "laplace neither",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4)),
+        "give exactly one of scale and log_scale, got neither",
+    ),
+    (
+        "laplace both",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4), scale=1.0, log_scale=X(3, 4)),
+        "give exactly one of scale and log_scale, got both",
+    ),
+    (
+        "scale 0",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4), scale=0.0),
+        "scale must be positive and finite, got 0",
+    ),
+    (
+        "scale tensor",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4), scale=torch.tensor(-2.0)),
+        "laplace_nll: scale must be positive and finite, got -2",
+    ),
+    (
+        "scale shape",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4), scale=X(4)),
+        "scale must be a float or a 0-d tensor, got shape [4]",
+    ),
+    (
+        "log_scale shape",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4), log_scale=X(3)),
+        "laplace_nll: log_scale must have the shape of mean, or be broadcast to it (one value, one for each channel or "
+        "for each row), got log_scale [3] and mean [3, 4]",
+    ),
+    (
+        "laplace target dtype",
+        lambda: fastvae.laplace_nll(X(3, 4), X(3, 4).long(), scale=1.0),
+        "laplace_nll: target must be float32, float64, bfloat16, float16, uint8 or bool, got Long",
+    ),
+    (
+        "continuous Bernoulli target shape",
+        lambda: fastvae.continuous_bernoulli_nll(X(3, 4), X(3, 1)),
+        "continuous_bernoulli_nll: logits must have the shape of target, [B, *E], or [K, B, *E] with samples, got "
+        "logits [3, 4] and target [3, 1]",
+    ),
+    (
+        "continuous Bernoulli target beyond 1",
+        lambda: fastvae.continuous_bernoulli_nll(X(3, 4), PIXELS, check_target=True),
+        "continuous_bernoulli_nll: target must lie in [0, 1], got 255 at [1, 2]",
+    ),
+    (
+        "levels dtype",
+        lambda: fastvae.discretized_logistic_nll(X(3, 4), X(3, 4), X(3, 4)),
+        "discretized_logistic_nll: target must be uint8, the level of a pixel, got Float",
+    ),
+    (
+        "levels log_scale",
+        lambda: fastvae.discretized_logistic_nll(X(3, 4), X(3), X(3, 4).byte()),
+        "discretized_logistic_nll: log_scale must have the shape of mean, or be broadcast to it (one value, one for "
+        "each channel or for each row), got log_scale [3] and mean [3, 4]",
+    ),
+    (
+        "levels reduction",
+        lambda: fastvae.discretized_logistic_nll(X(3, 4), X(4), X(3, 4).byte(), reduction="bits"),
+        "discretized_logistic_nll: reduction must be 'none', 'mean' or 'sum', got 'bits'",
+    ),
+    (
+        "counts dtype",
+        lambda: fastvae.poisson_nll(X(3, 4), X(3, 4).bool()),
+        "poisson_nll: target must be counts in uint8, int16, int32, int64, float32, float64, bfloat16 or float16, got "
+        "Bool",
+    ),
+    (
+        "counts shape",
+        lambda: fastvae.poisson_nll(X(2, 3, 4), X(2, 4).int()),
+        "poisson_nll: log_rate must have the shape of target, [B, *E], or [K, B, *E] with samples, got log_rate "
+        "[2, 3, 4] and target [2, 4]",
+    ),
+    (
+        "rate dtype",
+        lambda: fastvae.poisson_nll(X(3, 4).int(), X(3, 4).int()),
+        "poisson_nll: log_rate must be float32, float64, bfloat16 or float16, got Int",
+    ),
+    (
+        "counts below 0",
+        lambda: fastvae.poisson_nll(X(3, 4), NO_COUNTS, check_target=True),
+        "fastvae.poisson_nll: target must be counts, none of them negative, got -1 at [0, 1]",
+    ),
+    (
+        "counts below 0, floating point",
+        lambda: fastvae.negative_binomial_nll(X(3, 4), X(4), NO_COUNTS.float(), check_target=True),
+        "fastvae.negative_binomial_nll: target must be counts, none of them negative, got -1 at [0, 1]",
+    ),
+    (
+        "counts nan, zero-inflated",
+        lambda: fastvae.negative_binomial_nll(
+            X(3, 4), X(4), X(3, 4) * torch.nan, zero_logits=X(3, 4), check_target=True
+        ),
+        "fastvae.negative_binomial_nll: target must be counts, none of them negative, got nan at [0, 0]",
+    ),
+    (
+        "theta shape",
+        lambda: fastvae.negative_binomial_nll(X(3, 4), X(3), X(3, 4).int()),
+        "negative_binomial_nll: log_theta must have the shape of log_mean, or be broadcast to it (one value, one for "
+        "each channel or for each row), got log_theta [3] and log_mean [3, 4]",
+    ),
+    (
+        "theta dtype",
+        lambda: fastvae.negative_binomial_nll(X(3, 4), X(4).int(), X(3, 4).int()),
+        "negative_binomial_nll: log_theta must be float32, float64, bfloat16 or float16, got Int",
+    ),
+    (
+        "zero_logits shape",
+        lambda: fastvae.negative_binomial_nll(X(3, 4), X(4), X(3, 4).int(), zero_logits=X(4)),
+        "negative_binomial_nll: log_mean and zero_logits must have the same shape, got log_mean [3, 4] and zero_logits "
+        "[4]",
+    ),
+    (
+        "zero_logits dtype",
+        lambda: fastvae.negative_binomial_nll(X(3, 4), X(4), X(3, 4).int(), zero_logits=X(3, 4).long()),
+        "negative_binomial_nll: zero_logits must be float32, float64, bfloat16 or float16, got Long",
+    ),
+    (
+        "counts above total",
+        lambda: fastvae.binomial_nll(X(3, 4), X(3, 4).int() + 6, 5, check_target=True),
+        "fastvae.binomial_nll: target must lie between 0 and total",
+    ),
+    (
+        "counts above a column's total",
+        lambda: fastvae.binomial_nll(X(2, 3), X(2, 3) + 6, torch.tensor([6, 7, 5]), check_target=True),
+        "fastvae.binomial_nll: target must lie between 0 and total",
+    ),
+    (
+        "counts out of a total below 0",
+        lambda: fastvae.binomial_nll(X(3, 4), NO_COUNTS, 5, check_target=True),
+        "fastvae.binomial_nll: target must ",
+    ),
+    (
+        "total",
+        lambda: fastvae.binomial_nll(X(3, 4), X(3, 4), 2.0),  # type: ignore[arg-type]
+        "binomial_nll: total must be an integer or a tensor of counts, got 2.0",
+    ),
+    (
+        "total below 0",
+        lambda: fastvae.binomial_nll(X(3, 4), X(3, 4), -1),
+        "binomial_nll: total must not be negative, got -1",
+    ),
+    (
+        "total dtype",
+        lambda: fastvae.binomial_nll(X(3, 4), X(3, 4), X(3, 4).bool()),
+        "binomial_nll: total must be counts in uint8, int16, int32, int64, float32, float64, bfloat16 or float16, got "
+        "Bool",
+    ),
+    (
+        "total shape",
+        lambda: fastvae.binomial_nll(X(3, 4), X(3, 4), X(3).int()),
+        "binomial_nll: total must have the shape of logits, or be broadcast to it (one value, one for each channel or "
+        "for each row), got total [3] and logits [3, 4]",
+    ),
+    (
         "target beyond 1",
         lambda: fastvae.sigmoid_cross_entropy(X(3, 4), PIXELS, check_target=True),
         "sigmoid_cross_entropy: target must lie in [0, 1], got 255 at [1, 2]; images of bytes are read as x / 255",
@@ -369,7 +526,8 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     ("module samples", lambda: nn.Reparameterize(0), "num_samples must be at least 1, got 0"),
 ]
 
-VALUES = [e[0] for e in ERRORS if e[0] == "sigma tensor" or e[2].find("must lie in [0, 1]") >= 0]
+OF_VALUES = ("must lie in [0, 1]", "none of them negative", "fastvae.binomial_nll: target must")
+VALUES = [e[0] for e in ERRORS if e[0] in ("sigma tensor", "scale tensor") or any(text in e[2] for text in OF_VALUES)]
 # Only values of tensors are unknown when traced.
 KNOWN_WHEN_TRACED = [e for e in ERRORS if e[0] not in ("device", "hidden device", "mlp device", *VALUES)]
 
