@@ -41,12 +41,21 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Whole numbers: a third zeros, a third below six, and any up to `most`; with `beside`, on top of the target."""
+
+    most: int
+    dtype: torch.dtype | None = None
+    beside: bool = False
+
+
+@dataclass(frozen=True)
 class Case:
     """A way to call an operator; `exact` gives its results with their bounds."""
 
     operator: str
     variant: str
-    arguments: dict[str, Spread | Target]
+    arguments: dict[str, Spread | Target | Numbers]
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     exact: Callable[..., Iterator[Result]]
     outputs: tuple[str, ...] = ("value",)
@@ -57,6 +66,12 @@ class Case:
 
 
 MEAN, LOGVAR, LOGIT = Spread(6, 2.0**30, 2.0**200), Spread(12, 40, 300), Spread(104, 2.0**114, 2.0**1000)
+LOG_SCALE, LEVEL_MEAN, LOG_RATE = Spread(12, 40, 300), Spread(1.5, 2.0**10, 2.0**100), Spread(18.4, 60, 300)
+# theta and mu from 1e-8 to 1e8, over which the bounds are
+LOG_COUNT, ZERO_LOGIT = Spread(18.4, 18.4, 18.4), Spread(40, 2.0**12, 2.0**12)
+LOG_SCALES, LEVEL_MEANS, LOG_RATES, LOG_COUNTS, ZERO_LOGITS = (
+    replace(spread, has_samples=True) for spread in (LOG_SCALE, LEVEL_MEAN, LOG_RATE, LOG_COUNT, ZERO_LOGIT)
+)
 MEANS, LOGVARS, LOGITS = (replace(spread, has_samples=True) for spread in (MEAN, LOGVAR, LOGIT))
 
 
@@ -78,6 +93,50 @@ def with_sigma(sigma: float) -> Case:
         {"mean": MEANS, "target": MEAN},
         lambda m, x: fastvae.gaussian_nll(m, x, sigma=sigma),
         lambda t, g, m, x: tolerances.gaussian_nll(t, g, m, x, np.full_like(m, logvar), given_sigma=True),
+    )
+
+
+def with_scale(scale: float) -> Case:
+    log_scale = np.log(Wide(scale))
+    return Case(
+        "laplace_nll",
+        f"scale {scale:g}",
+        {"mean": MEANS, "target": MEAN},
+        lambda m, x: fastvae.laplace_nll(m, x, scale=scale),
+        lambda t, g, m, x: tolerances.laplace_nll(t, g, m, x, np.full_like(m, log_scale), given_scale=True),
+    )
+
+
+def with_counts(counts: Numbers) -> Iterator[Case]:
+    """Of a dtype, or of that of the other arguments."""
+    variant = f"{counts.dtype} target".removeprefix("torch.") if counts.dtype else ""
+    yield Case(
+        "poisson_nll",
+        variant,
+        {"log_rate": LOG_RATES, "target": counts},
+        fastvae.poisson_nll,
+        tolerances.poisson_nll,
+    )
+    yield Case(
+        "binomial_nll",
+        variant,
+        {"logits": LOGITS, "target": counts, "total": Numbers(counts.most, torch.int64, beside=True)},
+        fastvae.binomial_nll,
+        tolerances.binomial_nll,
+    )
+    yield Case(
+        "negative_binomial_nll",
+        variant,
+        {"log_mean": LOG_COUNTS, "log_theta": LOG_COUNTS, "target": counts},
+        fastvae.negative_binomial_nll,
+        tolerances.negative_binomial_nll,
+    )
+    yield Case(
+        "zero_inflated_negative_binomial_nll",
+        variant,
+        {"log_mean": LOG_COUNTS, "log_theta": LOG_COUNTS, "target": counts, "zero_logits": ZERO_LOGITS},
+        lambda a, b, x, z: fastvae.negative_binomial_nll(a, b, x, zero_logits=z),
+        tolerances.zero_inflated_negative_binomial_nll,
     )
 
 
@@ -127,6 +186,34 @@ CASES = [
         lambda m, x, v: fastvae.gaussian_nll(m, x, logvar=v),
         tolerances.gaussian_nll,
     ),
+    with_scale(0.01),
+    with_scale(30),
+    Case(
+        "laplace_nll",
+        "log_scale",
+        {"mean": MEANS, "target": MEAN, "log_scale": LOG_SCALES},
+        lambda m, x, s: fastvae.laplace_nll(m, x, log_scale=s),
+        tolerances.laplace_nll,
+    ),
+    *(
+        Case(
+            "continuous_bernoulli_nll",
+            case.variant,
+            case.arguments,
+            fastvae.continuous_bernoulli_nll,
+            tolerances.continuous_bernoulli_nll,
+        )
+        for case in (with_target(None), with_target(torch.uint8))
+    ),
+    Case(
+        "discretized_logistic_nll",
+        "",
+        {"mean": LEVEL_MEANS, "log_scale": LOG_SCALES, "target": Numbers(255, torch.uint8)},
+        fastvae.discretized_logistic_nll,
+        tolerances.discretized_logistic_nll,
+    ),
+    *with_counts(Numbers(10**6)),
+    *with_counts(Numbers(255, torch.uint8)),
     Case(
         "elbo_loss",
         "",
@@ -192,6 +279,15 @@ class Stream:
             return (x * 255).round().to(dtype)
         return x > 0.5 if dtype == torch.bool else x.to(dtype)
 
+    def numbers(self, kind: str, dtype: torch.dtype, rows: int, n: int, most: int) -> Tensor:
+        """Rows of one number, or of any."""
+        most = min(most, int(torch.finfo(dtype).max)) if dtype.is_floating_point else most
+        shape = (rows, 1 if kind == "constant" else n)
+        which, size = self.uniform(*shape), self.uniform(*shape)
+        few, many = (size * 6).floor(), torch.exp(size * math.log(most + 1)).floor().clamp(max=most)
+        x = torch.where(which < 1 / 3, 0, torch.where(which < 2 / 3, few, many))
+        return x.expand(rows, n).to(dtype)
+
 
 INTEGER = {64: torch.int64, 32: torch.int32, 16: torch.int16}
 
@@ -202,14 +298,18 @@ def arguments(case: Case, kind: str, dtype: torch.dtype, rows: int, n: int) -> l
         if isinstance(spread, Target):
             tensors.append(stream.targets(kind, spread.dtype or dtype, tensors[0]))
             continue
+        if isinstance(spread, Numbers):
+            numbers = stream.numbers(kind, spread.dtype or dtype, rows, n, spread.most)
+            tensors.append(numbers + tensors[-1].to(numbers.dtype) if spread.beside else numbers)
+            continue
         shape = (*((SAMPLES,) if spread.has_samples else ()), rows, n)
         tensors.append(stream.values(kind, dtype, shape, spread))
     return tensors
 
 
-def wide(x: Tensor, computed: torch.dtype) -> Array:
+def wide(x: Tensor, computed: torch.dtype, *, is_number: bool = False) -> Array:
     """As the kernel reads it, exactly."""
-    if x.dtype == torch.uint8:
+    if x.dtype == torch.uint8 and not is_number:
         x = (x.double() / 255).to(computed)
     return x.detach().double().numpy().astype(Wide)
 
@@ -245,7 +345,9 @@ def measure(case: Case, dtype: torch.dtype, elements: int = 6000) -> dict[str, f
             got = dict(zip(case.outputs, outputs, strict=True))
             named = [name for name, t in zip(case.arguments, leaves, strict=True) if t.requires_grad]
             got |= {f"d/d{name}": grad for name, grad in zip(named, grads, strict=True)}
-            given = [wide(t, computed) for t in (*upstream, *leaves)]
+            given = [wide(t, computed) for t in upstream]
+            for spread, t in zip(case.arguments.values(), leaves, strict=True):
+                given.append(wide(t, computed, is_number=isinstance(spread, Numbers)))
             for result in case.exact(arithmetic, *given):
                 if result.name in got:
                     name = result.name

@@ -37,6 +37,18 @@ FACTOR_LANES = 32  # products side by side
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Errors of the likelihoods of counts, in u: csrc/gamma.h. They were searched for and rounded up."""
+
+    factorial: float  # log x!, relative to itself
+    digamma: float  # digamma(1 + x), relative to 1 + log(1 + x)
+    value: float  # these four are of the negative binomial, relative to the terms that its docstring names
+    by_mean: float
+    by_theta: float
+    by_count: float
+
+
+@dataclass(frozen=True)
 class Arithmetic:
     """A type computed in."""
 
@@ -46,12 +58,15 @@ class Arithmetic:
     long_lanes: int  # additions side by side in a row of more than half a tile
     turn: float  # absolute error of a sine or cosine, in u
     line: float  # relative error of e^x - 1 - x, in u
+    counts: Counts
 
 
-SINGLE = Arithmetic(2.0**-24, Wide(2) ** -149, Wide(2) ** -125, LANES, 1.8, EXP_LESS_LINE)
+SINGLE = Arithmetic(
+    2.0**-24, Wide(2) ** -149, Wide(2) ** -125, LANES, 1.8, EXP_LESS_LINE, Counts(4, 4, 6.5, 5.5, 22, 9)
+)
 # Loops in double call libm and stay scalar. The angle of a turn is rounded twice before its sine is taken: 4 pi u. From
 # |x| = 1 on, e^x - 1 - x is a difference of at most 2.4 times its size: 2.4 times 2 u, and a rounding.
-DOUBLE = Arithmetic(2.0**-53, Wide(2) ** -1074, Wide(2) ** -1074, 1, 14, 5.8)
+DOUBLE = Arithmetic(2.0**-53, Wide(2) ** -1074, Wide(2) ** -1074, 1, 14, 5.8, Counts(4, 8, 8, 6, 100, 64))
 
 
 @dataclass(frozen=True)
@@ -253,6 +268,370 @@ def gaussian_nll(
     yield Result("d/dtarget", -exact.sum(0), error.sum(0) + (samples - 1) * t.unit * abs(exact).sum(0))
     error = t.unit * ((2 * e + 7) * square + 2) + vanishing
     yield Result("d/dlogvar", g * (1 - square) / 2, abs(g) / 2 * error + subnormal(t, g))
+
+
+def laplace_nll(
+    t: Arithmetic, g: Array, mean: Array, target: Array, log_scale: Array, *, given_scale: bool = False
+) -> Iterator[Result]:
+    """value: d u Σ|k| + (e + 5) u ΣM + Σ|D| v
+    d/dmean: (e + 1) u |g w| + |g| v
+    d/dtarget: that summed over K samples, and (K - 1) u Σ|g w|
+    d/dlog_scale: |g| ((e + 4) z + 2) u + |g D| v
+
+    D = mean - target, w = e^-log_scale, which is within e u, z = |D| w, k = z + log_scale + log 2, M = z + |log_scale|
+    + log 2. z has two roundings and the error of w, the sum two and that of log 2. Where scale is given, w is one
+    rounding and e is 1, as is the logarithm of the scale.
+    """
+    e = 1 if given_scale else EXP
+    difference, inverse = mean - target, np.exp(-log_scale)
+    z = abs(difference) * inverse
+    term = z + log_scale + np.log(Wide(2))
+    magnitude = z + abs(log_scale) + np.log(Wide(2))
+    vanishing = abs(difference) * t.vanishing
+    yield Result("value", term.sum(-1), ((e + 5) * t.unit * magnitude + vanishing).sum(-1) + sums(t, term))
+    g = g[..., None]
+    exact = g * np.sign(difference) * inverse
+    error = (e + 1) * t.unit * abs(exact) + abs(g) * t.vanishing + subnormal(t, g)
+    yield Result("d/dmean", exact, error)
+    samples = len(g)
+    yield Result("d/dtarget", -exact.sum(0), error.sum(0) + (samples - 1) * t.unit * abs(exact).sum(0))
+    error = t.unit * ((e + 4) * z + 2) + vanishing
+    yield Result("d/dlog_scale", g * (1 - z), abs(g) * error + subnormal(t, g))
+
+
+def continuous_bernoulli_nll(t: Arithmetic, g: Array, logits: Array, target: Array) -> Iterator[Result]:
+    """value: d u Σ|k| + u Σ(2 miss y + |k| + ℓ L + (y Q + 3 E) / (1 + E)) + n v
+    d/dlogits: |g| (Q + 2 |s| + (1 - x)) u, the last part for l >= 0 and 0 < x < 1 only
+    d/dtarget: K u Σ|g l|, over K samples
+
+    y = |l|, miss = 1 - x for l >= 0 and x below; m is the mean of logit y, E = y m, L = log(1 + E) the logarithm of the
+    constant, k = miss y - L, and s = miss - (1 - m) or its negative the derivative. 1 - m is 1 / y - o / (1 - o), o =
+    e^-y, within Q u = (2 / y + (e / (1 - o) + 4) o / (1 - o)) u, and for y < 1 it is 1/2 less a multiple of y that is
+    at most y / 12, within five roundings of that: Q = 5 y / 12 + 1/2. E has three roundings beside the error of m,
+    which for y < 1 is no more than one more, and the logarithm takes E's error by 1 / (1 + E).
+    """
+    y = abs(logits)
+    rest = -np.expm1(-y)
+    safe = np.where(y > 0, y, 1)
+    excess = np.where(y > 0, exp_less_line(-y) / np.where(y > 0, rest, 1), 0)
+    far = np.maximum(y, 1)
+    tail = np.exp(-far) / -np.expm1(-far)
+    # 1 - m
+    q = np.where(y < 1, 1 - np.where(y > 0, excess / safe, 0.5), 1 / far - tail)
+    q_error = np.where(y < 1, 5 * y / 12 + 0.5, 2 / far + (EXP / -np.expm1(-far) + 4) * tail)
+    miss = np.where(logits < 0, target, 1 - target)
+    logs = np.log1p(excess)
+    term = miss * y - logs
+    excess_error = np.where(y < 1, 4 * excess, y * q_error + 3 * excess)
+    error = 2 * miss * y + abs(term) + LOG1P * logs + excess_error / (1 + excess)
+    yield Result("value", term.sum(-1), t.unit * error.sum(-1) + sums(t, term) + y.shape[-1] * t.vanishing)
+    g = g[..., None]
+    exact = np.where(logits < 0, -1, 1) * (miss - q)
+    rounded = np.where((logits >= 0) & (target > 0) & (target < 1), 1 - target, 0)
+    error = t.unit * (q_error + 2 * abs(exact) + rounded) + t.vanishing
+    yield Result("d/dlogits", g * exact, abs(g) * error + subnormal(t, g))
+    by_target = -g * logits
+    samples = len(by_target)
+    yield Result("d/dtarget", by_target.sum(0), samples * (t.unit * abs(by_target).sum(0) + t.smallest))
+
+
+def discretized_logistic_nll(t: Arithmetic, g: Array, mean: Array, log_scale: Array, target: Array) -> Iterator[Result]:
+    """value: d u Σk + u Σ(2 k + ℓ log(1 + z) + Z / (1 + z) + q U + r V + (e + 2) w p / (1 - p)) + n v
+    d/dmean: 255 w |g| (q' U + r' V + (e + 2) (q + r) + (e + 6) |r - q|) u
+    d/dlog_scale: |g| (q' |i| U + q (U + (e + 5) |i|) + r' |j| V + r (V + (e + 5) |j|) + W) u
+
+    i, j = (c ± 1/2) w, c = x - 255 mean, are the ends of the level's bin and w = e^-log_scale / 255 its width, within
+    (e + 2) u. c has two roundings, of 255 mean and of itself, so i is within U u, U = w (255 |mean| + |c|) + (e + 4)
+    |i|, and j within V u. p = e^-w. The loss is max(-i, j, 0) + log(1 + z), z = (a + b + a b + p) / (1 - p) with a =
+    e^-|i|, b = e^-|j|; z is within Z u, Z = ((e + 4) (a + b + a b) + p) / (1 - p) + 8 z + 3. q = sigmoid(-i) and r =
+    sigmoid(j) are within e + 2, q' and r' are their derivatives. 1 - p is within 3 u and p within that and its
+    rounding, so w p / (1 - p) is within W = 2 (e + 5) max(w, 1) w p / (1 - p)^2 + 3 w / (1 - p). Of the levels 0 and
+    255, what is of the outer end is left out, and p.
+    """
+    width = np.exp(-log_scale) / 255
+    centre = target - 255 * mean
+    has_u, has_v = target < 255, target > 0
+    u, v = (centre + Wide(0.5)) * width, (centre - Wide(0.5)) * width
+    u_error, v_error = ((255 * abs(mean) + abs(centre)) * width + (EXP + 4) * abs(end) for end in (u, v))
+    a, b = np.where(has_u, np.exp(-abs(u)), 0), np.where(has_v, np.exp(-abs(v)), 0)
+    inner = has_u & has_v
+    p, rest = np.where(inner, np.exp(-width), 0), np.where(inner, -np.expm1(-width), 1)
+    miss = np.where(has_u & (u < 0), -u, 0) + np.where(has_v & (v > 0), v, 0)
+    z = (a + b + a * b + p) / rest
+    z_error = ((EXP + 4) * (a + b + a * b) + p) / rest + 8 * z + 3
+    z_error = np.where(inner, z_error, EXP * z)
+    by_u = np.where(has_u, np.where(u < 0, 1, a) / (1 + a), 0)
+    by_v = np.where(has_v, np.where(v > 0, 1, b) / (1 + b), 0)
+    by_width = p / rest
+    term = miss + np.log1p(z)
+    error = 2 * term + LOG1P * np.log1p(z) + z_error / (1 + z)
+    error = error + by_u * u_error + by_v * v_error + (EXP + 2) * width * by_width
+    yield Result("value", term.sum(-1), t.unit * error.sum(-1) + sums(t, term) + term.shape[-1] * 2 * t.vanishing)
+    g = g[..., None]
+    curve_u, curve_v = (
+        by_u * np.where(has_u, np.where(u < 0, a, 1) / (1 + a), 0),
+        by_v / (1 + b) * np.where(v > 0, b, 1),
+    )
+    slope = by_v - by_u
+    error = curve_u * u_error + curve_v * v_error + (EXP + 2) * (by_u + by_v) + (EXP + 6) * abs(slope)
+    scale = 255 * width
+    error = scale * (t.unit * error + 2 * t.vanishing) + t.vanishing
+    yield Result("d/dmean", -g * scale * slope, abs(g) * error + subnormal(t, g, g * scale))
+    exact = by_u * u - by_v * v + by_width * width
+    error = curve_u * abs(u) * u_error + by_u * (u_error + (EXP + 5) * abs(u))
+    error = error + curve_v * abs(v) * v_error + by_v * (v_error + (EXP + 5) * abs(v))
+    error = error + (2 * EXP + 10) * by_width * width / rest * np.maximum(width, 1) + 3 * inner * width / rest
+    error = t.unit * (error + 2 * abs(exact)) + t.vanishing * (1 + abs(u) + abs(v) + width)
+    yield Result("d/dlog_scale", g * exact, abs(g) * error + subnormal(t, g))
+
+
+SHIFT = 24  # from which on Stirling's series has 64 bits
+
+
+def stirling(y: Array) -> Array:
+    """What lgamma(y) is above (y - 1/2) log y - y + log(2 pi) / 2, for y >= SHIFT."""
+    w = 1 / (y * y)
+    total = np.zeros_like(y)
+    for above, below in ((1, 156), (-691, 360360), (1, 1188), (-1, 1680), (1, 1260), (-1, 360), (1, 12)):
+        total = total * w + Wide(above) / below
+    return total / y
+
+
+def digamma_fall(y: Array) -> Array:
+    """What digamma(y) is below log y - 1 / (2 y), for y >= SHIFT."""
+    w = 1 / (y * y)
+    total = np.zeros_like(y)
+    for above, below in ((1, 12), (-691, 32760), (1, 132), (-1, 240), (1, 252), (-1, 120), (1, 12)):
+        total = total * w + Wide(above) / below
+    return total * w
+
+
+def log1p_deficit(x: Array) -> Array:
+    """What log(1 + x) is below x >= 0, near 0 by the series of 2 artanh(x / (2 + x))."""
+    near = np.where(x < 0.5, x, 0)
+    r = near / (2 + near)
+    p = np.zeros_like(r)
+    for k in range(35, 1, -2):
+        p = p * r * r + Wide(1) / k
+    return np.where(x < 0.5, r * near - 2 * r**3 * p, x - np.log1p(x))
+
+
+def rising(x: Array, theta: Array) -> tuple[Array, Array, Array]:
+    """Of G(x + theta) / G(theta), G the gamma function, the logarithm less x log theta; theta d and x - theta d.
+
+    d = digamma(x + theta) - digamma(theta).
+    """
+    y, product, quotients = theta.copy(), np.ones_like(theta), np.zeros_like(theta)
+    for k in range(SHIFT):
+        small = y < SHIFT
+        product = product * np.where(small, 1 + x / y, 1)
+        if k:
+            quotients = quotients + np.where(small, x / (y * (x + y)), 0)
+        y = np.where(small, y + 1, y)
+    shifted = y > theta
+    ratio = x / y
+    value = (
+        x * np.log(y / theta) - np.log(product) + (x + y - 0.5) * np.log1p(ratio) - x + stirling(x + y) - stirling(y)
+    )
+    first = np.where(shifted, x / (x + theta), 0)
+    bend = x / (2 * y * (x + y)) + digamma_fall(y) - digamma_fall(x + y)
+    climb = first + theta * (quotients + np.log1p(ratio) + bend)
+    far = theta * (log1p_deficit(ratio) - bend)
+    excess = np.where(shifted, x * (x + theta - 1) / (x + theta) - (climb - first), far)
+    one = x == 1
+    return np.where(one, 0, value), climb, np.where(one, 0, excess)
+
+
+def digamma(y: Array) -> Array:
+    inverses = np.zeros_like(y)
+    for _ in range(SHIFT):
+        small = y < SHIFT
+        inverses = inverses + np.where(small, 1 / y, 0)
+        y = np.where(small, y + 1, y)
+    return np.log(y) - 1 / (2 * y) - digamma_fall(y) - inverses
+
+
+def log_factorial(x: Array) -> Array:
+    return rising(x, np.ones_like(x))[0]
+
+
+def softplus(x: Array) -> Array:
+    return np.maximum(x, 0) + np.log1p(np.exp(-abs(x)))
+
+
+def sigmoid(x: Array) -> Array:
+    odds = np.exp(-abs(x))
+    return np.where(x < 0, odds, 1) / (1 + odds)
+
+
+def poisson_nll(t: Arithmetic, g: Array, log_rate: Array, target: Array) -> Iterator[Result]:
+    """value: d u Σ|k| + u Σ((e + 2) r + 3 |x a| + (f + 1) (log x! + 1)) + n v
+    d/dlog_rate: |g| (e r + 2 |r - x|) u
+    d/dtarget: Σ|g| (ψ (1 + log(1 + x)) + 2 |digamma(1 + x) - a|) u, and K u of the sum over K samples
+
+    r = e^a is within e u, log x! within f u of itself and 1, f = 4 (it is exact for 0 and 1); k = r - x a + log x!. The
+    product x a is one rounding, the difference one of r and x a at most, the sum one of all. digamma(1 + x) is within ψ
+    u (1 + log(1 + x)), with ψ = 4, or 8 in float64.
+    """
+    a, x = np.broadcast_arrays(log_rate, target)
+    rate, factorial = np.exp(a), log_factorial(x)
+    term = rate - x * a + factorial
+    error = (EXP + 2) * rate + 3 * abs(x * a) + (t.counts.factorial + 1) * (factorial + (x > 1))
+    yield Result("value", term.sum(-1), t.unit * error.sum(-1) + sums(t, term) + a.shape[-1] * t.vanishing)
+    g = g[..., None]
+    error = t.unit * (EXP * rate + 2 * abs(rate - x)) + t.vanishing
+    yield Result("d/dlog_rate", g * (rate - x), abs(g) * error + subnormal(t, g))
+    slope = digamma(1 + x)
+    error = t.unit * (t.counts.digamma * (1 + np.log1p(x)) + 2 * abs(slope - a))
+    exact = g * (slope - a)
+    yield Result("d/dtarget", exact.sum(0), (abs(g) * error).sum(0) + len(g) * t.unit * abs(exact).sum(0))
+
+
+def binomial_nll(t: Arithmetic, g: Array, logits: Array, target: Array, total: Array) -> Iterator[Result]:
+    """value: d u Σ|k| + u Σ(4 miss |l| + (e + ℓ + 4) n L + (f + 4) F) + n v
+    d/dlogits: |g| ((e + 3) n q + 2 |n s - x|) u
+    d/dtarget: Σ|g| (ψ (2 + log(1 + x) + log(1 + n - x)) + 3 |k'|) u, and K u of the sum over K samples
+
+    miss = n - x for l >= 0 and x below, L = log(1 + y), y = e^-|l|, q = y / (1 + y) and s = sigmoid(l), as for
+    sigmoid_cross_entropy; F = log x! + log (n - x)! + log n! and 1 for each, within f u of itself; k = miss |l| + n L +
+    log x! + log (n - x)! - log n!; k' is its derivative by x.
+    """
+    logit, x, n = np.broadcast_arrays(logits, target, total)
+    odds = np.exp(-abs(logit))
+    miss = np.where(logit < 0, x, n - x)
+    parts = [log_factorial(k) for k in (x, n - x, n)]
+    logs = n * np.log1p(odds)
+    term = miss * abs(logit) + logs + parts[0] + parts[1] - parts[2]
+    sizes = sum(parts) + sum((k > 1).astype(Wide) for k in (x, n - x, n))
+    error = 4 * miss * abs(logit) + (EXP + LOG1P + 4) * logs + (t.counts.factorial + 4) * sizes
+    yield Result("value", term.sum(-1), t.unit * error.sum(-1) + sums(t, term) + ((n + 1) * t.vanishing).sum(-1))
+    g = g[..., None]
+    rarer = n * odds / (1 + odds)
+    exact = np.where(logit < 0, rarer - x, miss - rarer)
+    error = t.unit * ((EXP + 3) * rarer + 2 * abs(exact)) + n * t.vanishing
+    yield Result("d/dlogits", g * exact, abs(g) * error + subnormal(t, g))
+    slopes = digamma(1 + x), digamma(1 + n - x)
+    by_target = slopes[0] - slopes[1] - logit
+    error = t.unit * (
+        t.counts.digamma * (2 + np.log1p(x) + np.log1p(n - x)) + 3 * abs(by_target) + abs(slopes[0] - slopes[1])
+    )
+    error = (abs(g) * error).sum(0) + len(g) * t.unit * abs(g * by_target).sum(0)
+    yield Result("d/dtarget", (g * by_target).sum(0), error)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of each element, a number and the error that it was computed with."""
+
+    exact: Array
+    error: Array
+
+
+def negative_binomial(t: Arithmetic, a: Array, b: Array, x: Array) -> dict[str, Part]:
+    """The loss and its derivatives, and the loss of a count of 0."""
+    mu, theta, high = np.exp(a), np.exp(b), np.maximum(b, 0)
+    share, other = sigmoid(a - b), sigmoid(b - a)  # mu / (mu + theta), theta / (mu + theta)
+    of_zero, by_mean = theta * softplus(a - b), softplus(b - a) - high
+    value, climb, excess = rising(x, theta)
+    gammas, factorial = value + x * np.minimum(b, 0), log_factorial(x)
+    loss = of_zero + x * by_mean - gammas + factorial
+    sizes = of_zero + abs(x * by_mean) + abs(gammas) + factorial
+    # t - theta r / (1 + r), r = mu / theta: theta (r^2 / (1 + r) - (r - log(1 + r)))
+    below = mu < theta
+    ratio = np.exp(np.minimum(a - b, 0))
+    h = np.where(below, theta * (ratio * share - log1p_deficit(ratio)), of_zero - theta * share)
+    by_theta = h + np.where(below, excess - x * share, x * other - climb)
+    theta_sizes = h + np.where(below, abs(excess) + x * share, climb + x * other)
+    slopes = by_mean, digamma(x + theta) - high, digamma(1 + x)
+    factors = [f * t.unit for f in (t.counts.value, t.counts.by_mean, t.counts.by_theta, t.counts.by_count)]
+    return {
+        "zero": Part(of_zero, factors[0] * of_zero),
+        "value": Part(loss, factors[0] * sizes),
+        "log_mean": Part((mu - x) * other, factors[1] * (mu + x) * other),
+        "log_theta": Part(by_theta, factors[2] * theta_sizes),
+        "target": Part(slopes[0] - slopes[1] + slopes[2], factors[3] * sum(abs(slope) for slope in slopes)),
+    }
+
+
+def count_results(t: Arithmetic, g: Array, parts: dict[str, Part]) -> Iterator[Result]:
+    """The row sums, and the derivatives times g, which is one rounding more."""
+    terms = parts.pop("value")
+    yield Result("value", terms.exact.sum(-1), terms.error.sum(-1) + sums(t, terms.exact))
+    g = g[..., None]
+    for name, part in parts.items():
+        exact = g * part.exact
+        error = abs(g) * part.error + t.unit * abs(exact) + subnormal(t, g)
+        if name == "target":
+            exact, error = exact.sum(0), error.sum(0) + (len(g) - 1) * t.unit * abs(exact).sum(0)
+        yield Result(f"d/d{name}", exact, error)
+
+
+def negative_binomial_nll(
+    t: Arithmetic, g: Array, log_mean: Array, log_theta: Array, target: Array
+) -> Iterator[Result]:
+    """value: d u Σ|k| + 6.5 u Σ(t + |x A| + |R| + log x!)
+    d/dlog_mean: |g| (5.5 (mu + x) theta / (mu + theta) + |s|) u, s the derivative
+    d/dlog_theta: |g| (22 (h + H) + |s|) u
+    d/dtarget: Σ|g| (9 (|A| + |ψ(x + theta) - max(b, 0)| + |ψ(1 + x)|) + K |s|) u, over K samples
+
+    a and b are log_mean and log_theta, mu = e^a and theta = e^b; t = theta log(1 + mu / theta) is the loss of a count
+    of 0 and k = t + x A - R + log x! that of x, with A = log((mu + theta) / mu) - max(b, 0) and R = log G(x + theta) /
+    G(theta) - x max(b, 0), G the gamma function and ψ the derivative of its logarithm; h = t - theta mu / (theta + mu),
+    d = ψ(x + theta) - ψ(theta), H = |x - theta d| + x mu / (mu + theta) for mu < theta, else theta d + x theta / (mu +
+    theta). The factors are no sums of roundings but the worst of a search over theta from 1e-6 to 1e8, mu from 1e-8 to
+    1e8 and counts up to 1e6, rounded up; in float64 they are 8, 6, 100 and 64. Means and theta outside [e^-80, e^87],
+    which count as the nearer of these, are left out.
+    """
+    parts = negative_binomial(t, *np.broadcast_arrays(log_mean, log_theta, target))
+    del parts["zero"]
+    yield from count_results(t, g, parts)
+
+
+def zero_inflated_negative_binomial_nll(
+    t: Arithmetic, g: Array, log_mean: Array, log_theta: Array, target: Array, zero_logits: Array
+) -> Iterator[Result]:
+    """value: d u Σ|k| + ΣC + u Σ((e + ℓ + 1) L + 2 |k|); of a zero Σ(s T + 20 u R / (1 + R) + 8 u k) for the latter two
+    d/dlog_mean: as negative_binomial_nll; of a zero that times s, and |g D| (12 s u + s (1 - s) T)
+    d/dlog_theta: likewise
+    d/dzero_logits: |g| (e + 4) u sigmoid(l); of a zero |g| (21 u |D| + s (1 - s) T)
+    d/dtarget: as negative_binomial_nll; 0 of a zero
+
+    C is the error of the negative binomial's loss, by its bound, l is zero_logits and L = log(1 + e^-|l|). With t the
+    loss of a zero of that distribution, k = log(1 + R), R = (1 - e^-t) / (e^l + e^-t), is that of a zero here, and s =
+    e^-t / (e^l + e^-t) is the share of that distribution in its probability: what moves t by T = 6.5 u t moves the loss
+    by s T. Where l < -32 and t > 32, T is (6.5 t + 2 (t - l)) u: there the exponents are rounded. D is the derivative,
+    by the mean and by theta that without inflation. R and s have about ten roundings and the errors of two
+    exponentials. What is below e^-87 of the larger of e^l and e^-t, or below that, vanishes.
+    """
+    a, b, x, logit = np.broadcast_arrays(log_mean, log_theta, target, zero_logits)
+    parts = negative_binomial(t, a, b, x)
+    zero, is_zero = parts.pop("zero"), x == 0
+    power, odds = np.exp(-zero.exact), np.exp(-abs(logit))
+    shift = np.maximum(np.minimum(-logit, zero.exact) - 32, 0)
+    lost = t.vanishing / (np.exp(np.minimum(logit, 0) + shift) + np.exp(shift - zero.exact))
+    ratio = -np.expm1(-zero.exact) / (np.exp(logit) + power)
+    share, inflation = power / (np.exp(logit) + power), np.exp(logit) / (np.exp(logit) + power)
+    zero_error = zero.error + 2 * t.unit * np.where((logit < -32) & (zero.exact > 32), zero.exact - logit, 0)
+    bend = share * inflation * zero_error
+    logs, inflated = np.log1p(odds), np.log1p(ratio)
+    counted = np.maximum(logit, 0) + logs + parts["value"].exact
+    value = np.where(is_zero, inflated, counted)
+    error = np.where(
+        is_zero,
+        share * zero_error + t.unit * (20 * ratio / (1 + ratio) + 8 * inflated),
+        parts["value"].error + t.unit * ((EXP + LOG1P + 1) * logs + 2 * abs(counted)),
+    )
+    results = {"value": Part(value, error + t.vanishing)}
+    for name in ("log_mean", "log_theta"):
+        part = parts[name]
+        error = share * part.error + abs(part.exact) * (12 * t.unit * share + bend + lost)
+        results[name] = Part(np.where(is_zero, share, 1) * part.exact, np.where(is_zero, error, part.error))
+    by_logit = np.where(is_zero, -ratio, 1) * sigmoid(logit)
+    error = t.unit * np.where(is_zero, 20, EXP + 3) * abs(by_logit) + np.where(is_zero, bend + lost, 0) + t.vanishing
+    results["zero_logits"] = Part(by_logit, error)
+    part = parts["target"]
+    results["target"] = Part(np.where(is_zero, 0, part.exact), np.where(is_zero, 0, part.error))
+    yield from count_results(t, g, results)
 
 
 def sample_kl(
