@@ -395,10 +395,20 @@ def binomial_nll(logits: Tensor, target: Tensor, total: int | Tensor, *, reducti
 
 
 def _binet(y: Tensor) -> Tensor:
-    """lgamma(y) - (y - 1/2) log y + y - log(2 pi) / 2 by Stirling's series, for y >= 16."""
+    """lgamma(y) - (y - 1/2) log y + y - log(2 pi) / 2 by Stirling's series, for y >= 8."""
     w = 1 / y
     series = torch.zeros_like(y)
-    for coefficient in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+    for coefficient in (
+        43867 / 244188,
+        -3617 / 122400,
+        1 / 156,
+        -691 / 360360,
+        1 / 1188,
+        -1 / 1680,
+        1 / 1260,
+        -1 / 360,
+        1 / 12,
+    ):
         series = series * w**2 + coefficient
     return series * w
 
@@ -435,8 +445,8 @@ def negative_binomial_nll(
     by_mean_only = torch.where(a < b, -_log_sigmoid(b - a) - a, by_mean - b)
     # t, the loss of a count of 0
     of_zero = theta * by_theta
-    large = theta >= 16
-    little, much = torch.where(large, 1, theta), torch.where(large, theta, 16)
+    large = theta >= 8
+    little, much = torch.where(large, 1, theta), torch.where(large, theta, 8)
     # log G(x + theta) / G(theta), shifted by 1, and that less x log theta
     shift = torch.where((x == 0) & (b < -300), 0, torch.log(x + little) - torch.where(large, 0, b))
     rising = torch.lgamma(x + little + 1) - torch.lgamma(little + 1) - shift

@@ -97,9 +97,9 @@ def test_discretized_logistic_nll_far_from_the_mean_is_no_difference_of_sigmoids
     nll = fastvae.discretized_logistic_nll(mean, log_scale, torch.full((1, 1), 200, dtype=torch.uint8))
     width = math.exp(6) / 255
     expected = 199.5 * width - math.log(-math.expm1(-width))
-    assert float(nll) == pytest.approx(expected, rel=1e-6)
+    assert nll.item() == pytest.approx(expected, rel=1e-6)
     nll.sum().backward()
-    assert float(mean.grad) == pytest.approx(-255 * width, rel=1e-6)
+    assert mean.grad.item() == pytest.approx(-255 * width, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", COUNT_TYPES, ids=str)

@@ -375,7 +375,7 @@ def discretized_logistic_nll(t: Arithmetic, g: Array, mean: Array, log_scale: Ar
     slope = by_v - by_u
     error = curve_u * u_error + curve_v * v_error + (EXP + 2) * (by_u + by_v) + (EXP + 6) * abs(slope)
     scale = 255 * width
-    error = scale * (t.unit * error + 2 * t.vanishing) + t.vanishing
+    error = scale * (t.unit * error + 2 * t.vanishing) + 255 * t.vanishing
     yield Result("d/dmean", -g * scale * slope, abs(g) * error + subnormal(t, g, g * scale))
     exact = by_u * u - by_v * v + by_width * width
     error = curve_u * abs(u) * u_error + by_u * (u_error + (EXP + 5) * abs(u))
@@ -451,8 +451,18 @@ def digamma(y: Array) -> Array:
     return np.log(y) - 1 / (2 * y) - digamma_fall(y) - inverses
 
 
+def of_counts(function: Callable[[Array], Array], x: Array) -> Array:
+    """Of numbers that repeat."""
+    values, places = np.unique(x, return_inverse=True)
+    return function(values)[places].reshape(x.shape)
+
+
 def log_factorial(x: Array) -> Array:
-    return rising(x, np.ones_like(x))[0]
+    return of_counts(lambda k: rising(k, np.ones_like(k))[0], x)
+
+
+def digamma_of_next(x: Array) -> Array:
+    return of_counts(lambda k: digamma(1 + k), x)
 
 
 def softplus(x: Array) -> Array:
@@ -481,7 +491,7 @@ def poisson_nll(t: Arithmetic, g: Array, log_rate: Array, target: Array) -> Iter
     g = g[..., None]
     error = t.unit * (EXP * rate + 2 * abs(rate - x)) + t.vanishing
     yield Result("d/dlog_rate", g * (rate - x), abs(g) * error + subnormal(t, g))
-    slope = digamma(1 + x)
+    slope = digamma_of_next(x)
     error = t.unit * (t.counts.digamma * (1 + np.log1p(x)) + 2 * abs(slope - a))
     exact = g * (slope - a)
     yield Result("d/dtarget", exact.sum(0), (abs(g) * error).sum(0) + len(g) * t.unit * abs(exact).sum(0))
@@ -510,7 +520,7 @@ def binomial_nll(t: Arithmetic, g: Array, logits: Array, target: Array, total: A
     exact = np.where(logit < 0, rarer - x, miss - rarer)
     error = t.unit * ((EXP + 3) * rarer + 2 * abs(exact)) + n * t.vanishing
     yield Result("d/dlogits", g * exact, abs(g) * error + subnormal(t, g))
-    slopes = digamma(1 + x), digamma(1 + n - x)
+    slopes = digamma_of_next(x), digamma_of_next(n - x)
     by_target = slopes[0] - slopes[1] - logit
     error = t.unit * (
         t.counts.digamma * (2 + np.log1p(x) + np.log1p(n - x)) + 3 * abs(by_target) + abs(slopes[0] - slopes[1])
@@ -542,7 +552,7 @@ def negative_binomial(t: Arithmetic, a: Array, b: Array, x: Array) -> dict[str, 
     h = np.where(below, theta * (ratio * share - log1p_deficit(ratio)), of_zero - theta * share)
     by_theta = h + np.where(below, excess - x * share, x * other - climb)
     theta_sizes = h + np.where(below, abs(excess) + x * share, climb + x * other)
-    slopes = by_mean, digamma(x + theta) - high, digamma(1 + x)
+    slopes = by_mean, digamma(x + theta) - high, digamma_of_next(x)
     factors = [f * t.unit for f in (t.counts.value, t.counts.by_mean, t.counts.by_theta, t.counts.by_count)]
     return {
         "zero": Part(of_zero, factors[0] * of_zero),
