@@ -417,13 +417,13 @@ FASTVAE_FN LogRisingSecond<double> log_rising_second(double x, double size) {
 namespace fastvae::formulas {
 
 // Errors in float, for counts, in u of the sum of the terms' sizes:
-//   nll    6.5  theta log(1 + mu / theta), x log((mu + theta) / mu) + x min(b, 0),
+//   nll    6.5  theta log(1 + mu / theta), x log((mu + theta) / mu) - x max(b, 0),
 //               log Gamma(x + theta) / Gamma(theta) - x max(b, 0), log x!: of x = 0 the first alone
 //   d/da   5.5  (mu + x) theta / (mu + theta)
-//   d/db  20    theta log(1 + mu / theta) - theta mu / (mu + theta) =: h, d of log_rising_of;
+//   d/db  22    theta log(1 + mu / theta) - theta mu / (mu + theta) =: h, d of log_rising_of;
 //               mu < theta: h, x - theta d and x mu / (mu + theta); else h, theta d and
 //               x theta / (mu + theta). Or 9 where each difference counts as two terms.
-//   d/dx   9    log((mu + theta) / mu) + min(b, 0), digamma(x + theta) - max(b, 0), digamma(1 + x)
+//   d/dx   9    log((mu + theta) / mu) - max(b, 0), digamma(x + theta) - max(b, 0), digamma(1 + x)
 // With 1 among its terms, that of nll holds for every real x >= 0. Means and theta outside
 // [e^-80, e^87] count as the nearer of these.
 
@@ -569,8 +569,10 @@ template <class T>
 FASTVAE_FN ZeroInflatedLoss<T> zero_inflated(CountLoss<T> count, T l, T x) {
   const bool zero = x == T(0), positive = l > T(0);
   const T t = zero ? count.nll : T(0), size = math::abs(l);
-  // Where e^l and e^-t are both below e^-32, all is relative to the larger, and c is added.
-  const T c = math::between(T(32), -l, t) - T(32);
+  // Where e^l and e^-t are both below e^-32, in double e^-40, all is relative to the larger, and c
+  // is added.
+  const T far = sizeof(T) == sizeof(double) ? T(40) : T(32);
+  const T c = math::between(far, -l, t) - far;
   const T odds = math::decay(c - size).value;
   const math::Growth<T> e = math::decay(c - t);
   // Numerators and denominator are divided by e^l where l > 0.

@@ -91,7 +91,8 @@ struct continuous_bernoulli_nll : Defaults {
   FASTVAE_FN T slope(T y) {
     return math::horner(y * y, T(1.0 / 12), T(-1.0 / 720), T(1.0 / 30240), T(-1.0 / 1209600),
                         T(1.0 / 47900160), T(-691.0 / 1307674368000), T(1.0 / 74724249600),
-                        T(-3617.0 / 10670622842880000), T(43867.0 / 5109094217170944000));
+                        T(-3617.0 / 10670622842880000), T(43867.0 / 5109094217170944000),
+                        T(-174611.0 / 802857662698291200000.0));
   }
 
   // Of the likelier end, the mean is 1 - q, and the normalising constant |l| / (1 - e^-|l|) is
@@ -153,13 +154,14 @@ struct discretized_logistic_nll : Defaults {
     const bool has_u = x<T(255), has_v = x> T(0);
     const T odds_u = formulas::odds(u), odds_v = formulas::odds(v);
     const T below = has_u ? odds_u : T(0), above = has_v ? odds_v : T(0);
-    const T less_one = math::exponential_of(-d).less_one, power = T(1) + less_one;
+    const auto power = math::exponential_of(-d);
     const T miss = (has_u && u < T(0) ? -u : T(0)) + (has_v && v > T(0) ? v : T(0));
     const T sum = below + above;
-    const T z = has_u && has_v ? math::divide(sum + below * above + power, -less_one) : sum;
+    const T z =
+        has_u && has_v ? math::divide(sum + below * above + power.value, -power.less_one) : sum;
     const T by_u = has_u ? formulas::sigmoid(-u, odds_u) : T(0);
     const T by_v = has_v ? formulas::sigmoid(v, odds_v) : T(0);
-    const T by_d = has_u && has_v ? math::divide(power, -less_one) : T(0);
+    const T by_d = has_u && has_v ? math::divide(power.value, -power.less_one) : T(0);
     return element(math::is_infinite(z) ? z : miss + math::log1p(z), T(0),
                    T(255) * product_or_zero(by_u - by_v, d),
                    product_or_zero(by_u, u) - product_or_zero(by_v, v) + product_or_zero(by_d, d));
@@ -210,7 +212,7 @@ struct laplace_nll : Defaults {
   template <class T>
   FASTVAE_FN auto of_scale(T mean, T x, T log_scale, T inverse) {
     const T size = product_or_zero(math::abs(mean - x), inverse);
-    const T by_mean = mean < x ? -inverse : mean > x ? inverse : T(0);
+    const T by_mean = mean < x ? -inverse : mean > x ? inverse : T(0) * (mean - x);
     return element(math::is_infinite(size) ? size : size + log_scale + T(0.69314718055994530942),
                    -by_mean, by_mean, T(1) - size);
   }

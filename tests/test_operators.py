@@ -63,7 +63,9 @@ def test_values_and_gradients_match_reference(case: Case, size: int, dtype: torc
 @pytest.mark.parametrize("event", [(), (2,), (2, 3, 2)], ids=str)
 def test_derivatives_pass_gradcheck(case: Case, event: tuple[int, ...]) -> None:
     inputs = leaves(case.inputs(2, event))
-    assert gradcheck(case.call, inputs, check_batched_grad=True)
+    # The first backward pass takes what the forward pass wrote, the second computes it in another loop, where the
+    # compiler may join other products and sums: a few roundings.
+    assert gradcheck(case.call, inputs, check_batched_grad=True, nondet_tol=8 * 2.0**-53)
     assert gradgradcheck(case.call, inputs)
 
 
@@ -185,7 +187,8 @@ def test_passes_opcheck(case: Case) -> None:
     with Record():
         outputs = case.call(*inputs)
         gradients(outputs, inputs)
-    assert len(calls) >= 2, calls
+    is_scalar = all(o.dim() == 0 for o in outputs)  # its gradients may come from the forward pass
+    assert len(calls) >= (1 if is_scalar else 2), calls
     for func, args in calls:
         random = torch.Tag.nondeterministic_seeded in func.tags  # type: ignore[attr-defined]
         utils = ["test_schema", "test_faketensor"] + ([] if random else ["test_aot_dispatch_dynamic"])
