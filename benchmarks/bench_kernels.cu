@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../csrc/cuda/runtime.h"
+#include "../csrc/likelihoods.h"
 
 namespace fastvae::cuda {
 namespace {
@@ -146,6 +147,20 @@ struct Bench {
     rest();
   }
 
+  const LikelihoodKernels& cross_entropy = of(Likelihood::sigmoid_cross_entropy);
+  const LikelihoodKernels& gaussian = of(Likelihood::gaussian_nll);
+
+  static const LikelihoodKernels& of(Likelihood likelihood) {
+    return *cuda::kernels.likelihood[static_cast<size_t>(likelihood)];
+  }
+
+  static LikelihoodInputs inputs(const Input& parameter, const Input& target) {
+    LikelihoodInputs in;
+    in.parameter[0] = parameter;
+    in.target = target;
+    return in;
+  }
+
   static Input input(const void* data, Dtype dtype, int64_t columns, int64_t stride_k = 0) {
     Input in;
     in.kind = Input::Kind::elements;
@@ -206,44 +221,50 @@ struct Bench {
         const Output g = output(out, t.l, D);
         const std::string of = std::string(" ") + t.name + shape;
         add("sce" + of, in + rows, lanes,
-            [=, this] { k.sigmoid_cross_entropy(e, l, x, row_sums()); });
+            [=, this] { cross_entropy.sum(e, inputs(l, x), row_sums()); });
         add("sce with grad" + of, in + grad + rows, lanes,
-            [=, this] { k.sigmoid_cross_entropy_with_grad(e, l, x, 1.0, row_sums(), g); });
+            [=, this] { cross_entropy.sum_with_grads(e, inputs(l, x), 1.0, row_sums(), &g); });
         if (D == 784)
           add("sce backward" + of, in + grad + rows, lanes,
-              [=, this] { k.sigmoid_cross_entropy_backward(e, upstream(), l, x, g); });
+              [=, this] { cross_entropy.backward(e, upstream(), inputs(l, x), &g); });
       }
       if (D != 784) continue;
-      Shared logvar;  // sigma, a tensor of one number
+      Input logvar;  // sigma, a tensor of one number
       logvar.kind = Input::Kind::constant;
       logvar.data = scalar;
       logvar.value = -1;
-      auto* inverse = new Input(logvar);
-      inverse->value = 2;
+      Input inverse = logvar;
+      inverse.value = 2;
       for (const bool half : {false, true}) {
         const Dtype l = half ? Dtype::bf16 : Dtype::f32, x = half ? Dtype::u8 : Dtype::f32;
         const Input mean = input(half ? bf16 : logits, l, D);
         const Target at = target(half ? pixels : other, x, D);
         const std::string of = std::string(" sigma a tensor, ") + (half ? "bf16 u8" : "f32");
         const size_t in = n * (size_of(l) + size_of(x));
-        add("nll" + of, in + rows, lanes,
-            [=, this] { k.gaussian_nll(e, mean, at, logvar, inverse, row_sums()); });
+        LikelihoodInputs of_sigma = inputs(mean, at);
+        of_sigma.has_numbers = true;
+        of_sigma.number[0] = logvar;
+        of_sigma.number[1] = inverse;
+        add("nll" + of, in + rows, lanes, [=, this] { gaussian.sum(e, of_sigma, row_sums()); });
         add("nll backward" + of, in + n * size_of(l) + rows, lanes, [=, this] {
-          k.gaussian_nll_backward(e, upstream(), mean, at, logvar, inverse, output(out, l, D), {});
+          const Output grad = output(out, l, D);
+          gaussian.backward(e, upstream(), of_sigma, &grad);
         });
       }
       const Input mean = input(logits, Dtype::f32, D);
       const Target at = target(other, Dtype::f32, D);
-      const Shared each{input(second, Dtype::f32, D)};
+      LikelihoodInputs each = inputs(mean, at);
+      each.parameter[1] = input(second, Dtype::f32, D);
       add("nll logvar f32", 3 * n * 4 + rows, lanes,
-          [=, this] { k.gaussian_nll(e, mean, at, each, nullptr, row_sums()); });
-      Shared columns;
-      columns.kind = Input::Kind::shared;
-      columns.data = second;
-      columns.count = D;
+          [=, this] { gaussian.sum(e, each, row_sums()); });
+      LikelihoodInputs columns = each;
+      columns.parameter[1] = {};
+      columns.parameter[1].kind = Input::Kind::shared;
+      columns.parameter[1].data = second;
+      columns.parameter[1].count = D;
       add("nll logvar [D] f32, backward by columns", 3 * n * 4 + rows, {}, [=, this] {
-        k.gaussian_nll_backward_columns(e, upstream(), mean, at, columns,
-                                        output(out, Dtype::f32, D), row_sums());
+        const Output grad = output(out, Dtype::f32, D);
+        gaussian.backward_columns(e, upstream(), columns, &grad, row_sums());
       });
       add("sum of columns f32", n * 4, {}, [=, this] { k.sum_columns(e, mean, row_sums()); });
     }
@@ -251,7 +272,6 @@ struct Bench {
 
   // Batches of training, which stay in the cache between calls.
   void few_rows() {
-    const Kernels& k = cuda::kernels;
     const int64_t D = 784;
     for (const int64_t B : {100, 512, 1024, 2048, 4096, 8192, 16384}) {
       const Extent e{1, B, D};
@@ -259,14 +279,15 @@ struct Bench {
       const Target x = target(other, Dtype::f32, D);
       add("sce with grad f32, " + std::to_string(B) + " rows", B * D * 12, {4, 8, 16, 32, 256},
           [=, this] {
-            k.sigmoid_cross_entropy_with_grad(e, l, x, 1.0, row_sums(), output(out, Dtype::f32, D));
+            const Output grad = output(out, Dtype::f32, D);
+            cross_entropy.sum_with_grads(e, inputs(l, x), 1.0, row_sums(), &grad);
           });
       const Input narrow_l = input(bf16, Dtype::bf16, D);
       const Target narrow_x = target(pixels, Dtype::u8, D);
       add("sce with grad bf16 u8, " + std::to_string(B) + " rows", B * D * 5, {4, 8, 16, 32, 256},
           [=, this] {
-            k.sigmoid_cross_entropy_with_grad(e, narrow_l, narrow_x, 1.0, row_sums(),
-                                              output(out, Dtype::bf16, D));
+            const Output grad = output(out, Dtype::bf16, D);
+            cross_entropy.sum_with_grads(e, inputs(narrow_l, narrow_x), 1.0, row_sums(), &grad);
           });
     }
   }

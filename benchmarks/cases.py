@@ -7,6 +7,9 @@ The baselines are the fastest of what was tried for each that holds the toleranc
 - bfloat16 logits stay in bfloat16 in eager, where float32 takes twice as long; torch.compile converts at no cost.
 - ``mse_loss``, scaled after the sum, for a Gaussian of one sigma: 3 times as fast in eager as scaling each pixel.
 - ``randint_like(x, 1, 256) <= x`` binarises uint8 images 4 times as fast as ``torch.bernoulli``.
+- ``torch.distributions.ContinuousBernoulli`` is off by more than that near the logit 0.
+- So is, of a level that the logistic distribution hardly ever gives, a difference of two sigmoids, and the density
+  that takes its place in PixelCNN++ (Salimans et al. 2017).
 - ``randn_like`` under torch.compile: see ``bench_ops.COMPILE_OPTIONS``.
 """
 
@@ -18,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear, mse_loss, softplus
+from torch.distributions import Binomial, Laplace
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, mse_loss, poisson_nll_loss, softplus
 
 import fastvae
 from fastvae import reference
@@ -27,6 +31,9 @@ Outputs = tuple[Tensor, ...]
 Function = Callable[..., Tensor | Outputs]
 
 LATENT = 32  # L of elbo_loss
+DATA = {"target", "counts"}  # inputs that get no gradient
+ZEROS = 0.8  # of single-cell counts
+TOTAL = 16  # of a binomial distribution
 HIDDEN = 200  # H of linear_sigmoid_cross_entropy, as in Burda et al. 2015
 K = 50  # of reparameterize
 SIGMA = 0.5
@@ -56,11 +63,11 @@ class Operator:
 
     ``inputs`` are the kinds of the arguments: "moment" ``[B, *E]``, "moments" (two in one, likewise), "latent"
     ``[B, L]``, "hidden" ``[B, H]`` or ``[K, B, H]``, "weight" ``[D, H]`` and "bias" ``[D]``, "logits" ``[B, *E]`` or
-    ``[K, B, *E]``, and "target" ``[B, *E]``, which needs no gradient. A random
-    operator has ``noise``, which takes its result and its arguments back to noise of mean 0 and variance 1; its
-    ``exact`` takes that noise as one more argument, and its first output is a sample, that a decoder would go on with.
-    All else are losses. ``fused`` is how to write it for torch.compile, where that is another way than in eager;
-    ``samples``: how many it draws for each element.
+    ``[K, B, *E]``, "mean" and "log_scale" ``[B, *E]`` of a pixel's distribution, "column" ``[*E]``, and "target" and
+    "counts" ``[B, *E]``, which need no gradient. A random operator has ``noise``, which takes its result and its
+    arguments back to noise of mean 0 and variance 1; its ``exact`` takes that noise as one more argument, and its first
+    output is a sample, that a decoder would go on with. All else are losses. ``fused`` is how to write it for
+    torch.compile, where that is another way than in eager; ``samples``: how many it draws for each element.
     """
 
     name: str
@@ -76,7 +83,7 @@ class Operator:
 
     @property
     def differentiable(self) -> bool:
-        return set(self.inputs) != {"target"}
+        return bool(set(self.inputs) - DATA)
 
     def leaves(self, case: Case) -> list[Tensor]:
         """Fresh tensors: one for each argument, but a single one for packed moments."""
@@ -90,6 +97,15 @@ class Operator:
             if case.target == torch.uint8:
                 return torch.randint(0, 256, case.shape, dtype=torch.uint8)
             return torch.rand(case.shape, dtype=case.target)
+        if kind == "counts":
+            is_zero = torch.rand(case.shape) < ZEROS
+            return torch.poisson(torch.full(case.shape, 2.0)).add_(1).clamp_(max=TOTAL).mul_(~is_zero).to(case.target)
+        if kind == "column":
+            return torch.randn(case.shape[1:], dtype=case.dtype)
+        if kind == "mean":
+            return torch.rand(case.shape, dtype=case.dtype)
+        if kind == "log_scale":
+            return torch.randn(case.shape, dtype=case.dtype) / 4 - 3
         if kind == "latent":
             return torch.randn(case.shape[0], LATENT, dtype=case.dtype)
         leading = (case.samples,) if kind in ("hidden", "logits") and case.samples else ()
@@ -106,7 +122,7 @@ class Operator:
 
     def wanted(self, leaves: Sequence[Tensor]) -> tuple[int, ...]:
         """Which leaves get a gradient."""
-        return tuple(i for i in range(len(leaves)) if self.inputs[i] != "target")
+        return tuple(i for i in range(len(leaves)) if self.inputs[i] not in DATA)
 
 
 def _event_sum(terms: Tensor, target: Tensor) -> Tensor:
@@ -169,6 +185,56 @@ def eager_nll_sigma(mean: Tensor, target: Tensor) -> Tensor:
 def eager_nll_logvar(mean: Tensor, target: Tensor, logvar: Tensor) -> Tensor:
     terms = (target - mean).square() * torch.exp(-logvar) + logvar + math.log(2 * math.pi)
     return 0.5 * _event_sum(terms, target)
+
+
+def eager_laplace(mean: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:
+    return -_event_sum(Laplace(mean, log_scale.exp(), validate_args=False).log_prob(target), target).mean()
+
+
+def eager_poisson(log_rate: Tensor, target: Tensor) -> Tensor:
+    return (poisson_nll_loss(log_rate, target, reduction="sum") + torch.lgamma(target + 1).sum()) / len(target)
+
+
+def eager_binomial(logits: Tensor, target: Tensor) -> Tensor:
+    return -_event_sum(Binomial(TOTAL, logits=logits, validate_args=False).log_prob(target), target).mean()
+
+
+def eager_negative_binomial(log_mean: Tensor, log_theta: Tensor, target: Tensor) -> Tensor:
+    """As scvi-tools has it."""
+    mu, theta, x = log_mean.exp(), log_theta.exp(), target.to(log_mean.dtype)
+    log_sum = torch.log(theta + mu + 1e-8)
+    terms = theta * (torch.log(theta + 1e-8) - log_sum) + x * (torch.log(mu + 1e-8) - log_sum)
+    terms = terms + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return -_event_sum(terms, target).mean()
+
+
+def eager_zero_inflated(log_mean: Tensor, zero_logits: Tensor, log_theta: Tensor, target: Tensor) -> Tensor:
+    """As scvi-tools has it."""
+    mu, theta, x, eps = log_mean.exp(), log_theta.exp(), target.to(log_mean.dtype), 1e-8
+    softplus_pi = softplus(-zero_logits)
+    log_sum = torch.log(theta + mu + eps)
+    pi_theta = -zero_logits + theta * (torch.log(theta + eps) - log_sum)
+    zero = torch.mul((x < eps).type(torch.float32), softplus(pi_theta) - softplus_pi)
+    other = -softplus_pi + pi_theta + x * (torch.log(mu + eps) - log_sum)
+    other = other + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return -_event_sum(zero + torch.mul((x > eps).type(torch.float32), other), target).mean()
+
+
+def eager_continuous_bernoulli(logits: Tensor, target: Tensor) -> Tensor:
+    size = logits.abs()
+    is_near = size < 0.1
+    far = torch.where(is_near, 1.0, size)
+    near = size.square() / 24 - size.square().square() / 2880 - size / 2
+    constant = torch.where(is_near, near, torch.log(-torch.expm1(-far) / far))
+    return _event_sum(torch.relu(logits) - logits * _pixels(target, logits) + constant, target).mean()
+
+
+def eager_discretized_logistic(mean: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+    centered, inverse = _pixels(target, mean) - mean, torch.exp(-log_scale)
+    above, below = softplus(inverse * (-0.5 / 255 - centered)), softplus(inverse * (centered - 0.5 / 255))
+    inner = above + below - torch.log(-torch.expm1(inverse / -255))
+    terms = torch.where(target == 0, above, torch.where(target == 255, below, inner))
+    return _event_sum(terms, target).mean()
 
 
 def eager_elbo(logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
@@ -337,6 +403,64 @@ OPERATORS = [
         lambda m, x, v: reference.gaussian_nll(m, x, logvar=v),
         (Case((4096, 784), readme=True),),
         variant="logvar",
+    ),
+    Operator(
+        "laplace_nll",
+        ("logits", "target", "log_scale"),
+        eager_laplace,
+        lambda m, x, s: fastvae.laplace_nll(m, x, log_scale=s, reduction="mean"),
+        lambda m, x, s: reference.laplace_nll(m, x, log_scale=s, reduction="mean"),
+        (Case((4096, 784)),),
+    ),
+    Operator(
+        "poisson_nll",
+        ("logits", "counts"),
+        eager_poisson,
+        lambda *t: fastvae.poisson_nll(*t, reduction="mean"),
+        lambda *t: reference.poisson_nll(*t, reduction="mean"),
+        (Case((512, 4000)),),
+    ),
+    Operator(
+        "binomial_nll",
+        ("logits", "counts"),
+        eager_binomial,
+        lambda logits, x: fastvae.binomial_nll(logits, x, TOTAL, reduction="mean"),
+        lambda logits, x: reference.binomial_nll(logits, x, TOTAL, reduction="mean"),
+        (Case((4096, 784)),),
+    ),
+    Operator(
+        "negative_binomial_nll",
+        ("logits", "column", "counts"),
+        eager_negative_binomial,
+        lambda *t: fastvae.negative_binomial_nll(*t, reduction="mean"),
+        lambda *t: reference.negative_binomial_nll(*t, reduction="mean"),
+        (Case((512, 4000)), Case((512, 4000), target=torch.int32)),
+        variant="theta [D]",
+    ),
+    Operator(
+        "negative_binomial_nll",
+        ("logits", "logits", "column", "counts"),
+        eager_zero_inflated,
+        lambda a, z, b, x: fastvae.negative_binomial_nll(a, b, x, zero_logits=z, reduction="mean"),
+        lambda a, z, b, x: reference.negative_binomial_nll(a, b, x, zero_logits=z, reduction="mean"),
+        (Case((512, 4000)), Case((512, 4000), target=torch.int32)),
+        variant="zero-inflated, theta [D]",
+    ),
+    Operator(
+        "continuous_bernoulli_nll",
+        ("logits", "target"),
+        eager_continuous_bernoulli,
+        lambda *t: fastvae.continuous_bernoulli_nll(*t, reduction="mean"),
+        lambda *t: reference.continuous_bernoulli_nll(*t, reduction="mean"),
+        (Case((4096, 784)), Case((4096, 784), target=torch.uint8)),
+    ),
+    Operator(
+        "discretized_logistic_nll",
+        ("mean", "log_scale", "target"),
+        eager_discretized_logistic,
+        lambda *t: fastvae.discretized_logistic_nll(*t, reduction="mean"),
+        lambda *t: reference.discretized_logistic_nll(*t, reduction="mean"),
+        (Case((4096, 784), target=torch.uint8),),
     ),
     Operator(
         "binarize",
