@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES, Case, as_tuple
+from torch.autograd import forward_ad
 
 import fastvae
 from fastvae import evaluation, reference
@@ -180,6 +181,23 @@ def test_derivatives_of_internal_operators_are_refused() -> None:
     out = torch.ops.fastvae.nll_forward("sigmoid_cross_entropy", logits, None, None, torch.rand(2, 3), None, 1.0)
     with pytest.raises(RuntimeError):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["mlp", "sigmoid_cross_entropy", "gaussian_kl", "reparameterize"])
+def test_a_tangent_of_an_upstream_gradient_is_not_lost(name: str) -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    out = {
+        "mlp": lambda: fastvae.mlp(x, [torch.ones(4, 3)], [None]),
+        "sigmoid_cross_entropy": lambda: fastvae.sigmoid_cross_entropy(x, torch.rand(2, 3)),
+        "gaussian_kl": lambda: fastvae.gaussian_kl(x, x),
+        "reparameterize": lambda: fastvae.reparameterize(x, x),
+    }[name]()
+    ones = torch.ones_like(out)
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="forward-mode derivatives under"),
+    ):
+        torch.autograd.grad(out, x, forward_ad.make_dual(ones, ones))
 
 
 def test_transformed_functions_have_their_limits_too() -> None:

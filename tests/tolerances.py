@@ -609,19 +609,20 @@ def zero_inflated_negative_binomial_nll(
     C is the error of the negative binomial's loss, by its bound, l is zero_logits and L = log(1 + e^-|l|). With t the
     loss of a zero of that distribution, k = log(1 + R), R = (1 - e^-t) / (e^l + e^-t), is that of a zero here, and s =
     e^-t / (e^l + e^-t) is the share of that distribution in its probability: what moves t by T = 6.5 u t moves the loss
-    by s T. Where l < -32 and t > 32, T is (6.5 t + 2 (t - l)) u: there the exponents are rounded. D is the derivative,
-    by the mean and by theta that without inflation. R and s have about ten roundings and the errors of two
-    exponentials. What is below e^-87 of the larger of e^l and e^-t, or below that, vanishes.
+    by s T. Where l < -32 and t > 32, in float64 -40 and 40, T is (6.5 t + 2 (t - l)) u: there the exponents are rounded.
+    D is the derivative, by the mean and by theta that without inflation. R and s have about ten roundings and the
+    errors of two exponentials. What is below e^-87 of the larger of e^l and e^-t, or below that, vanishes.
     """
     a, b, x, logit = np.broadcast_arrays(log_mean, log_theta, target, zero_logits)
     parts = negative_binomial(t, a, b, x)
     zero, is_zero = parts.pop("zero"), x == 0
     power, odds = np.exp(-zero.exact), np.exp(-abs(logit))
-    shift = np.maximum(np.minimum(-logit, zero.exact) - 32, 0)
+    far = 40 if t is DOUBLE else 32
+    shift = np.maximum(np.minimum(-logit, zero.exact) - far, 0)
     lost = t.vanishing / (np.exp(np.minimum(logit, 0) + shift) + np.exp(shift - zero.exact))
     ratio = -np.expm1(-zero.exact) / (np.exp(logit) + power)
     share, inflation = power / (np.exp(logit) + power), np.exp(logit) / (np.exp(logit) + power)
-    zero_error = zero.error + 2 * t.unit * np.where((logit < -32) & (zero.exact > 32), zero.exact - logit, 0)
+    zero_error = zero.error + 2 * t.unit * np.where((logit < -far) & (zero.exact > far), zero.exact - logit, 0)
     bend = share * inflation * zero_error
     logs, inflated = np.log1p(odds), np.log1p(ratio)
     counted = np.maximum(logit, 0) + logs + parts["value"].exact

@@ -29,9 +29,18 @@ auto above_autograd(const char* name, Args&&... args) {
   return op.call(std::forward<Args>(args)...);
 }
 
+// A gradient that is given with a derivative of its own would lose it.
+template <class T>
+void refuse_tangent(const T&) {}
+inline void refuse_tangent(const Tensor& t) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t._fw_grad(0).defined(),
+                              "fastvae: there are forward-mode derivatives under torch.func alone");
+}
+
 // The same below autograd.
 template <auto* function, class... Args>
 auto call(const char* name, Args&&... args) {
+  (refuse_tangent(args), ...);
   at::AutoDispatchBelowADInplaceOrView guard;
   return above_autograd<function>(name, std::forward<Args>(args)...);
 }

@@ -85,7 +85,7 @@ Tensor layer_backward(const Tensor& grad, const Tensor& activated, Activation f,
 void weight_grad(const Tensor& grad, const Tensor& a, Tensor& out) {
   if (out.scalar_type() == grad.scalar_type())
     at::mm_out(out, grad.t(), a);
-  else if (out.is_cuda())
+  else if (out.is_cuda() && out.scalar_type() == at::kFloat && grad.element_size() == 2)
     at::mm_out(out, grad.t(), a, out.scalar_type());
   else
     out.copy_(grad.t().mm(a));
