@@ -609,7 +609,7 @@ def zero_inflated_negative_binomial_nll(
     C is the error of the negative binomial's loss, by its bound, l is zero_logits and L = log(1 + e^-|l|). With t the
     loss of a zero of that distribution, k = log(1 + R), R = (1 - e^-t) / (e^l + e^-t), is that of a zero here, and s =
     e^-t / (e^l + e^-t) is the share of that distribution in its probability: what moves t by T = 6.5 u t moves the loss
-    by s T. Where l < -32 and t > 32, in float64 -40 and 40, T is (6.5 t + 2 (t - l)) u: there the exponents are rounded.
+    by s T. Where l < -32 and t > 32 (in float64 -40 and 40), T is (6.5 t + 2 (t - l)) u: exponents are rounded there.
     D is the derivative, by the mean and by theta that without inflation. R and s have about ten roundings and the
     errors of two exponentials. What is below e^-87 of the larger of e^l and e^-t, or below that, vanishes.
     """
