@@ -41,6 +41,7 @@ inline Scalar scalar(const Input& input) { return {input}; }
 // A function that takes some numbers after the elements. Each thread reads them once: `ready`.
 template <class F, int N>
 struct WithNumbers {
+  static constexpr bool is_long = cuda::is_long<F>;
   F f;
   Scalar number[N];
 
@@ -67,6 +68,7 @@ WithNumbers<F, sizeof...(Number)> with_numbers(const F& f, const Number&... numb
 // A function of f's terms alone, with no outputs.
 template <class F>
 struct Term {
+  static constexpr bool is_long = cuda::is_long<F>;
   F f;
   template <class... T>
   __device__ __forceinline__ auto operator()(T... x) const {
@@ -177,7 +179,7 @@ __device__ __forceinline__ void run_row(const Operands<sizeof...(In), NO>& op, c
 }
 
 template <class T, class Stored, Sum sum, int NO, class F, class... In>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, In...>)
+__global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, F, In...>)
     walk(const __grid_constant__ Operands<sizeof...(In), NO> op, const F f) {
   const Place place = place_of(op.tiling, blockIdx.x, threadIdx.x);
   keep_keys(op);
@@ -223,7 +225,7 @@ __device__ __forceinline__ void fold_row(const Operands<sizeof...(In), NO>& op, 
 }
 
 template <class T, class Stored, int NO, class F, class... In>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, In...>)
+__global__ void __launch_bounds__(kThreads, resident_blocks<T, Stored, F, In...>)
     walk_folding(const __grid_constant__ Operands<sizeof...(In), NO> op, const F f) {
   const Place place = place_of(op.tiling, blockIdx.x, threadIdx.x);
   keep_keys(op);

@@ -37,12 +37,19 @@ struct Stored {
 template <class In>
 constexpr bool is_noise = std::is_same_v<In, Normal> || std::is_same_v<In, Uniform>;
 
+// Whether a function says that it needs many registers.
+template <class F>
+constexpr bool is_long = [] {
+  if constexpr (requires { F::is_long; }) return F::is_long;
+  return false;
+}();
+
 // Blocks that a processor must hold at once, which leaves a thread 64, 80, 128 or 255 registers.
 // Not said, the compiler would spill a few for the sake of more blocks.
-template <class T, class Stored, class... In>
+template <class T, class Stored, class F, class... In>
 constexpr int resident_blocks = [] {
   if constexpr ((is_noise<In> || ...)) return Stored::any ? 1 : Stored::is_short ? 2 : 3;
-  if constexpr (sizeof...(In) > 3) return Stored::any ? 1 : 2;
+  if constexpr (sizeof...(In) > 3 || is_long<F>) return Stored::any ? 1 : 2;
   return Stored::any ? 2 : 4;
 }();
 

@@ -40,9 +40,12 @@ struct Passes {
     }
   }
   static constexpr bool knows_zeros = requires { L::knows_zeros; };
+  static constexpr bool is_count =
+      L::data == likelihoods::Data::counts || L::data == likelihoods::Data::levels;
 
   template <bool zero = false>
   struct Nll {
+    static constexpr bool is_long = is_count && N > 1;
     template <class... T>
     FASTVAE_LAMBDA auto operator()(T... x) const {
       return element<zero>(x...).nll;
@@ -56,6 +59,7 @@ struct Passes {
 
   template <int n, bool zero = false>
   struct NllAndGrads {
+    static constexpr bool is_long = N > 1;
     double scale;
     auto of_zeros() const
       requires(knows_zeros && !zero)
@@ -91,6 +95,7 @@ struct Passes {
   };
 
   struct LastGrad {
+    static constexpr bool is_long = is_count;
     template <class... T>
     FASTVAE_LAMBDA auto operator()(T... x) const {
       return element_of(x...).grad[N - 1];
@@ -141,8 +146,6 @@ struct Passes {
   template <size_t i>
   using TypeOf = std::conditional_t<L::last_is_shared && i == N - 1, Shared, Input>;
 
-  static constexpr bool is_count =
-      L::data == likelihoods::Data::counts || L::data == likelihoods::Data::levels;
   using Data = std::conditional_t<is_count, Counts, Target>;
   static Data target_of(const LikelihoodInputs& in) { return {in.target}; }
 
