@@ -32,10 +32,6 @@ FASTVAE_FN Dual<T> operator*(Dual<T> a, Dual<T> b) {
 
 // What a select asks is asked of the values.
 template <class T>
-FASTVAE_FN bool operator==(Dual<T> a, Dual<T> b) {
-  return a.value == b.value;
-}
-template <class T>
 FASTVAE_FN bool operator<(Dual<T> a, Dual<T> b) {
   return a.value < b.value;
 }

@@ -36,6 +36,9 @@ enum class Data : uint8_t {
   levels,         // 0 .. 255, in uint8
 };
 
+// Whether an integer is the number itself, not an image's.
+constexpr bool is_count(Data data) { return data == Data::counts || data == Data::levels; }
+
 // What a likelihood gives of one element: its negative logarithm in nats, a number or a LogTerm,
 // and the derivatives of that by the target and by each parameter. What a pass does not use is not
 // computed.

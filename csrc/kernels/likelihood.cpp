@@ -22,9 +22,6 @@ struct Passes {
       return L::of_scale(x...);
   }
 
-  // The functions that the loops run; the upstream gradient g, where there is one, comes first. The
-  // first n derivatives are those of parameters that are elements.
-
   // Of elements whose target is 0, where that is less work.
   template <class T, size_t... I>
   FASTVAE_FN auto element_of_zero(const T* all, std::index_sequence<I...>) {
@@ -40,8 +37,10 @@ struct Passes {
     }
   }
   static constexpr bool knows_zeros = requires { L::knows_zeros; };
-  static constexpr bool is_count =
-      L::data == likelihoods::Data::counts || L::data == likelihoods::Data::levels;
+  static constexpr bool is_count = likelihoods::is_count(L::data);
+
+  // The functions that the loops run; the upstream gradient g, where there is one, comes first. The
+  // first n derivatives are those of parameters that are elements.
 
   template <bool zero = false>
   struct Nll {

@@ -67,7 +67,7 @@ struct Given {
     return dtype;
   }
 
-  // Parameters that are elements, the target, and what else there is.
+  // Parameters that are elements, and the target.
   c10::SmallVector<Tensor, 8> inputs() const {
     c10::SmallVector<Tensor, 8> all(parameters.begin(), parameters.begin() + elements());
     all.push_back(target);
@@ -234,8 +234,7 @@ LikelihoodInputs inputs_of(const Rows& rows, Likelihood likelihood, size_t eleme
   LikelihoodInputs in;
   for (size_t i = 0; i < elements; ++i) in.parameter[i] = rows.input(i);
   in.target = rows.input(elements);
-  const Data data = row_of(likelihood).data;
-  if (data == Data::counts || data == Data::levels) in.target = as_count(in.target);
+  if (is_count(row_of(likelihood).data)) in.target = as_count(in.target);
   return in;
 }
 
