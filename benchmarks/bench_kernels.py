@@ -41,8 +41,9 @@ def _sigmoid_cross_entropy(logits: torch.dtype, target: torch.dtype) -> Kernel:
 
 def _sigmoid_cross_entropy_backward(n: int) -> Callable[[], object]:
     h, y, g = torch.randn(n // 784, 784), torch.rand(n // 784, 784), torch.ones(n // 784)
-    mask = [True] + 4 * [False]
-    return lambda: ops.nll_backward(g, "sigmoid_cross_entropy", h, None, None, y, None, 1.0, mask)
+    return lambda: ops.nll_backward(
+        g, "sigmoid_cross_entropy", h, None, None, y, None, 1.0, False, None, None, None, [True] + 5 * [False]
+    )
 
 
 def _with_gradient(n: int) -> Callable[[], object]:

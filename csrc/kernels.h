@@ -21,6 +21,7 @@ struct Input {
   enum class Kind : uint8_t {
     elements,  // data[k * stride_k + b * stride_b + e]; uint8 is read as x / 255
     gathered,  // data[index[b] * stride_b + e], likewise; index[b] is one of `rows`
+    sparse,    // data[i] for the i from index[b] to before index[b + 1] with columns[i] == e, or 0
     shared,    // data[k * stride_k + b * stride_b + e / inner % count]
     row,       // data[k * stride_k + b * stride_b] * value, the same for the whole row
     constant,  // `value` everywhere; 0 for an upstream gradient that is not there
@@ -31,8 +32,8 @@ struct Input {
   Dtype dtype = Dtype::f32;
   const void* data = nullptr;
   int64_t stride_k = 0, stride_b = 0;
-  const int64_t* index = nullptr;
-  int64_t rows = 0;
+  const int64_t *index = nullptr, *columns = nullptr;
+  int64_t rows = 0;  // or how many elements of a sparse input are not 0
   int64_t inner = 1, count = 1;
   double value = 0;
   Key key = {};
@@ -46,7 +47,7 @@ struct Input {
 // What an operand can be is its type, so that a loop has no code for the rest. Plain inputs are
 // elements in floating point, or a constant; targets may be uint8 or bool too.
 struct Target : Input {};
-struct Counts : Input {};    // elements: integers, or in floating point
+struct Counts : Input {};    // elements or sparse: integers, or in floating point
 struct Gathered : Input {};  // as Target, or rows of it by their numbers
 struct Shared : Input {};    // elements, or values that many of them share
 struct PerRow : Input {};    // row, or a constant: an upstream gradient of row sums
@@ -166,6 +167,14 @@ struct Kernels {
   void (*sample_kl)(Extent, Input mu, Input logvar, Normal eps, Output z, Sums kl);
   void (*sample_kl_backward)(Extent, Input grad_z, PerRow grad_kl, Input mu, Input logvar,
                              Normal eps, Output grad_mu, Output grad_logvar);
+
+  // Of shares: the row sum of e^(x - max); the logarithms (x - max) + shift, 0 + shift where x is
+  // `max`; and from the derivatives by these, of which `total` is the row sum, to those by x,
+  // whose shares are e^(x - max - log_sum). grad and out may be the same memory.
+  void (*sum_exp)(Extent, Input x, PerRow max, Sums out);
+  void (*log_shares)(Extent, Input x, PerRow max, PerRow shift, Output out);
+  void (*log_shares_backward)(Extent, Input grad, Input x, PerRow max, PerRow log_sum, PerRow total,
+                              Output out);
 
   // x * factor; nothing is read or written where the factor is 1. x and out are the same memory.
   void (*scale_unless_one)(Extent, PerRow factor, Input x, Output out);

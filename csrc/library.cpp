@@ -33,11 +33,14 @@ TORCH_LIBRARY(fastvae, m) {
   m.def(
       "nll(str likelihood, Tensor a, Tensor target, str reduction='none', "
       "bool check_target=False, Tensor? b=None, Tensor? c=None, Tensor? scale=None, "
-      "float scale_value=1.) -> Tensor",
+      "float scale_value=1., Tensor? log_library=None, Tensor? crow_indices=None, "
+      "Tensor? col_indices=None) -> Tensor",
       pure);
   m.def(
-      "linear_sigmoid_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
-      "str reduction='none', bool check_target=False, str? activation=None) -> Tensor",
+      "linear_nll(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+      "str reduction='none', bool check_target=False, str? activation=None, "
+      "Tensor? second_weight=None, Tensor? second_bias=None, Tensor? last=None, "
+      "Tensor? log_library=None, Tensor? crow_indices=None, Tensor? col_indices=None) -> Tensor",
       pure);
   m.def(
       "mlp(Tensor x, Tensor[] weights, Tensor?[] biases, str? activation='relu', "
@@ -58,8 +61,7 @@ TORCH_LIBRARY(fastvae, m) {
   m.impl("sample_kl", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl);
   m.impl("sample_kl_packed", c10::DispatchKey::CompositeImplicitAutograd, ops::sample_kl_packed);
   m.impl("nll", c10::DispatchKey::CompositeImplicitAutograd, ops::nll);
-  m.impl("linear_sigmoid_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
-         ops::linear_sigmoid_cross_entropy);
+  m.impl("linear_nll", c10::DispatchKey::CompositeImplicitAutograd, ops::linear_nll);
   m.impl("mlp", c10::DispatchKey::CompositeImplicitAutograd, ops::mlp);
   m.impl("elbo_loss", c10::DispatchKey::CompositeImplicitAutograd, ops::elbo_loss);
   m.impl("binarize", c10::DispatchKey::CompositeImplicitAutograd, ops::binarize);
@@ -96,17 +98,20 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def(
       "nll_forward(str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, Tensor? scale, "
-      "float scale_value, bool check_target=False) -> Tensor",
+      "float scale_value, bool of_shares, Tensor? log_library, Tensor? crow_indices, "
+      "Tensor? col_indices, bool check_target=False) -> Tensor",
       pure);
   m.def(
       "nll_with_grads(str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, "
-      "Tensor? scale, float scale_value, bool mean, bool[3] mask, bool check_target=False) "
-      "-> (Tensor, Tensor, Tensor, Tensor)",
+      "Tensor? scale, float scale_value, bool of_shares, Tensor? log_library, "
+      "Tensor? crow_indices, Tensor? col_indices, bool mean, bool[4] mask, "
+      "bool check_target=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "nll_backward(Tensor grad, str likelihood, Tensor a, Tensor? b, Tensor? c, Tensor target, "
-      "Tensor? scale, float scale_value, bool[5] mask) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "Tensor? scale, float scale_value, bool of_shares, Tensor? log_library, "
+      "Tensor? crow_indices, Tensor? col_indices, bool[6] mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       pure);
   m.def(
       "nll_backward_twice(Tensor grad, str likelihood, Tensor a, Tensor? b, Tensor? c, "
@@ -115,18 +120,22 @@ TORCH_LIBRARY(fastvae, m) {
       pure);
   m.def("scale_grad(Tensor(a!) grad, Tensor factor) -> ()", pure);
   m.def(
-      "linear_sigmoid_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor target, bool keep, bool check_target=False, int activation=0) -> (Tensor, Tensor)",
+      "linear_nll_forward(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, "
+      "Tensor target, Tensor? second_weight, Tensor? second_bias, Tensor? last, "
+      "Tensor? log_library, Tensor? crow_indices, Tensor? col_indices, int activation, bool keep, "
+      "bool check_target=False) -> (Tensor, Tensor)",
       pure);
   m.def(
-      "linear_sigmoid_cross_entropy_with_grad(Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor target, bool mean, bool[3] mask, bool check_target=False, int activation=0) "
-      "-> (Tensor, Tensor, Tensor, Tensor)",
+      "linear_nll_with_grads(str likelihood, Tensor hidden, Tensor weight, Tensor? bias, "
+      "Tensor target, Tensor? second_weight, Tensor? second_bias, Tensor? last, "
+      "Tensor? log_library, Tensor? crow_indices, Tensor? col_indices, int activation, bool mean, "
+      "bool[8] mask, bool check_target=False) -> (Tensor, Tensor[])",
       pure);
   m.def(
-      "linear_sigmoid_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, "
-      "Tensor? bias, Tensor target, Tensor? logits, bool[4] mask, int activation=0) "
-      "-> (Tensor, Tensor, Tensor, Tensor)",
+      "linear_nll_backward(Tensor grad, str likelihood, Tensor hidden, Tensor weight, "
+      "Tensor? bias, Tensor target, Tensor? second_weight, Tensor? second_bias, Tensor? last, "
+      "Tensor? log_library, Tensor? crow_indices, Tensor? col_indices, int activation, "
+      "Tensor? logits, bool[8] mask) -> Tensor[]",
       pure);
   m.def(
       "mlp_forward(Tensor x, Tensor[] weights, Tensor?[] biases, int activation, ScalarType dtype, "
@@ -171,9 +180,9 @@ void implement(torch::Library& m) {
   m.impl("nll_backward", ops::nll_backward);
   m.impl("nll_backward_twice", ops::nll_backward_twice);
   m.impl("scale_grad", ops::scale_grad);
-  m.impl("linear_sigmoid_cross_entropy_forward", ops::linear_sigmoid_cross_entropy_forward);
-  m.impl("linear_sigmoid_cross_entropy_with_grad", ops::linear_sigmoid_cross_entropy_with_grad);
-  m.impl("linear_sigmoid_cross_entropy_backward", ops::linear_sigmoid_cross_entropy_backward);
+  m.impl("linear_nll_forward", ops::linear_nll_forward);
+  m.impl("linear_nll_with_grads", ops::linear_nll_with_grads);
+  m.impl("linear_nll_backward", ops::linear_nll_backward);
   m.impl("mlp_forward", ops::mlp_forward);
   m.impl("mlp_backward", ops::mlp_backward);
   m.impl("elbo_loss_forward", ops::elbo_loss_forward);
@@ -199,9 +208,9 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
                            "nll_backward",
                            "nll_backward_twice",
                            "scale_grad",
-                           "linear_sigmoid_cross_entropy_forward",
-                           "linear_sigmoid_cross_entropy_with_grad",
-                           "linear_sigmoid_cross_entropy_backward",
+                           "linear_nll_forward",
+                           "linear_nll_with_grads",
+                           "linear_nll_backward",
                            "mlp_forward",
                            "mlp_backward",
                            "elbo_loss_forward",
@@ -213,17 +222,21 @@ TORCH_LIBRARY_IMPL(fastvae, Autograd, m) {
 // Under autocast the layer is what torch.nn.functional.linear is there: a product in the lower
 // precision. The other operators take every dtype as it is.
 template <c10::DeviceType device>
-at::Tensor autocast_linear(const at::Tensor& hidden, const at::Tensor& weight,
-                           const std::optional<at::Tensor>& bias, const at::Tensor& target,
-                           c10::string_view reduction, bool check_target,
-                           std::optional<c10::string_view> activation) {
+at::Tensor autocast_linear(
+    c10::string_view likelihood, const at::Tensor& hidden, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias, const at::Tensor& target, c10::string_view reduction,
+    bool check_target, std::optional<c10::string_view> activation,
+    const std::optional<at::Tensor>& second_weight, const std::optional<at::Tensor>& second_bias,
+    const std::optional<at::Tensor>& last, const std::optional<at::Tensor>& log_library,
+    const std::optional<at::Tensor>& crow_indices, const std::optional<at::Tensor>& col_indices) {
   namespace autocast = at::autocast;
   const auto dtype = autocast::get_autocast_dtype(device);
   const c10::impl::ExcludeDispatchKeyGuard guard(
       autocast::get_autocast_dispatch_key_from_device_type(device));
-  return fastvae::ops::linear_sigmoid_cross_entropy(
-      autocast::cached_cast(dtype, hidden, device), autocast::cached_cast(dtype, weight, device),
-      autocast::cached_cast(dtype, bias, device), target, reduction, check_target, activation);
+  const auto cast = [&](const auto& t) { return autocast::cached_cast(dtype, t, device); };
+  return fastvae::ops::linear_nll(likelihood, cast(hidden), cast(weight), cast(bias), target,
+                                  reduction, check_target, activation, cast(second_weight),
+                                  cast(second_bias), last, log_library, crow_indices, col_indices);
 }
 
 // Not cached casts: the operator rounds the weights itself, and their gradients stay float32.
@@ -243,11 +256,11 @@ at::Tensor autocast_mlp(const at::Tensor& x, at::TensorList weights,
 
 TORCH_LIBRARY_IMPL(fastvae, AutocastCPU, m) {
   m.impl("mlp", autocast_mlp<c10::DeviceType::CPU>);
-  m.impl("linear_sigmoid_cross_entropy", autocast_linear<c10::DeviceType::CPU>);
+  m.impl("linear_nll", autocast_linear<c10::DeviceType::CPU>);
 }
 TORCH_LIBRARY_IMPL(fastvae, AutocastCUDA, m) {
   m.impl("mlp", autocast_mlp<c10::DeviceType::CUDA>);
-  m.impl("linear_sigmoid_cross_entropy", autocast_linear<c10::DeviceType::CUDA>);
+  m.impl("linear_nll", autocast_linear<c10::DeviceType::CUDA>);
 }
 
 TORCH_LIBRARY_IMPL(fastvae, CPU, m) { implement(m); }

@@ -14,6 +14,7 @@
   _(gaussian_nll)                  \
   _(laplace_nll)                   \
   _(poisson_nll)                   \
+  _(multinomial_nll)               \
   _(negative_binomial_nll)         \
   _(zero_inflated_negative_binomial_nll)
 
@@ -39,6 +40,14 @@ enum class Data : uint8_t {
 // Whether an integer is the number itself, not an image's.
 constexpr bool is_count(Data data) { return data == Data::counts || data == Data::levels; }
 
+// Whether its first parameter, the logarithm of a mean, is found from the logits of shares: mean =
+// library * softmax(logits), the softmax over the event.
+enum class Shares : uint8_t {
+  never,
+  of_library,  // where there is the logarithm of one, by row
+  always,      // where there is none, it is 1
+};
+
 // What a likelihood gives of one element: its negative logarithm in nats, a number or a LogTerm,
 // and the derivatives of that by the target and by each parameter. What a pass does not use is not
 // computed.
@@ -59,6 +68,7 @@ struct Defaults {
   static constexpr bool last_is_shared = false;
   // Whether that is a count too.
   static constexpr bool last_is_count = false;
+  static constexpr Shares shares = Shares::never;
   // In the target, whose derivative then needs no target.
   static constexpr bool is_linear = false;
 };
@@ -235,10 +245,24 @@ struct poisson_nll : Defaults {
   }
 };
 
+struct multinomial_nll : Defaults {
+  static constexpr const char* parameters[] = {"logits"};
+  static constexpr Data data = Data::counts;
+  static constexpr Shares shares = Shares::always;
+  static constexpr bool is_linear = true;
+
+  // -x log p, without the coefficient, which no parameter changes; a is log p.
+  template <class T>
+  FASTVAE_FN auto of(T a, T x) {
+    return element(product_or_zero(x, -a), -a, -x);
+  }
+};
+
 // Of mean e^a and inverse dispersion theta = e^b: variance mu + mu^2 / theta.
 struct negative_binomial_nll : Defaults {
   static constexpr const char* parameters[] = {"log_mean", "log_theta"};
   static constexpr Data data = Data::counts;
+  static constexpr Shares shares = Shares::of_library;
   static constexpr bool last_is_shared = true;
 
   template <class T>
@@ -265,11 +289,24 @@ struct zero_inflated_negative_binomial_nll : Defaults {
   static constexpr const char* op = "fastvae.negative_binomial_nll";
   static constexpr const char* parameters[] = {"log_mean", "zero_logits", "log_theta"};
   static constexpr Data data = Data::counts;
+  static constexpr Shares shares = Shares::of_library;
   static constexpr bool last_is_shared = true;
 
   template <class T>
   FASTVAE_FN auto of(T a, T l, T b, T x) {
-    const auto loss = formulas::zero_inflated(formulas::negative_binomial(a, b, x), l, x);
+    return element_of(formulas::negative_binomial(a, b, x), l, x);
+  }
+
+  static constexpr bool knows_zeros = true;
+  template <class T>
+  FASTVAE_FN auto of_zero(T a, T l, T b) {
+    return element_of(formulas::negative_binomial_of_zero(a, b), l, T(0));
+  }
+
+ private:
+  template <class T>
+  FASTVAE_FN auto element_of(formulas::CountLoss<T> count, T l, T x) {
+    const auto loss = formulas::zero_inflated(count, l, x);
     return element(loss.nll, loss.grad_x, loss.grad_log_mean, loss.grad_logit, loss.grad_log_theta);
   }
 };
@@ -286,6 +323,7 @@ struct Row {
   const char* parameters[kMostParameters];
   int count;
   Data data;
+  Shares shares;
   bool last_is_shared, last_is_count;
   const char* scale;  // null if none can stand for the last parameter
   double logarithms;
@@ -293,7 +331,8 @@ struct Row {
 
 template <class L>
 constexpr Row row(const char* name, const char* op) {
-  Row row{name, op, {}, count<L>, L::data, L::last_is_shared, L::last_is_count, nullptr, 0};
+  Row row{name,    op, {}, count<L>, L::data, L::shares, L::last_is_shared, L::last_is_count,
+          nullptr, 0};
   if constexpr (requires { L::op; }) row.op = L::op;
   for (int i = 0; i < count<L>; ++i) row.parameters[i] = L::parameters[i];
   if constexpr (has_scale<L>) {

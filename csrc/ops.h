@@ -70,21 +70,27 @@ Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& g
                                  const Tensor& moments, const Tensor& key);
 
 // A likelihood by its name in likelihoods.h, of up to three parameters a, b and c. The last one may
-// be absent: then `scale`, 0-d, or else scale_value stands for it. check_target: whether to look
-// for a target that cannot be. The mask of the gradients is of the parameters, then of the target
-// and the scale.
+// be absent: then `scale`, 0-d, or else scale_value stands for it. of_shares: `a` is the logits of
+// the shares of a library, whose logarithm log_library, [B] or [K, B], is, or 0 where that is absent. With
+// indices the target is the values of [B, D] in compressed rows. check_target: whether to look for
+// a target that cannot be. The masks of the gradients are of the parameters, then of the target and
+// the scale, then of log_library.
 Tensor nll_forward(c10::string_view likelihood, const Tensor& a, const MaybeTensor& b,
                    const MaybeTensor& c, const Tensor& target, const MaybeTensor& scale,
-                   double scale_value, bool check_target);
+                   double scale_value, bool of_shares, const MaybeTensor& log_library,
+                   const MaybeTensor& crow_indices, const MaybeTensor& col_indices,
+                   bool check_target);
 // The same and the gradients of its sum or mean over the rows, in one pass.
-std::tuple<Tensor, Tensor, Tensor, Tensor> nll_with_grads(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_with_grads(
     c10::string_view likelihood, const Tensor& a, const MaybeTensor& b, const MaybeTensor& c,
-    const Tensor& target, const MaybeTensor& scale, double scale_value, bool mean,
-    std::array<bool, 3> mask, bool check_target);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(
+    const Tensor& target, const MaybeTensor& scale, double scale_value, bool of_shares,
+    const MaybeTensor& log_library, const MaybeTensor& crow_indices, const MaybeTensor& col_indices,
+    bool mean, std::array<bool, 4> mask, bool check_target);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(
     const Tensor& grad, c10::string_view likelihood, const Tensor& a, const MaybeTensor& b,
     const MaybeTensor& c, const Tensor& target, const MaybeTensor& scale, double scale_value,
-    std::array<bool, 5> mask);
+    bool of_shares, const MaybeTensor& log_library, const MaybeTensor& crow_indices,
+    const MaybeTensor& col_indices, std::array<bool, 6> mask);
 // The gradients of that one's results, along a direction of each, by its upstream gradient, the
 // parameters and the target.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward_twice(
@@ -95,19 +101,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward_twice(
 // Scales it where it lies; there is nothing to do, and nobody waits to know, where the factor is 1.
 void scale_grad(const Tensor& grad, const Tensor& factor);
 
-// sigmoid_cross_entropy of logits = f(hidden) weight^T + bias: hidden [B, H] or [K, B, H], weight
-// [D, H], target of D elements, f the activation by its number. The masks are of hidden, weight,
-// bias and target. The forward pass gives the logits too if it is to `keep` them; without them the
-// backward pass computes them again.
-std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
-    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool keep, bool check_target, int64_t activation);
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
-    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool mean, std::array<bool, 3> mask, bool check_target, int64_t activation);
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
-    const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask, int64_t activation);
+// nll of parameters that are f(hidden) weight^T + bias, of one layer each: hidden [B, H] or
+// [K, B, H], weights [D, H], target of D elements, f the activation by its number; `last` is the
+// parameter that elements share. The masks and gradients are of hidden, weight, bias, target,
+// second_weight, second_bias, last and log_library. The forward pass gives the results of one layer
+// too if it is to `keep` them; without them the backward pass computes them again.
+std::tuple<Tensor, Tensor> linear_nll_forward(
+    c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+    const MaybeTensor& bias, const Tensor& target, const MaybeTensor& second_weight,
+    const MaybeTensor& second_bias, const MaybeTensor& last, const MaybeTensor& log_library,
+    const MaybeTensor& crow_indices, const MaybeTensor& col_indices, int64_t activation, bool keep,
+    bool check_target);
+std::tuple<Tensor, std::vector<Tensor>> linear_nll_with_grads(
+    c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+    const MaybeTensor& bias, const Tensor& target, const MaybeTensor& second_weight,
+    const MaybeTensor& second_bias, const MaybeTensor& last, const MaybeTensor& log_library,
+    const MaybeTensor& crow_indices, const MaybeTensor& col_indices, int64_t activation, bool mean,
+    std::array<bool, 8> mask, bool check_target);
+std::vector<Tensor> linear_nll_backward(
+    const Tensor& grad, c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+    const MaybeTensor& bias, const Tensor& target, const MaybeTensor& second_weight,
+    const MaybeTensor& second_bias, const MaybeTensor& last, const MaybeTensor& log_library,
+    const MaybeTensor& crow_indices, const MaybeTensor& col_indices, int64_t activation,
+    const MaybeTensor& logits, std::array<bool, 8> mask);
 
 // A network of linear layers, of weights [H', H] and biases [H'] or none, with an activation f, by
 // its number, between them; products in `dtype`. If it is to `keep` them, the forward pass gives
@@ -149,11 +165,15 @@ std::tuple<Tensor, Tensor> sample_kl(const Tensor& mu, const Tensor& logvar,
 std::tuple<Tensor, Tensor> sample_kl_packed(const Tensor& moments, MaybeGenerator generator);
 Tensor nll(c10::string_view likelihood, const Tensor& a, const Tensor& target,
            c10::string_view reduction, bool check_target, const MaybeTensor& b,
-           const MaybeTensor& c, const MaybeTensor& scale, double scale_value);
-Tensor linear_sigmoid_cross_entropy(const Tensor& hidden, const Tensor& weight,
-                                    const MaybeTensor& bias, const Tensor& target,
-                                    c10::string_view reduction, bool check_target,
-                                    std::optional<c10::string_view> activation);
+           const MaybeTensor& c, const MaybeTensor& scale, double scale_value,
+           const MaybeTensor& log_library, const MaybeTensor& crow_indices,
+           const MaybeTensor& col_indices);
+Tensor linear_nll(c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+                  const MaybeTensor& bias, const Tensor& target, c10::string_view reduction,
+                  bool check_target, std::optional<c10::string_view> activation,
+                  const MaybeTensor& second_weight, const MaybeTensor& second_bias,
+                  const MaybeTensor& last, const MaybeTensor& log_library,
+                  const MaybeTensor& crow_indices, const MaybeTensor& col_indices);
 // Products in `dtype`, or in that of the weights.
 Tensor mlp(const Tensor& x, at::TensorList weights, const MaybeTensors& biases,
            std::optional<c10::string_view> activation, std::optional<at::ScalarType> dtype);

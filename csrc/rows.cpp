@@ -152,6 +152,45 @@ bool check_samples(const char* op, const char* name, const Tensor& logits, const
   return has_samples;
 }
 
+void check_sparse(const char* op, const char* name, const Tensor& logits,
+                  const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values) {
+  check_floating(op, name, logits);
+  for (const Tensor* t : {&crow_indices, &col_indices, &values}) {
+    check_same_device(op, name, logits, "a sparse target", *t);
+    TORCH_CHECK_VALUE(t->dim() == 1, op, ": a sparse target must have two dimensions, [B, D]");
+  }
+  TORCH_CHECK_VALUE(
+      crow_indices.scalar_type() == at::kLong && col_indices.scalar_type() == at::kLong, op,
+      ": the indices of a sparse target must be int64, got ", crow_indices.scalar_type(), " and ",
+      col_indices.scalar_type());
+  const auto sizes = logits.sym_sizes();
+  TORCH_CHECK_VALUE((sizes.size() == 2 || sizes.size() == 3) &&
+                        crow_indices.sym_size(0) == sizes[sizes.size() - 2] + 1 &&
+                        col_indices.sym_size(0) == values.sym_size(0),
+                    op, ": ", name,
+                    " must have the shape of a sparse target, [B, D], or [K, B, D] ",
+                    "with samples, got ", name, " ", sizes, ", ", crow_indices.sym_size(0) - 1,
+                    " rows and as many columns and values as ", col_indices.sym_size(0), " and ",
+                    values.sym_size(0));
+  if (!logits.is_cpu()) return;
+  const int64_t B = crow_indices.size(0) - 1, D = logits.size(-1), stored = values.size(0);
+  const Tensor crow = crow_indices.contiguous(), col = col_indices.contiguous();
+  const int64_t *begin = crow.const_data_ptr<int64_t>(), *column = col.const_data_ptr<int64_t>();
+  bool fits = begin[0] == 0 && begin[B] == stored;
+  for (int64_t b = 0; fits && b < B; ++b) fits = begin[b] <= begin[b + 1] && begin[b + 1] <= stored;
+  TORCH_CHECK_VALUE(fits, op,
+                    ": crow_indices of a sparse target must rise from 0 to the number of ",
+                    "its values, ", stored);
+  for (int64_t b = 0; b < B; ++b) {
+    int64_t last = -1;
+    for (int64_t i = begin[b]; i < begin[b + 1]; last = column[i++])
+      TORCH_CHECK_VALUE(last < column[i] && column[i] < D, op, ": the columns of each row of a ",
+                        "sparse target must be sorted, each there once, and lie between 0 and ",
+                        D - 1, ", got ", column[i], last < 0 ? " first" : " after ",
+                        last < 0 ? std::string() : std::to_string(last), " in row ", b);
+  }
+}
+
 void check_shared(const char* op, const char* name_all, const Tensor& all, const char* name,
                   const Tensor& shared) {
   bool fits = shared.dim() <= all.dim();
@@ -279,6 +318,18 @@ Normal normal_input(const Tensor& key) {
     input.seed = data;
     input.offset = data + 1;
   }
+  return input;
+}
+
+Input sparse_input(const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values) {
+  Input input;
+  input.kind = Input::Kind::sparse;
+  input.dtype = dtype_of(values);
+  input.data = values.const_data_ptr();
+  input.index = crow_indices.const_data_ptr<int64_t>();
+  input.columns = col_indices.const_data_ptr<int64_t>();
+  input.rows = values.size(0);
+  input.stride_b = 1;  // the number of a row
   return input;
 }
 

@@ -39,6 +39,11 @@ void check_moments(const char* op, const Tensor& mu, const Tensor& logvar);
 // logits (or mean) [B, *E] or [K, B, *E] against target [B, *E], whose dtype is not looked at; true
 // if there is a K.
 bool check_samples(const char* op, const char* name, const Tensor& logits, const Tensor& target);
+// Rows [B, D] of which most elements are 0: crow_indices [B + 1], and col_indices and values of one
+// size, against logits (or such) [B, D] or [K, B, D]. On a CPU that the columns of each row are
+// sorted, and that each is there once.
+void check_sparse(const char* op, const char* name, const Tensor& logits,
+                  const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values);
 // That a value which many elements may share has the shape of all of them, or is broadcast to it.
 void check_shared(const char* op, const char* name_all, const Tensor& all, const char* name,
                   const Tensor& shared);
@@ -74,7 +79,9 @@ Noise<Uniform> draw_uniform(const Tensor& beside, const std::optional<at::Genera
 Normal normal_input(const Tensor& key);
 
 Input scalar_input(const Tensor& scalar);  // 0-d
-Input as_count(Input input);               // of uint8 the number itself, not an image's
+// Of a target by compressed rows; the indices int64, and owned by who calls.
+Input sparse_input(const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values);
+Input as_count(Input input);  // of uint8 the number itself, not an image's
 Sums sums_of(const Tensor& sums);
 
 // Whether the last dimensions are one run of elements, in the order of their indices.
@@ -94,7 +101,7 @@ class Rows {
  public:
   struct Result {
     Tensor tensor;
-    bool wanted;
+    bool wanted = false;
   };
 
   // The extent is that of `shaped`, whose last `event_dims` dimensions are the event.

@@ -2,8 +2,8 @@
 
 Checks, shapes for tracing and autograd live in C++, ``csrc/ops/NAME.cpp``, so the same
 bad input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule, but for the layers of
-:func:`linear_sigmoid_cross_entropy` and :func:`mlp`: every floating dtype is taken as it is and accumulated in at least
-float32.
+:func:`mlp` and of the functions whose names begin with ``linear_``: every floating dtype is taken as it is and
+accumulated in at least float32.
 Under the transforms of ``torch.func`` the functions are those of :mod:`fastvae.reference`, which are plain PyTorch;
 forward-mode derivatives outside of them are refused.
 
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 from torch.utils import _pytree
 
 from . import _C as _C  # registers the operators
@@ -41,7 +42,7 @@ _gaussian_kl: Callable[..., Tensor] = torch.ops.fastvae.gaussian_kl.default
 _sample_kl: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl.default
 _sample_kl_packed: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastvae.sample_kl_packed.default
 _nll: Callable[..., Tensor] = torch.ops.fastvae.nll.default
-_linear_sigmoid_cross_entropy: Callable[..., Tensor] = torch.ops.fastvae.linear_sigmoid_cross_entropy.default
+_linear_nll: Callable[..., Tensor] = torch.ops.fastvae.linear_nll.default
 _mlp: Callable[..., Tensor] = torch.ops.fastvae.mlp.default
 _elbo_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.fastvae.elbo_loss.default
 _binarize: Callable[..., Tensor] = torch.ops.fastvae.binarize.default
@@ -52,7 +53,7 @@ for _draw in ("reparameterize_forward", "sample_kl_forward", "binarize_forward")
 
 
 def _register_flop_formulas() -> None:
-    """The products of :func:`linear_sigmoid_cross_entropy` and :func:`mlp`, which FlopCounterMode does not see.
+    """The products of layers with their loss and of :func:`mlp`, which FlopCounterMode does not see.
 
     As torch counts: 2 for each multiplication and addition of a matrix product, nothing elementwise. Logits are counted
     each time they are computed, in the backward pass again where they were not kept. One of two products each is the
@@ -64,20 +65,31 @@ def _register_flop_formulas() -> None:
     def product(hidden: Sequence[int], weight: Sequence[int]) -> int:
         return 2 * math.prod(hidden) * weight[0]
 
-    def forward(hidden: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
-        return product(hidden, weight)
-
-    def with_grad(
-        hidden: Sequence[int], weight: Sequence[int], bias: object, target: object, mean: bool, mask: Sequence[bool],
-        *_: object, **__: object
+    # The operands of a layer with its loss, of which one or two have weights.
+    def forward(
+        likelihood: str, hidden: Sequence[int], weight: Sequence[int], bias: object, target: object,
+        second_weight: object, *_: object, **__: object
     ) -> int:  # fmt: skip
-        return product(hidden, weight) * (1 + sum(mask[:2]))
+        return product(hidden, weight) * (1 if second_weight is None else 2)
+
+    def layers(of_forward: int, mask: Sequence[bool], second_weight: object) -> int:
+        """Products of one layer's size: those of the forward pass, and for each layer those of its gradients."""
+        of_hidden = mask[0] * (1 if second_weight is None else 2)
+        return of_forward + of_hidden + mask[1] + mask[4]
+
+    def with_grads(
+        likelihood: str, hidden: Sequence[int], weight: Sequence[int], bias: object, target: object,
+        second_weight: object, *rest: Any, **__: object
+    ) -> int:  # fmt: skip
+        count = 1 if second_weight is None else 2
+        return product(hidden, weight) * layers(count, rest[7], second_weight)
 
     def backward(
-        grad: object, hidden: Sequence[int], weight: Sequence[int], bias: object, target: object, logits: object,
-        mask: Sequence[bool], *_: object, **__: object
+        grad: object, likelihood: str, hidden: Sequence[int], weight: Sequence[int], bias: object, target: object,
+        second_weight: object, *rest: Any, **__: object
     ) -> int:  # fmt: skip
-        return product(hidden, weight) * ((logits is None) + sum(mask[:2]))
+        count = 0 if rest[6] is not None else 1 if second_weight is None else 2
+        return product(hidden, weight) * layers(count, rest[7], second_weight)
 
     def mlp_forward(x: Sequence[int], weights: Sequence[Sequence[int]], *_: object, **__: object) -> int:
         return sum(2 * math.prod(x[:-1]) * math.prod(weight) for weight in weights)
@@ -91,9 +103,9 @@ def _register_flop_formulas() -> None:
         return sum(n * mlp_forward(x, [weight]) for n, weight in zip(products, weights, strict=True))
 
     formulas: dict[str, Callable[..., int]] = {
-        "linear_sigmoid_cross_entropy_forward": forward,
-        "linear_sigmoid_cross_entropy_with_grad": with_grad,
-        "linear_sigmoid_cross_entropy_backward": backward,
+        "linear_nll_forward": forward,
+        "linear_nll_with_grads": with_grads,
+        "linear_nll_backward": backward,
         "mlp_forward": mlp_forward,
         "mlp_backward": mlp_backward,
     }
@@ -332,7 +344,7 @@ def linear_sigmoid_cross_entropy(
         return reference.linear_sigmoid_cross_entropy(
             hidden, weight, bias, target, activation=activation, reduction=reduction
         )
-    return _linear_sigmoid_cross_entropy(hidden, weight, bias, target, reduction, check_target, activation)
+    return _linear_nll("sigmoid_cross_entropy", hidden, weight, bias, target, reduction, check_target, activation)
 
 
 def mlp(
@@ -532,6 +544,26 @@ def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *,
     return _nll("discretized_logistic_nll", mean, target, reduction, False, log_scale)
 
 
+def _compressed(op: str, target: Tensor, like: Tensor, dim: int = -1) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A target of counts as the operator takes it: the values, and of compressed rows their indices.
+
+    It has as many columns as `like` has in `dim`.
+    """
+    if target.layout == torch.strided:
+        return target, None, None
+    if target.layout != torch.sparse_csr:
+        raise ValueError(
+            f"fastvae.{op}: target must be dense or have the layout torch.sparse_csr, got {target.layout}; "
+            "to_sparse_csr() converts it"
+        )
+    if target.dim() != 2 or like.dim() == 0 or target.shape[1] != like.shape[dim]:
+        raise ValueError(
+            f"fastvae.{op}: a sparse target must be [B, D], with D as in dimension {dim} of {list(like.shape)}, got "
+            f"{list(target.shape)}"
+        )
+    return target.values(), target.crow_indices().long(), target.col_indices().long()
+
+
 def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", check_target: bool = False) -> Tensor:
     """Negative log-likelihood of the counts ``target`` under Poisson(exp(``log_rate``)), summed over E.
 
@@ -541,7 +573,10 @@ def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", ch
         log_rate: ``[B, *E]`` or ``[K, B, *E]``, floating point: the logarithm of the mean.
         target: ``[B, *E]`` on the same device, never expanded: counts 0, 1, 2, ... in uint8, int16, int32, int64 or
             floating point. A uint8 is the count itself. A floating-point target may hold other numbers than integers,
-            with the gamma function for the factorial, and gets its gradient where it requires one.
+            with the gamma function for the factorial, and gets its gradient where it requires one. Or compressed rows,
+            ``[B, D]`` with the layout ``torch.sparse_csr``, which are read as they are: no dense copy is made. Their
+            columns must be sorted, each there once, and their values have no gradient. The transforms of
+            ``torch.func`` want dense ones.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: whether to look for a value below 0, or a NaN, in the target: one more pass over it. On a GPU,
             which is not waited for, that is a device-side assertion; under the transforms of ``torch.func`` values are
@@ -558,7 +593,8 @@ def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", ch
     """
     if transformed():
         return reference.poisson_nll(log_rate, target, reduction=reduction)
-    return _nll("poisson_nll", log_rate, target, reduction, check_target)
+    values, *indices = _compressed("poisson_nll", target, log_rate)
+    return _nll("poisson_nll", log_rate, values, reduction, check_target, None, None, None, 1.0, None, *indices)
 
 
 def binomial_nll(
@@ -598,6 +634,7 @@ def negative_binomial_nll(
     log_theta: Tensor,
     target: Tensor,
     *,
+    log_library: Tensor | None = None,
     zero_logits: Tensor | None = None,
     reduction: str = "none",
     check_target: bool = False,
@@ -613,7 +650,7 @@ def negative_binomial_nll(
     ``log_mean - log_theta``.
 
     Args:
-        log_mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        log_mean: ``[B, *E]`` or ``[K, B, *E]``, floating point; with ``log_library`` the logits of shares.
         log_theta: floating point, of the shape of ``log_mean`` or broadcast to it: one for each element, column
             (``[*E]``, such as one for each gene), channel, row, or one for all. Nothing is expanded: it is read in
             place, and its gradient has its own shape, summed over the batch in an order that does not depend on the
@@ -621,7 +658,10 @@ def negative_binomial_nll(
         target: ``[B, *E]`` on the same device, never expanded: counts 0, 1, 2, ... in uint8, int16, int32, int64 or
             floating point. A uint8 is the count itself. A floating-point target may hold other numbers than integers,
             with the gamma function for the factorials, and gets its gradient where it requires one (with
-            ``zero_logits`` it is 0 at 0, where the loss jumps).
+            ``zero_logits`` it is 0 at 0, where the loss jumps). Or compressed rows, as for :func:`poisson_nll`.
+        log_library: ``[B]`` or ``[K, B]``, floating point, the logarithm of each row's library size s (of a cell: the
+            number of its molecules). Then mean = s * softmax(``log_mean``), the softmax over E, of which no tensor is
+            made. It gets its gradient where it requires one.
         zero_logits: floating point, of the shape of ``log_mean``, or None for no zeros beside those of the negative
             binomial.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
@@ -641,13 +681,176 @@ def negative_binomial_nll(
     """
     if transformed():
         return reference.negative_binomial_nll(
-            log_mean, log_theta, target, zero_logits=zero_logits, reduction=reduction
+            log_mean, log_theta, target, log_library=log_library, zero_logits=zero_logits, reduction=reduction
         )
-    if zero_logits is None:
-        return _nll("negative_binomial_nll", log_mean, target, reduction, check_target, log_theta)
-    return _nll(
-        "zero_inflated_negative_binomial_nll", log_mean, target, reduction, check_target, zero_logits, log_theta
-    )
+    values, *indices = _compressed("negative_binomial_nll", target, log_mean)
+    name, b, c = "negative_binomial_nll", log_theta, None
+    if zero_logits is not None:
+        name, b, c = "zero_inflated_negative_binomial_nll", zero_logits, log_theta
+    return _nll(name, log_mean, values, reduction, check_target, b, c, None, 1.0, log_library, *indices)
+
+
+def multinomial_nll(
+    logits: Tensor, target: Tensor, *, constant: bool = False, reduction: str = "none", check_target: bool = False
+) -> Tensor:
+    """Negative log-likelihood of the counts ``target`` under a multinomial distribution of softmax(``logits``).
+
+    The softmax is over E, and no tensor of it is made. Of rows that hold each item once or not at all, it is the loss
+    of a recommender's multinomial VAE.
+
+    Args:
+        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
+        target: ``[B, *E]`` on the same device, never expanded, or compressed rows, both as for :func:`poisson_nll`. The
+            number of trials is its sum over E.
+        constant: whether to include the logarithm of the multinomial coefficient, which is the same for all logits and
+            has no gradient.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: as for :func:`poisson_nll`.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: shapes or devices do not fit, a dtype is not one of those, the columns of a sparse target are not
+            sorted, the reduction is unknown; with ``check_target``, a target below 0.
+
+    Source: Liang et al. 2018 (arXiv:1802.05814), eq. 2, without the coefficient.
+    """
+    if transformed():
+        return reference.multinomial_nll(logits, target, constant=constant, reduction=reduction)
+    values, *indices = _compressed("multinomial_nll", target, logits)
+    nll = _nll("multinomial_nll", logits, values, reduction, check_target, None, None, None, 1.0, None, *indices)
+    return _less_coefficient(nll, _samples(logits, target.dim()), target, reduction) if constant else nll
+
+
+def _samples(x: Tensor, dims: int) -> int:
+    return x.shape[0] if x.dim() > dims else 1
+
+
+def _less_coefficient(nll: Tensor, samples: int, target: Tensor, reduction: str) -> Tensor:
+    """``nll`` less log(N! / prod x!) of each row, or the mean or sum of these over samples and rows."""
+    with torch.no_grad():
+        if target.layout == torch.sparse_csr:
+            x, crow = target.values().double(), target.crow_indices().long()
+            totals = [functional.pad(t.cumsum(0), (1, 0))[crow].diff() for t in (x, torch.lgamma(x + 1))]
+        else:
+            x = target.flatten(1).double() if target.dim() > 1 else target[:, None].double()
+            totals = [x.sum(1), torch.lgamma(x + 1).sum(1)]
+        by_row = torch.lgamma(totals[0] + 1) - totals[1]
+        if reduction == "mean":
+            by_row = by_row.mean()
+        elif reduction == "sum":
+            by_row = by_row.sum() * samples
+    return (nll - by_row).to(nll.dtype)
+
+
+def linear_multinomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    constant: bool = False,
+    activation: str | None = None,
+    reduction: str = "none",
+    check_target: bool = False,
+) -> Tensor:
+    """:func:`multinomial_nll` of the logits ``f(hidden) @ weight.T + bias``, a block of rows at a time.
+
+    No tensor of all logits is made, forward or backward: blocks, their gradients and what is kept are those of
+    :func:`linear_sigmoid_cross_entropy`.
+
+    Args:
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes, before ``activation``.
+        weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
+        bias: ``[D]``, of the same dtype, or None.
+        target: ``[B, *E]`` with D elements each, or compressed rows ``[B, D]``, as for :func:`multinomial_nll`.
+        constant: as for :func:`multinomial_nll`.
+        activation: f, ``"relu"``, ``"tanh"`` or None for none, as for :func:`linear_sigmoid_cross_entropy`.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: as for :func:`poisson_nll`.
+
+    Under autocast it is as :func:`linear_sigmoid_cross_entropy`.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``hidden`` or ``target`` is, else float32.
+
+    Raises:
+        ValueError: as :func:`multinomial_nll`, and for an unknown activation.
+
+    Source: as :func:`multinomial_nll`.
+    """
+    if transformed():
+        return reference.linear_multinomial_nll(
+            hidden, weight, bias, target, constant=constant, activation=activation, reduction=reduction
+        )
+    values, *indices = _compressed("linear_multinomial_nll", target, weight, 0)
+    nll = _linear_nll(
+        "multinomial_nll", hidden, weight, bias, values, reduction, check_target, activation,
+        None, None, None, None, *indices
+    )  # fmt: skip
+    return _less_coefficient(nll, _samples(hidden, 2), target, reduction) if constant else nll
+
+
+def linear_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_theta: Tensor,
+    target: Tensor,
+    *,
+    log_library: Tensor | None = None,
+    zero_weight: Tensor | None = None,
+    zero_bias: Tensor | None = None,
+    activation: str | None = None,
+    reduction: str = "none",
+    check_target: bool = False,
+) -> Tensor:
+    """:func:`negative_binomial_nll` of ``log_mean = f(hidden) @ weight.T + bias``, a block of rows at a time.
+
+    No tensor of all means is made, nor of all logits of zeros, forward or backward: blocks, their gradients and what is
+    kept are those of :func:`linear_sigmoid_cross_entropy`.
+
+    Args:
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layers take, before ``activation``.
+        weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
+        bias: ``[D]``, of the same dtype, or None.
+        log_theta: ``[*E]``, one for each column, 0-d for one for all, or of rows ``[B, D]`` also what is broadcast to
+            them; as for :func:`negative_binomial_nll`.
+        target: ``[B, *E]`` with D elements each, or compressed rows ``[B, D]``, as for :func:`negative_binomial_nll`.
+        log_library: ``[B]`` or ``[K, B]``, as for :func:`negative_binomial_nll`.
+        zero_weight: of the shape and dtype of ``weight``, for ``zero_logits = f(hidden) @ zero_weight.T + zero_bias``,
+            or None for no zeros beside those of the negative binomial.
+        zero_bias: ``[D]``, or None.
+        activation: f, ``"relu"``, ``"tanh"`` or None for none, as for :func:`linear_sigmoid_cross_entropy`.
+        reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
+        check_target: as for :func:`poisson_nll`.
+
+    Under autocast ``hidden``, the weights and the biases are cast as for ``torch.nn.functional.linear``, and the rest
+    is as it is.
+
+    Returns:
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+
+    Raises:
+        ValueError: as :func:`negative_binomial_nll`, for an unknown activation, and for a ``zero_bias`` without
+            ``zero_weight``.
+
+    Source: as :func:`negative_binomial_nll`.
+    """
+    if zero_weight is None and zero_bias is not None:
+        raise ValueError("fastvae.linear_negative_binomial_nll: there is a zero_bias, and no zero_weight")
+    if transformed():
+        return reference.linear_negative_binomial_nll(
+            hidden, weight, bias, log_theta, target, log_library=log_library, zero_weight=zero_weight,
+            zero_bias=zero_bias, activation=activation, reduction=reduction
+        )  # fmt: skip
+    values, *indices = _compressed("linear_negative_binomial_nll", target, weight, 0)
+    name = "negative_binomial_nll" if zero_weight is None else "zero_inflated_negative_binomial_nll"
+    return _linear_nll(
+        name, hidden, weight, bias, values, reduction, check_target, activation,
+        zero_weight, zero_bias, log_theta, log_library, *indices
+    )  # fmt: skip
 
 
 def elbo_loss(

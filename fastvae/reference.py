@@ -127,6 +127,14 @@ def _require_target(name: str, x: Tensor, target: Tensor) -> None:
     _require_samples(name, x, target)
 
 
+def _dense(target: Tensor) -> Tensor:
+    if target.layout == torch.strided:
+        return target
+    if torch._C._are_functorch_transforms_active():  # which know no sparse tensors
+        raise ValueError(f"under the transforms of torch.func a target must be dense, got {target.layout}")
+    return target.to_dense()
+
+
 def _require_counts(name: str, x: Tensor, target: Tensor) -> None:
     _require_floating(**{name: x})
     _require_count_dtype(target=target)
@@ -220,6 +228,30 @@ def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "n
     return _reduce(_event_sum(terms, target.dim() - 1), reduction)
 
 
+def _layer(hidden: Tensor, activation: str | None, **weights: Tensor | None) -> Tensor:
+    """What the activation gives, through the linear layer of a weight and a bias, in that order."""
+    layer = {"hidden": hidden} | {name: t for name, t in weights.items() if t is not None}
+    _require_floating(**layer)
+    shapes = {name: list(t.shape) for name, t in layer.items()}
+    weight, bias = weights.values()
+    if weight is None or weight.dim() != 2 or shapes["hidden"][-1:] != list(weight.shape[1:]):
+        raise ValueError(f"hidden must be [B, H] or [K, B, H] and the weight [D, H], got {shapes}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"the bias must be [D], got {shapes}")
+    if len({t.dtype for t in layer.values()}) > 1 or len({t.device for t in layer.values()}) > 1:
+        raise ValueError(
+            "dtypes and devices must be the same, got "
+            + ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in layer.items())
+        )
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be None, 'relu' or 'tanh', got {activation!r}")
+    return functional.linear(_ACTIVATIONS[activation](hidden), weight, bias)
+
+
+def _rows(target: Tensor) -> Tensor:
+    return target.flatten(1) if target.dim() > 1 else target[:, None]
+
+
 def linear_sigmoid_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -230,23 +262,47 @@ def linear_sigmoid_cross_entropy(
     reduction: str = "none",
 ) -> Tensor:
     """The layer of what the activation gives, then the loss of its logits."""
-    layer = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
-    _require_floating(**layer)
-    shapes = {name: list(t.shape) for name, t in layer.items()}
-    if weight.dim() != 2 or shapes["hidden"][-1:] != shapes["weight"][1:]:
-        raise ValueError(f"hidden must be [B, H] or [K, B, H] and weight [D, H], got {shapes}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [D], got {shapes}")
-    if len({t.dtype for t in layer.values()}) > 1 or len({t.device for t in layer.values()}) > 1:
-        raise ValueError(
-            "dtypes and devices must be the same, got "
-            + ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in layer.items())
-        )
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be None, 'relu' or 'tanh', got {activation!r}")
-    logits = functional.linear(_ACTIVATIONS[activation](hidden), weight, bias)
-    return sigmoid_cross_entropy(
-        logits, target.flatten(1) if target.dim() > 1 else target[:, None], reduction=reduction
+    logits = _layer(hidden, activation, weight=weight, bias=bias)
+    return sigmoid_cross_entropy(logits, _rows(target), reduction=reduction)
+
+
+def linear_multinomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    constant: bool = False,
+    activation: str | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """The layer of what the activation gives, then the loss of its logits."""
+    logits = _layer(hidden, activation, weight=weight, bias=bias)
+    return multinomial_nll(logits, _rows(target), constant=constant, reduction=reduction)
+
+
+def linear_negative_binomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_theta: Tensor,
+    target: Tensor,
+    *,
+    log_library: Tensor | None = None,
+    zero_weight: Tensor | None = None,
+    zero_bias: Tensor | None = None,
+    activation: str | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """The layers of what the activation gives, then the loss of their results."""
+    log_mean = _layer(hidden, activation, weight=weight, bias=bias)
+    zero_logits = None
+    if zero_weight is not None:
+        zero_logits = _layer(hidden, activation, zero_weight=zero_weight, zero_bias=zero_bias)
+    if target.dim() > 2 and log_theta.dim() > 0:
+        log_theta = log_theta.flatten()
+    return negative_binomial_nll(
+        log_mean, log_theta, _rows(target), log_library=log_library, zero_logits=zero_logits, reduction=reduction
     )
 
 
@@ -367,6 +423,7 @@ def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *,
 
 def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
     """-log(e^(x a - e^a) / x!) in float64, for ``torch.lgamma`` of large counts loses what is left of a sum."""
+    target = _dense(target)
     _require_counts("log_rate", log_rate, target)
     a, x = log_rate.double(), target.double()
     finite = torch.where(a == torch.inf, 0, a)
@@ -413,11 +470,33 @@ def _binet(y: Tensor) -> Tensor:
     return series * w
 
 
+def _log_shares(logits: Tensor, event_dims: int) -> Tensor:
+    """Of softmax(logits) over the event."""
+    return functional.log_softmax(logits.double().flatten(-event_dims), -1).reshape(logits.shape)
+
+
+def multinomial_nll(logits: Tensor, target: Tensor, *, constant: bool = False, reduction: str = "none") -> Tensor:
+    """Of Liang et al. 2018, eq. 2, in float64, as ``poisson_nll``; the coefficient is N! / prod x!."""
+    target = _dense(target)
+    _require_counts("logits", logits, target)
+    if target.dim() < 2:
+        logits, target = logits[..., None], target[:, None]
+    x = target.double()
+    terms = -_product_or_zero(x, _log_shares(logits, target.dim() - 1))
+    if constant:
+        terms = terms + torch.lgamma(x + 1)
+    rows = _event_sum(terms, target.dim() - 1)
+    if constant:
+        rows = rows - torch.lgamma(_event_sum(x, target.dim() - 1) + 1)
+    return _reduce(rows.to(_at_least_float(logits, target)), reduction)
+
+
 def negative_binomial_nll(
     log_mean: Tensor,
     log_theta: Tensor,
     target: Tensor,
     *,
+    log_library: Tensor | None = None,
     zero_logits: Tensor | None = None,
     reduction: str = "none",
 ) -> Tensor:
@@ -426,9 +505,21 @@ def negative_binomial_nll(
     In float64, as ``poisson_nll``. In G(x + theta) / G(theta), theta^x cancels against the power of the mean where
     theta is large: there Stirling's formula for the quotient leaves it out.
     """
+    target = _dense(target)
     _require_counts("log_mean", log_mean, target)
     _require_shared("log_mean", log_mean, log_theta=log_theta)
     parameters = [log_mean, log_theta]
+    if log_library is not None:
+        _require_floating(log_library=log_library)
+        rows = log_mean.shape[: log_mean.dim() - target.dim() + 1]
+        if log_library.shape not in (rows, rows[-1:]) or log_library.device != target.device:
+            raise ValueError(
+                f"log_library must be [B] or [K, B] on {target.device}, got {list(log_library.shape)} on "
+                f"{log_library.device} beside log_mean {list(log_mean.shape)}"
+            )
+        parameters.append(log_library)
+        by_row = log_library.double().reshape(*log_library.shape, *[1] * (target.dim() - 1))
+        log_mean = by_row + (_log_shares(log_mean, target.dim() - 1) if target.dim() > 1 else torch.zeros_like(by_row))
     if zero_logits is not None:
         _require_floating(zero_logits=zero_logits)
         if zero_logits.shape != log_mean.shape or zero_logits.device != log_mean.device:

@@ -26,7 +26,8 @@ class Case:
 
     ``kinds`` names each tensor argument: "real", "unit" (in [0, 1]) or "counts" (above 0, and between integers, where
     every likelihood of counts has derivatives), with "K" before for a leading K or "packed" for two in one, "column",
-    "channel" or "row" for one value for each of those, or "scalar" (0-d, in [1, 2]).
+    "channel" or "row" for one value for each of those, "batch" for those of rows without dimensions of the event, or
+    "scalar" (0-d, in [1, 2]).
     """
 
     name: str
@@ -59,6 +60,8 @@ class Case:
                 shape = tuple(size if i == 0 else 1 for i, size in enumerate(event))
             if kind.startswith("row"):
                 shape = (batch, *(1 for _ in event))
+            if "batch" in kind:
+                shape = (*shape[: kind.startswith("K")], batch)
             x = torch.rand(shape, dtype=torch.float64)
             if kind.endswith("real"):
                 x = torch.randn(shape, dtype=torch.float64) * 1.5
@@ -125,6 +128,13 @@ def negative_binomial(function: Callable[..., Tensor], dtype: torch.dtype | None
     if dtype is None:
         return lambda a, b, x, z=None, **options: function(a, b, x, zero_logits=z, **options)
     return lambda a, b, z=None, **options: function(a, b, numbers(a, 1, 5, dtype), zero_logits=z, **options)
+
+
+def shares(function: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Of logits of shares, theta, the logarithm of a library and, if there are any, logits of zeros, with counts."""
+    return lambda a, b, s, z=None, **options: function(
+        a, b, numbers(a, 1, 5, dtype), log_library=s, zero_logits=z, **options
+    )
 
 
 LAPLACE = tuple(map(log_scaled, both("laplace_nll")))
@@ -319,6 +329,49 @@ CASES = [
         ("real", "column real", "real"),
         lambda *t: negative_binomial(fastvae.negative_binomial_nll, torch.int16)(*t, reduction="mean"),
         lambda *t: negative_binomial(reference.negative_binomial_nll, torch.int16)(*t).mean(),
+    ),
+    Case("multinomial_nll", ("real", "counts"), *both("multinomial_nll")),
+    Case("multinomial_nll_samples", ("K real", "counts"), *both("multinomial_nll")),
+    Case(
+        "multinomial_nll_constant_mean",
+        ("real",),
+        lambda a: fastvae.multinomial_nll(a, numbers(a, 1, 5, torch.int64), constant=True, reduction="mean"),
+        lambda a: reference.multinomial_nll(a, numbers(a, 1, 5, torch.int64), constant=True).mean(),
+    ),
+    Case(
+        "multinomial_nll_samples_uint8_sum",
+        ("K real",),
+        lambda a: fastvae.multinomial_nll(a, numbers(a[0], 1, 5, torch.uint8), reduction="sum"),
+        lambda a: reference.multinomial_nll(a, numbers(a[0], 1, 5, torch.uint8)).sum(),
+    ),
+    *(
+        Case(
+            f"negative_binomial_nll_library_{name}",
+            (mean, f"{kind} real".strip(), "counts", "batch real"),
+            *((lambda a, b, x, s, f=f: f(a, b, x, log_library=s)) for f in both("negative_binomial_nll")),
+        )
+        for name, mean, kind in (
+            ("", "real", ""),
+            ("column", "real", "column"),
+            ("row", "real", "row"),
+            ("samples_column", "K real", "column"),
+        )
+    ),
+    Case(
+        "negative_binomial_nll_library_of_samples",
+        ("K real", "column real", "counts", "K batch real"),
+        *((lambda a, b, x, s, f=f: f(a, b, x, log_library=s)) for f in both("negative_binomial_nll")),
+    ),
+    Case(
+        "negative_binomial_nll_library_int32_mean",
+        ("real", "column real", "batch real"),
+        lambda *t: shares(fastvae.negative_binomial_nll, torch.int32)(*t, reduction="mean"),
+        lambda *t: shares(reference.negative_binomial_nll, torch.int32)(*t).mean(),
+    ),
+    Case(
+        "zero_inflated_negative_binomial_nll_library",
+        ("real", "column real", "batch real", "real"),
+        *(shares(f, torch.uint8) for f in both("negative_binomial_nll")),
     ),
     Case(
         "elbo_loss",

@@ -125,6 +125,13 @@ def with_counts(counts: Numbers) -> Iterator[Case]:
         tolerances.binomial_nll,
     )
     yield Case(
+        "multinomial_nll",
+        variant,
+        {"logits": LOGITS, "target": counts},
+        fastvae.multinomial_nll,
+        tolerances.multinomial_nll,
+    )
+    yield Case(
         "negative_binomial_nll",
         variant,
         {"log_mean": LOG_COUNTS, "log_theta": LOG_COUNTS, "target": counts},

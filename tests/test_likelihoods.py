@@ -207,3 +207,90 @@ def test_transformed_likelihoods_are_the_reference() -> None:
     torch.testing.assert_close(
         torch.func.vmap(row)(*tensors), torch.stack([row(*r) for r in zip(*tensors, strict=True)])
     )
+
+
+@pytest.mark.parametrize("functions", [fastvae, reference], ids=["operators", "reference"])
+def test_multinomial_nll_is_scipys_probability(functions: object) -> None:
+    logits, counts = 2 * normal(6, 9), torch.randint(0, 9, (6, 9))
+    shares, x = torch.softmax(logits, -1).numpy(), counts.numpy()
+    expected = -stats.multinomial.logpmf(x, x.sum(1), shares / shares.sum(1, keepdims=True))
+    actual = functions.multinomial_nll(logits, counts, constant=True)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-9)
+    without = functions.multinomial_nll(logits, counts)
+    coefficient = special.gammaln(x.sum(1) + 1) - special.gammaln(x + 1).sum(1)
+    np.testing.assert_allclose((without - actual).numpy(), coefficient, rtol=1e-9, atol=1e-9)
+    for reduction in ("mean", "sum"):
+        several = torch.stack([logits, -logits])
+        rows = functions.multinomial_nll(several, counts, constant=True)
+        total = functions.multinomial_nll(several, counts, constant=True, reduction=reduction)
+        torch.testing.assert_close(total, getattr(rows, reduction)())
+
+
+def test_multinomial_nll_of_one_item_is_the_cross_entropy() -> None:
+    logits, classes = torch.randn(5, 7), torch.randint(0, 7, (5,))
+    target = torch.nn.functional.one_hot(classes, 7)
+    expected = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
+    torch.testing.assert_close(fastvae.multinomial_nll(logits, target), expected)
+
+
+@pytest.mark.parametrize("event", [(7,), (2, 3), (2500,), ()], ids=str)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_negative_binomial_nll_of_a_library_is_that_of_its_shares(event: tuple[int, ...], zeros: bool) -> None:
+    logits, z, theta, library = normal(2, 4, *event), normal(2, 4, *event), normal(*event), normal(4) + 7
+    counts = torch.randint(0, 30, (4, *event))
+    by_row = library.reshape(4, *[1] * len(event))
+    shares = torch.log_softmax(logits.flatten(2), -1).reshape(logits.shape) if event else torch.zeros(2, 4)
+    options = {"zero_logits": z} if zeros else {}
+    actual = fastvae.negative_binomial_nll(logits, theta, counts, log_library=library, **options)
+    expected = fastvae.negative_binomial_nll(by_row + shares, theta, counts, **options)
+    torch.testing.assert_close(actual, expected)
+    assert not torch.allclose(fastvae.negative_binomial_nll(logits, theta, counts, **options), expected)
+
+
+def test_shares_have_their_limits() -> None:
+    """Of one infinite logit, of logits of 1e4, of masked items (-inf) and of a library of no molecules."""
+    counts = torch.tensor([[2, 0, 0]])
+    for row, expected in (
+        ([INF, 0.0, -INF], 0.0),
+        ([1e4, -1e4, 0.0], 0.0),
+        ([0.0, -INF, 0.0], 2 * math.log(2)),
+        ([-INF, 0.0, 0.0], INF),
+        ([INF, INF, 0.0], 2 * math.log(2)),
+    ):
+        logits = torch.tensor([row], requires_grad=True)
+        nll = fastvae.multinomial_nll(logits, counts)
+        assert nll.item() == pytest.approx(expected, rel=1e-6)
+        (gradient,) = torch.autograd.grad(nll.sum(), logits)
+        share = torch.softmax(torch.where(logits.isinf() & (logits > 0), 1e30, logits), -1)
+        torch.testing.assert_close(gradient, 2 * share - counts)
+        of_library = fastvae.negative_binomial_nll(logits, torch.zeros(3), counts, log_library=torch.ones(1))
+        assert not of_library.isnan().any()
+        assert not torch.autograd.grad(of_library.sum(), logits)[0].isnan().any()
+    logits, empty = torch.randn(1, 3, requires_grad=True), torch.tensor([-INF], requires_grad=True)
+    nll = fastvae.negative_binomial_nll(logits, torch.zeros(3), torch.zeros(1, 3), log_library=empty)
+    assert nll.item() == pytest.approx(0, abs=1e-30)
+    assert all(not g.isnan().any() for g in torch.autograd.grad(nll.sum(), [logits, empty]))
+
+
+def test_logits_of_shares_may_be_large() -> None:
+    """A common offset of 1e4 costs no accuracy: the largest one is taken away before anything is rounded."""
+    logits, counts = torch.randn(4, 300), torch.randint(0, 5, (4, 300))
+    exact = reference.multinomial_nll((logits + 1e4).double() - 1e4, counts)
+    torch.testing.assert_close(fastvae.multinomial_nll(logits + 1e4, counts).double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_no_tensor_of_shares_is_made(reduction: str) -> None:
+    logits = torch.randn(4000, 1000, requires_grad=True)
+    theta, library = torch.randn(1000, requires_grad=True), torch.randn(4000, requires_grad=True)
+    counts = torch.zeros(4000, 1000, dtype=torch.uint8)
+    for call in (
+        lambda: fastvae.multinomial_nll(logits, counts, reduction=reduction),
+        lambda: fastvae.negative_binomial_nll(logits, theta, counts, log_library=library, reduction=reduction),
+    ):
+        logits.grad = None
+        with torch.profiler.profile(profile_memory=True) as profile:
+            call().sum().backward()
+        sizes = sorted(e.self_cpu_memory_usage for e in profile.events())
+        assert sizes[-1] <= logits.nbytes  # the gradient
+        assert sizes[-2] <= 4 * 2**20  # and scratch memory for a part of the rows

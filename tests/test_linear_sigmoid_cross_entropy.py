@@ -225,9 +225,13 @@ def test_empty_batch_and_layouts(samples: int | None, reduction: str) -> None:
 def test_operator_check(size: str) -> None:
     leaves, target = problem(size, torch.float32)
     for options in (("none",), ("mean",), ("none", False, "relu"), ("mean", False, "tanh")):
-        torch.library.opcheck(torch.ops.fastvae.linear_sigmoid_cross_entropy.default, (*leaves, target, *options))
+        torch.library.opcheck(
+            torch.ops.fastvae.linear_nll.default, ("sigmoid_cross_entropy", *leaves, target, *options)
+        )
     with pytest.raises(RuntimeError, match=r"derivative|not implemented"):
-        torch.ops.fastvae.linear_sigmoid_cross_entropy_forward(*leaves, target, False)[0].sum().backward()
+        torch.ops.fastvae.linear_nll_forward(
+            "sigmoid_cross_entropy", *leaves, target, None, None, None, None, None, None, 0, False
+        )[0].sum().backward()
 
 
 @each_pair

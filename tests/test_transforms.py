@@ -178,7 +178,9 @@ def test_autocast_keeps_half_inputs_and_float32_sums() -> None:
 def test_derivatives_of_internal_operators_are_refused() -> None:
     """A kernel without a derivative must not give a zero one in silence."""
     logits = torch.randn(2, 3, requires_grad=True)
-    out = torch.ops.fastvae.nll_forward("sigmoid_cross_entropy", logits, None, None, torch.rand(2, 3), None, 1.0)
+    out = torch.ops.fastvae.nll_forward(
+        "sigmoid_cross_entropy", logits, None, None, torch.rand(2, 3), None, 1.0, False, None, None, None
+    )
     with pytest.raises(RuntimeError):
         out.sum().backward()
 
@@ -223,5 +225,6 @@ def test_internal_operators_refuse_an_upstream_gradient_of_another_shape() -> No
     logits = torch.zeros(64, 4)
     with pytest.raises(ValueError, match=r"one value for each row, got shape \[1\]"):
         torch.ops.fastvae.nll_backward(
-            torch.ones(1), "sigmoid_cross_entropy", logits, None, None, logits, None, 1.0, [True] + 4 * [False]
-        )
+            torch.ones(1), "sigmoid_cross_entropy", logits, None, None, logits, None, 1.0, False, None, None, None,
+            [True] + 5 * [False],
+        )  # fmt: skip

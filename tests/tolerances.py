@@ -529,6 +529,34 @@ def binomial_nll(t: Arithmetic, g: Array, logits: Array, target: Array, total: A
     yield Result("d/dtarget", (g * by_target).sum(0), error)
 
 
+def multinomial_nll(t: Arithmetic, g: Array, logits: Array, target: Array) -> Iterator[Result]:
+    """value: d u Σ|x a| + Σ x (A + u |a|)
+    d/dlogits: |g| (u x + N p (A + (e + d + 3) u) + u |N p - x|) + n v |g| N
+    d/dtarget: Σ|g| (A + u |a|), and K u of the sum over K samples
+
+    a = (l - m) - log S, with the row's largest logit m and S = Σe^(l - m), is the logarithm of the share p; N = Σx. A =
+    u (|l - m| + |a|) + u (e + d + 2 + Σp |l - m| + 2 |log S|) is its error: the difference and the sum are a rounding
+    each, the terms of S are within e u and what their differences were rounded by, then there are d additions, the
+    number stored and a logarithm. The sum of the derivatives by a, which is -N g, takes d additions more.
+    """
+    logit, x = np.broadcast_arrays(logits, target)
+    below = logit - logit.max(-1, keepdims=True)
+    terms = np.exp(below)
+    total = terms.sum(-1, keepdims=True)
+    shares, logs = terms / total, np.log(total)
+    a, count, d = below - logs, x.sum(-1, keepdims=True), depth(t, x.shape[-1])
+    error = t.unit * (abs(below) + abs(a) + EXP + d + 2 + (shares * abs(below)).sum(-1, keepdims=True) + 2 * abs(logs))
+    loss = -x * a
+    yield Result("value", loss.sum(-1), (x * (error + t.unit * abs(a))).sum(-1) + sums(t, loss))
+    g = g[..., None]
+    exact = count * shares - x
+    by_logits = t.unit * x + count * shares * (error + (EXP + d + 3) * t.unit) + t.unit * abs(exact)
+    yield Result("d/dlogits", g * exact, abs(g) * (by_logits + count * t.vanishing) + subnormal(t, g, count))
+    by_target = -g * a
+    error = abs(g) * (error + t.unit * abs(a))
+    yield Result("d/dtarget", by_target.sum(0), error.sum(0) + len(g) * t.unit * abs(by_target).sum(0))
+
+
 @dataclass(frozen=True)
 class Part:
     """Of each element, a number and the error that it was computed with."""

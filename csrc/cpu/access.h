@@ -68,6 +68,39 @@ void read_shared(const Input& input, int64_t first, int64_t column, int64_t n, T
   }
 }
 
+// The first of n increasing numbers that is not below x.
+inline const int64_t* lower_bound(const int64_t* numbers, int64_t n, int64_t x) {
+  while (n > 0) {
+    const int64_t half = n / 2;
+    if (numbers[half] < x) {
+      numbers += half + 1;
+      n -= half + 1;
+    } else {
+      n = half;
+    }
+  }
+  return numbers;
+}
+
+// The rows of a piece, of which most elements are 0. Of columns that are not sorted, which nobody
+// promised, some are left out.
+template <class T>
+void read_sparse(const Extent& extent, const Input& input, const Piece& piece, T* out) {
+  T found[kTile];
+  fill(out, piece.size(), T(0));
+  for (int64_t r = 0; r < piece.rows; ++r, out += piece.columns) {
+    const int64_t row = (piece.row + r) % extent.B, end_column = piece.column + piece.columns;
+    const int64_t *begin = input.columns + input.index[row],
+                  *end = input.columns + input.index[row + 1];
+    const int64_t* first = lower_bound(begin, end - begin, piece.column);
+    const int64_t* last = first;
+    while (last < end && last - first < piece.columns && *last < end_column) ++last;
+    read(input.dtype, input.data, first - input.columns, last - first, found);
+    for (int64_t i = 0; i < last - first; ++i)
+      if (first[i] >= piece.column) out[first[i] - piece.column] = found[i];
+  }
+}
+
 // `load` for what must be converted, collected or made: out of line, so that the rest costs no
 // call.
 template <class T>
@@ -99,6 +132,9 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
       for (int64_t r = 0; r < piece.rows; ++r)
         read_shared(input, row_offset(extent, input, piece.row + r), piece.column, piece.columns,
                     buffer + r * piece.columns);
+      return buffer;
+    case Input::Kind::sparse:
+      read_sparse(extent, input, piece, buffer);
       return buffer;
     case Input::Kind::elements:
       break;

@@ -238,7 +238,8 @@ template <class In>
 bool is_run(const Extent& extent, const In& in) {
   if (in.kind == Input::Kind::elements) return in.stride_b == extent.D;
   if (in.kind == Input::Kind::row) return in.stride_b == 0 && in.stride_k == 0;
-  return in.kind != Input::Kind::shared && in.kind != Input::Kind::gathered;
+  return in.kind != Input::Kind::shared && in.kind != Input::Kind::gathered &&
+         in.kind != Input::Kind::sparse;
 }
 
 // Where nothing is by row, the rows of each sample are one long row: rows that are no multiple of a

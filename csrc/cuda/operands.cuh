@@ -158,6 +158,8 @@ struct Source {
         fill(out);
       else if (std::is_same_v<In, Shared> && input.kind == Input::Kind::shared)
         read_shared(column, n, out);
+      else if (std::is_same_v<In, Counts> && input.kind == Input::Kind::sparse)
+        read_sparse(column, n, out);
       else
         read_any(input.dtype, input.data, first + column, n, out);
     } else {  // Shared, by whole vectors: fits() has seen to it
@@ -171,6 +173,29 @@ struct Source {
         const int64_t place = repeats ? shared_place(input, column) : column;
         unpack<S>(load_vector<V>(from + place), out);
       }
+    }
+  }
+
+  // Of columns that are not sorted, which nobody promised, some are left out.
+  template <int V>
+  __device__ __forceinline__ void read_sparse(int64_t column, int n, T (&out)[V]) const {
+    int64_t at = input.index[first], end = input.index[first + 1];
+    at = at < 0 ? 0 : at;
+    end = end < input.rows ? end : input.rows;
+    for (int64_t last = end; at < last;) {
+      const int64_t middle = at + (last - at) / 2;
+      if (input.columns[middle] < column)
+        at = middle + 1;
+      else
+        last = middle;
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      out[v] = T(0);
+      if (v >= n || at >= end || input.columns[at] != column + v) continue;
+      T one[1];
+      read_any(input.dtype, input.data, at++, 1, one);
+      out[v] = one[0];
     }
   }
 

@@ -18,6 +18,9 @@
   _(gaussian_kl_prior_backward_columns) \
   _(sample_kl)                          \
   _(sample_kl_backward)                 \
+  _(sum_exp)                            \
+  _(log_shares)                         \
+  _(log_shares_backward)                \
   _(scale_unless_one)                   \
   _(elbo)                               \
   _(convert)                            \

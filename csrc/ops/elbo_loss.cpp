@@ -39,8 +39,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_loss_forward(
     if (has_samples) scale /= static_cast<double>(logits.size(0));
     if (reduction == Reduction::mean) scale /= static_cast<double>(target.size(0));
   }
-  Tensor reconstruction = likelihood_rows(Likelihood::sigmoid_cross_entropy, logits, target, scale,
-                                          with_grad ? grad_logits : Tensor());
+  c10::SmallVector<Rows::Result, 1> grads;
+  if (with_grad) grads.push_back({grad_logits, true});
+  Tensor reconstruction =
+      sums_and_grads({Likelihood::sigmoid_cross_entropy, logits, {}, {}, target}, scale, grads);
   const Tensor kl = gaussian_kl_forward(mu, logvar, {}, {});
   if (reduction == Reduction::none) {
     // The expectation over q of eq. 5, by its K samples.

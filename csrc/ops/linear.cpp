@@ -1,6 +1,8 @@
-// The last linear layer of a decoder and its loss, a block of rows at a time: the logits of all
+// The last linear layers of a decoder and its loss, a block of rows at a time: the logits of all
 // rows, [K, B, D], are never in memory. The products are torch's, between them a block stays in the
 // cache.
+#include "linear.h"
+
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty.h>
@@ -11,153 +13,208 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
-
-#include "../rows.h"
 #include "layer.h"
-#include "likelihood.h"
 #include "results.h"
 
 namespace fastvae::ops {
+
+LinearGiven::LinearGiven(Likelihood likelihood, const Tensor& hidden, const Tensor& weight,
+                         const MaybeTensor& bias, const Tensor& target,
+                         const MaybeTensor& second_weight, const MaybeTensor& second_bias,
+                         const MaybeTensor& last, const MaybeTensor& log_library,
+                         const MaybeTensor& crow_indices, const MaybeTensor& col_indices,
+                         Activation activation)
+    : likelihood(likelihood),
+      hidden(hidden),
+      heads{{weight, bias}},
+      target(target),
+      last(last),
+      log_library(log_library),
+      crow_indices(crow_indices),
+      col_indices(col_indices),
+      activation(activation) {
+  if (second_weight.has_value()) heads.push_back({*second_weight, second_bias});
+  TORCH_CHECK_VALUE(heads.size() + last.has_value() == size_t(row_of(likelihood).count), op(),
+                    ": takes ", row_of(likelihood).count, " parameters, got ", heads.size(),
+                    " layers and ", last.has_value() ? "one" : "none", " that is shared");
+}
+
+std::string LinearGiven::op() const {
+  const std::string name = row_of(likelihood).op;
+  const size_t stem = std::string("fastvae.").size();
+  return name.substr(0, stem) + "linear_" + name.substr(stem);
+}
+
+Given LinearGiven::of(at::ArrayRef<Tensor> results, const Tensor& target_of_them) const {
+  const bool two = results.size() > 1;
+  const bool of_shares =
+      row_of(likelihood).shares == likelihoods::Shares::always || log_library.has_value();
+  return {likelihood,
+          results[0],
+          two ? results[1] : last,
+          two ? last : std::nullopt,
+          target_of_them,
+          std::nullopt,
+          1,
+          of_shares,
+          log_library,
+          crow_indices,
+          col_indices};
+}
+
+void LinearGiven::check(bool check_target) const {
+  const std::string name = op();
+  const char* op = name.c_str();
+  const Tensor& weight = heads[0].weight;
+  check_floating(op, "hidden", hidden);
+  if (!is_sparse()) check_batch(op, "target", target);
+  check_same_device(op, "hidden", hidden, "weight", weight);
+  check_same_device(op, "hidden", hidden, "target", target);
+  TORCH_CHECK_VALUE(weight.dim() == 2, op, ": weight must be [D, H], got ", weight.sym_sizes());
+  const c10::SymInt width = weight.sym_size(1);
+  const c10::SymInt batch = is_sparse() ? crow_indices->sym_numel() - 1 : target.sym_size(0);
+  // [.., B, *E]
+  c10::SymDimVector sizes;
+  sizes.push_back(batch);
+  if (is_sparse())
+    sizes.push_back(outputs());
+  else
+    for (const auto& size : target.sym_sizes().slice(1)) sizes.push_back(size);
+  TORCH_CHECK_VALUE((hidden.dim() == 2 || hidden.dim() == 3) && hidden.sym_size(-1) == width &&
+                        hidden.sym_size(-2) == batch,
+                    op, ": hidden must be [B, H], or [K, B, H] with samples, beside weight [D, H] ",
+                    "and target [B, *E], got hidden ", hidden.sym_sizes(), ", weight ",
+                    weight.sym_sizes(), " and target ", c10::SymIntArrayRef(sizes));
+  c10::SymInt event = 1;
+  for (size_t i = 1; i < sizes.size(); ++i) event = event * sizes[i];
+  TORCH_CHECK_VALUE(event == outputs(), op, ": weight must have a row for each element of a ",
+                    "target, got weight ", weight.sym_sizes(), " and target ",
+                    c10::SymIntArrayRef(sizes));
+  for (size_t i = 0; i < heads.size(); ++i) {
+    const std::string which = i == 0 ? "" : "zero_", of_weight = which + "weight";
+    const MaybeTensor& bias = heads[i].bias;
+    check_same_shape(op, "weight", weight, of_weight.c_str(), heads[i].weight);
+    check_same_device(op, "hidden", hidden, of_weight.c_str(), heads[i].weight);
+    TORCH_CHECK_VALUE(heads[i].weight.scalar_type() == hidden.scalar_type(), op, ": ", of_weight,
+                      " must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
+                      heads[i].weight.scalar_type());
+    if (!bias.has_value()) continue;
+    check_same_device(op, "hidden", hidden, (which + "bias").c_str(), *bias);
+    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->sym_size(0) == outputs(), op, ": ", which,
+                      "bias must be [D], got ", which, "bias ", bias->sym_sizes(), " and weight ",
+                      weight.sym_sizes());
+    TORCH_CHECK_VALUE(bias->scalar_type() == hidden.scalar_type(), op, ": ", which,
+                      "bias must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
+                      bias->scalar_type());
+  }
+  // In the shape of the target, without memory.
+  c10::SymDimVector all(sizes);
+  if (has_samples()) all.insert(all.begin(), hidden.sym_size(0));
+  const Tensor result = hidden.new_empty({1}).expand_symint(all);
+  Given given = of(c10::SmallVector<Tensor, 2>(heads.size(), result), target);
+  if (last.has_value() && last->dim() == 1 && sizes.size() > 2)
+    given.parameters.back() = last->reshape_symint(c10::SymIntArrayRef(sizes).slice(1));
+  given.check(op, check_target);
+}
+
 namespace {
 
-// A block's logits. On a CPU they fit the last cache that a core has to itself, as float32; of
-// bfloat16, oneDNN was slower with twice as many, which it cuts in another way.
-constexpr int64_t kBlockElements = int64_t{1} << 19;
-// On a GPU the longer a product is the faster, and no block stays in a cache: a quarter of all
-// logits, between these.
-constexpr int64_t kCudaLeastBytes = int64_t{64} << 20, kCudaMostBytes = int64_t{256} << 20;
-// Fewer make a matrix product slow, however long they are, for it goes over the weights, or packs
-// them, each time; and where a batch is cut, products take multiples of them without a rest.
+// Fewer rows make a matrix product slow, however long they are, for it goes over the weights, or
+// packs them, each time; and where a batch is cut, products take multiples of them without a rest.
+// Of bfloat16, oneDNN was slower with blocks of twice as many elements, which it cuts in another
+// way.
 constexpr int64_t kRowStep = 256;
 
 bool is_reduced(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
-// True if there is a K.
-bool check_linear(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-                  const Tensor& target, bool check_target_values) {
-  const char* op = "fastvae.linear_sigmoid_cross_entropy";
-  check_floating(op, "hidden", hidden);
-  check_target(op, target);
-  check_batch(op, "target", target);
-  check_same_device(op, "hidden", hidden, "weight", weight);
-  check_same_device(op, "hidden", hidden, "target", target);
-  TORCH_CHECK_VALUE(weight.dim() == 2, op, ": weight must be [D, H], got ", weight.sym_sizes());
-  const c10::SymInt outputs = weight.sym_size(0), width = weight.sym_size(1);
-  TORCH_CHECK_VALUE((hidden.dim() == 2 || hidden.dim() == 3) && hidden.sym_size(-1) == width &&
-                        hidden.sym_size(-2) == target.sym_size(0),
-                    op, ": hidden must be [B, H], or [K, B, H] with samples, beside weight [D, H] ",
-                    "and target [B, *E], got hidden ", hidden.sym_sizes(), ", weight ",
-                    weight.sym_sizes(), " and target ", target.sym_sizes());
-  c10::SymInt event = 1;
-  for (const auto& size : target.sym_sizes().slice(1)) event = event * size;
-  TORCH_CHECK_VALUE(event == outputs, op, ": weight must have a row for each element of a target, ",
-                    "got weight ", weight.sym_sizes(), " and target ", target.sym_sizes());
-  TORCH_CHECK_VALUE(weight.scalar_type() == hidden.scalar_type(), op,
-                    ": weight must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
-                    weight.scalar_type());
-  if (bias.has_value()) {
-    check_same_device(op, "hidden", hidden, "bias", *bias);
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->sym_size(0) == outputs, op,
-                      ": bias must be [D], got bias ", bias->sym_sizes(), " and weight ",
-                      weight.sym_sizes());
-    TORCH_CHECK_VALUE(bias->scalar_type() == hidden.scalar_type(), op,
-                      ": bias must have the dtype of hidden, ", hidden.scalar_type(), ", got ",
-                      bias->scalar_type());
-  }
-  if (check_target_values) check_probabilities(op, target);
-  return hidden.dim() == 3;
-}
-
-// Rows k .. k + samples of the samples and b .. b + batch of the batch.
 struct Block {
-  int64_t k, samples, b, batch;
-  Tensor hidden;   // [samples * batch, H], activated
-  Tensor logits;   // [samples, batch, D]
-  Tensor scratch;  // likewise, the same where the logits are not kept
-  Tensor target;   // [batch, D]
-
-  // The same of a tensor [K, B, ...], in memory in one piece where that is.
-  Tensor of(const Tensor& t) const { return t.narrow(0, k, samples).narrow(1, b, batch); }
-  Tensor flat(const Tensor& t) const { return of(t).flatten(0, 1); }
+  Part part;
+  Tensor hidden;                        // [samples * batch, H], activated
+  Given given;                          // its logits [samples, batch, D], and what goes with them
+  c10::SmallVector<Tensor, 2> scratch;  // as the logits, the same where those are not kept
+  // Of a tensor [K, B, ..], in memory in one piece where that is.
+  Tensor flat(const Tensor& t) const { return part.of(t, 1).flatten(0, 1); }
 };
 
 class Layer {
  public:
-  Layer(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-        int64_t activation)
-      : hidden_(hidden.dim() == 3 ? hidden : hidden.unsqueeze(0)),
-        weight_(weight.to(product_dtype(weight, weight.scalar_type()))),
-        bias_(bias),
-        target_(target.reshape({target.size(0), weight.size(0)})),
-        activation_(static_cast<Activation>(activation)) {
-    if (bias_.has_value()) bias_ = bias_->to(weight_.scalar_type());
-    int64_t width = weight_.size(0);
-    // Beside the logits a block has what is converted: hidden units and their gradient.
-    if (weight_.scalar_type() != hidden.scalar_type()) width += 2 * weight_.size(1);
-    int64_t elements = kBlockElements;
-    if (hidden.is_cuda()) {
-      const int64_t size = weight_.element_size();
-      elements = std::clamp(K() * B() * weight_.size(0) / 4, kCudaLeastBytes / size,
-                            kCudaMostBytes / size);
+  explicit Layer(const LinearGiven& given)
+      : given_(given),
+        hidden_(given.has_samples() ? given.hidden : given.hidden.unsqueeze(0)),
+        dtype_(product_dtype(given.hidden, given.hidden.scalar_type())),
+        parts_(cut()) {
+    for (LinearGiven::Head& head : given_.heads) {
+      head.weight = head.weight.to(dtype_);
+      if (head.bias.has_value()) head.bias = head.bias->to(dtype_);
     }
-    const int64_t most = std::max(kRowStep, elements / std::max<int64_t>(1, width));
-    batch_ = std::max<int64_t>(1, B() <= most ? B() : most / kRowStep * kRowStep);
-    samples_ = std::max<int64_t>(1, std::min(K(), most / batch_));
+    if (!given_.is_sparse()) given_.target = given_.target.reshape({B(), D()});
   }
 
   int64_t K() const { return hidden_.size(0); }
   int64_t B() const { return hidden_.size(1); }
-  int64_t blocks() const {
-    return ((K() + samples_ - 1) / samples_) * ((B() + batch_ - 1) / batch_);
-  }
-  const Tensor& weight() const { return weight_; }
+  int64_t D() const { return given_.heads[0].weight.size(0); }
+  int64_t blocks() const { return parts_.count(); }
+  at::ScalarType dtype() const { return dtype_; }
+  const Tensor& weight(size_t head) const { return given_.heads[head].weight; }
 
   // From d/df(hidden) of a block, where it lies, to d/dhidden.
   void activation_backward(Tensor& grad, const Tensor& activated) const {
-    if (activation_ == Activation::relu)
+    if (given_.activation == Activation::relu)
       at::threshold_backward_out(grad, grad, activated, 0);
-    else if (activation_ == Activation::tanh)
+    else if (given_.activation == Activation::tanh)
       at::tanh_backward_out(grad, grad, activated);
   }
 
-  // `kept` are the logits [K, B, D], or undefined: then a block has its own. They are computed if
-  // `compute`, else read.
+  // `kept` are the logits [K, B, D] of the first layer, or undefined: then a block has its own.
+  // They are computed if `compute`, else read.
   template <class F>
   void for_each_block(const Tensor& kept, bool compute, const F& f) const {
-    const Tensor buffer = empty({samples_ * batch_, weight_.size(0)}, weight_.options());
-    Tensor activated;
-    if (activation_ != Activation::none)
-      activated = empty({samples_ * batch_, weight_.size(1)}, weight_.options());
-    for (int64_t k = 0; k < K(); k += samples_) {
-      for (int64_t b = 0; b < B(); b += batch_) {
-        Block block{k, std::min(samples_, K() - k), b, std::min(batch_, B() - b), {}, {}, {}, {}};
-        block.hidden = block.flat(hidden_).to(weight_.scalar_type());
-        if (activated.defined()) {
-          Tensor out = activated.narrow(0, 0, block.samples * block.batch);
-          block.hidden = activation_ == Activation::relu ? at::clamp_min_out(out, block.hidden, 0)
-                                                         : at::tanh_out(out, block.hidden);
-        }
-        block.scratch = buffer.narrow(0, 0, block.samples * block.batch)
-                            .view({block.samples, block.batch, weight_.size(0)});
-        block.logits = kept.defined() ? block.of(kept) : block.scratch;
-        block.target = target_.narrow(0, b, block.batch);
-        if (compute) {
-          Tensor logits = block.logits.flatten(0, 1);
-          layer(block.hidden, weight_, bias_, Activation::none, logits);
-        }
-        f(block);
+    const auto options = hidden_.options().dtype(dtype_);
+    c10::SmallVector<Tensor, 2> buffers;
+    for (size_t i = 0; i < given_.heads.size(); ++i)
+      buffers.push_back(empty({parts_.rows(), D()}, options));
+    Tensor buffer;
+    if (given_.activation != Activation::none)
+      buffer = empty({parts_.rows(), hidden_.size(-1)}, options);
+    // Without the memory of any logits.
+    const Tensor whole = hidden_.new_empty({1}).expand({K(), B(), D()});
+    const Given all = given_.of(c10::SmallVector<Tensor, 2>(buffers.size(), whole), given_.target);
+    parts_.for_each([&](const Part& part) {
+      const int64_t rows = part.samples * part.batch;
+      Tensor hidden = part.of(hidden_, 1).flatten(0, 1).to(dtype_);
+      if (buffer.defined()) {
+        Tensor out = buffer.narrow(0, 0, rows);
+        hidden = given_.activation == Activation::relu ? at::clamp_min_out(out, hidden, 0)
+                                                       : at::tanh_out(out, hidden);
       }
-    }
+      c10::SmallVector<Tensor, 2> logits, scratch;
+      for (size_t i = 0; i < buffers.size(); ++i) {
+        scratch.push_back(buffers[i].narrow(0, 0, rows).view({part.samples, part.batch, D()}));
+        logits.push_back(kept.defined() ? part.of(kept, 1) : scratch[i]);
+        if (!compute) continue;
+        Tensor flat = logits[i].flatten(0, 1);
+        layer(hidden, given_.heads[i].weight, given_.heads[i].bias, Activation::none, flat);
+      }
+      Given some = all.part(part);
+      for (size_t i = 0; i < logits.size(); ++i) some.parameters[i] = logits[i];
+      f(Block{part, hidden, some, scratch});
+    });
   }
 
  private:
-  Tensor hidden_;  // [K, B, H]
-  Tensor weight_;
-  MaybeTensor bias_;
-  Tensor target_;  // [B, D]
-  Activation activation_;
-  int64_t batch_, samples_;
+  LinearGiven given_;  // in the dtype of the products, the target [B, D]
+  Tensor hidden_;      // [K, B, H]
+  at::ScalarType dtype_;
+  Parts parts_;
+
+  Parts cut() const {
+    const int64_t heads = static_cast<int64_t>(given_.heads.size());
+    int64_t width = heads * D();
+    const int64_t elements = block_elements(hidden_, K() * B() * width, c10::elementSize(dtype_));
+    // Beside the logits a block has what is converted: hidden units and their gradient.
+    if (dtype_ != hidden_.scalar_type()) width += 2 * hidden_.size(-1);
+    return Parts(K(), B(), std::max(kRowStep, elements / std::max<int64_t>(1, width)), kRowStep);
+  }
 };
 
 // A sum over the blocks, of which the first one writes. Several of reduced precision are added in
@@ -165,7 +222,7 @@ class Layer {
 class BlockSum {
  public:
   BlockSum(const Tensor& like, const Layer& layer, bool wanted) : like_(like), wanted_(wanted) {
-    const auto dtype = layer.weight().scalar_type();
+    const auto dtype = layer.dtype();
     if (wanted)
       sum_ =
           empty(like.sym_sizes(),
@@ -206,63 +263,164 @@ class BlockSum {
   bool wanted_, is_first_ = true;
 };
 
+using Mask = std::array<bool, kLinearOperands>;
+
 // The gradients of all blocks.
 class Gradients {
  public:
-  Gradients(const Layer& layer, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-            std::array<bool, 3> mask)
-      : layer_(layer),
-        hidden_(empty(mask[0] ? hidden.sym_sizes() : c10::SymIntArrayRef{0}, hidden.options())),
-        by_samples_(hidden.dim() == 3 || !mask[0] ? hidden_ : hidden_.unsqueeze(0)),
-        weight_(weight, layer, mask[1]),
-        bias_(bias.value_or(weight), layer, mask[2]),
-        mask_(mask) {}
-
-  bool any() const { return mask_[0] || mask_[1] || mask_[2]; }
-
-  // From d/dlogits, which stands in the block's scratch memory.
-  void add(const Block& block) {
-    const Tensor grad_logits = block.scratch.flatten(0, 1);
-    if (mask_[0]) {
-      Tensor grad_hidden = block.flat(by_samples_);
-      const bool in_place = grad_hidden.scalar_type() == grad_logits.scalar_type();
-      Tensor product = in_place ? at::mm_out(grad_hidden, grad_logits, layer_.weight())
-                                : grad_logits.mm(layer_.weight());
-      layer_.activation_backward(product, block.hidden);
-      if (!in_place) grad_hidden.copy_(product);
+  Gradients(const Layer& layer, const LinearGiven& given, const Mask& mask)
+      : layer_(layer), given_(given), mask_(mask) {
+    const Tensor& hidden = given.hidden;
+    hidden_ = empty(mask[kHidden] ? hidden.sym_sizes() : c10::SymIntArrayRef{0}, hidden.options());
+    by_samples_ = given.has_samples() || !mask[kHidden] ? hidden_ : hidden_.unsqueeze(0);
+    for (size_t i = 0; i < given.heads.size(); ++i) {
+      const LinearGiven::Head& head = given.heads[i];
+      weight_.emplace_back(head.weight, layer, mask[i == 0 ? kWeight : kSecondWeight]);
+      bias_.emplace_back(head.bias.value_or(head.weight), layer,
+                         mask[i == 0 ? kBias : kSecondBias]);
     }
-    weight_.add_product(grad_logits.t(), block.hidden);
-    bias_.add_rows(grad_logits);
+    const auto zeros = [](const Tensor& t) { return at::zeros(t.sizes(), like(t, at::kDouble)); };
+    if (mask[kTarget]) target_ = zeros(given.target).view({layer.B(), layer.D()});
+    if (mask[kLast]) last_ = zeros(*given.last);
+    if (mask[kLogLibrary]) log_library_ = zeros(*given.log_library);
   }
 
-  std::tuple<Tensor, Tensor, Tensor> result() {
-    return {hidden_, weight_.result(), bias_.result()};
+  // f(results, target, log_library) fills the gradients by the likelihood's parameters and by
+  // those.
+  template <class F>
+  void add(const Block& block, const F& f) {
+    c10::SmallVector<Rows::Result, kMostParameters> grads;
+    for (size_t i = 0; i < weight_.size(); ++i)
+      grads.push_back({block.scratch[i], mask_[kHidden] || is_wanted(i)});
+    const auto part_like = [](const Tensor& sum, const Tensor& part) {
+      return sum.defined() ? Rows::Result{at::empty(part.sizes(), sum.options()), true}
+                           : Rows::Result{part, false};
+    };
+    const Given& given = block.given;
+    if (given_.last.has_value()) grads.push_back(part_like(last_, given.last()));
+    const Rows::Result target = part_like(target_, given.target);
+    Rows::Result library;
+    if (log_library_.defined()) library = part_like(log_library_, *given.log_library);
+    f(grads, target, library);
+    if (last_.defined()) block.part.of(last_, 1).add_(grads.back().tensor);
+    if (target_.defined()) block.part.of(target_, 1).add_(target.tensor);
+    if (log_library_.defined()) block.part.of(log_library_, 0).add_(library.tensor);
+    add_products(block);
+  }
+
+  // In the order of LinearOperand; what was not wanted is empty.
+  std::vector<Tensor> result() {
+    const Tensor& hidden = given_.hidden;
+    const auto none = [&] { return at::empty({0}, hidden.options()); };
+    const bool two = weight_.size() > 1;
+    const auto as = [&](const Tensor& sum, const MaybeTensor& t) {
+      return sum.defined() ? sum.to(t->scalar_type()).view(t->sizes()) : none();
+    };
+    return {hidden_,
+            weight_[0].result(),
+            bias_[0].result(),
+            as(target_, given_.target),
+            two ? weight_[1].result() : none(),
+            two ? bias_[1].result() : none(),
+            as(last_, given_.last),
+            as(log_library_, given_.log_library)};
   }
 
  private:
+  bool is_wanted(size_t head) const {
+    return head == 0 ? mask_[kWeight] || mask_[kBias] : mask_[kSecondWeight] || mask_[kSecondBias];
+  }
+
+  // From d/dlogits, which stand in the block's scratch memory.
+  void add_products(const Block& block) {
+    Tensor product;
+    for (size_t i = 0; i < weight_.size(); ++i) {
+      const Tensor grad_logits = block.scratch[i].flatten(0, 1);
+      if (mask_[kHidden]) {
+        const Tensor& weight = layer_.weight(i);
+        Tensor grad_hidden = block.flat(by_samples_);
+        if (i > 0)
+          product.addmm_(grad_logits, weight);
+        else if (grad_hidden.scalar_type() == grad_logits.scalar_type())
+          product = at::mm_out(grad_hidden, grad_logits, weight);
+        else
+          product = grad_logits.mm(weight);
+        if (i + 1 == weight_.size()) {
+          layer_.activation_backward(product, block.hidden);
+          if (!product.is_alias_of(grad_hidden)) grad_hidden.copy_(product);
+        }
+      }
+      weight_[i].add_product(grad_logits.t(), block.hidden);
+      bias_[i].add_rows(grad_logits);
+    }
+  }
+
   const Layer& layer_;
+  const LinearGiven& given_;
+  Mask mask_;
   Tensor hidden_, by_samples_;
-  BlockSum weight_, bias_;
-  std::array<bool, 3> mask_;
+  c10::SmallVector<BlockSum, 2> weight_, bias_;
+  Tensor target_, last_, log_library_;  // sums over blocks and samples, in double
 };
 
-Tensor empty_like_if(const Tensor& t, bool wanted) {
-  return at::empty_symint(wanted ? t.sym_sizes() : c10::SymIntArrayRef{0}, t.options());
+std::vector<Tensor> empty_gradients(const LinearGiven& given, const Mask& mask) {
+  const bool two = given.heads.size() > 1;
+  const Tensor& none = given.hidden;
+  const Tensor all[] = {given.hidden,
+                        given.heads[0].weight,
+                        given.heads[0].bias.value_or(none),
+                        given.target,
+                        two ? given.heads[1].weight : none,
+                        two ? given.heads[1].bias.value_or(none) : none,
+                        given.last.value_or(none),
+                        given.log_library.value_or(none)};
+  std::vector<Tensor> grads;
+  for (size_t i = 0; i < kLinearOperands; ++i)
+    grads.push_back(mask[i] ? at::empty_symint(all[i].sym_sizes(), all[i].options())
+                            : at::empty({0}, none.options()));
+  return grads;
 }
 
 // The losses [B] or [K, B], not yet written.
-Tensor empty_rows(const Tensor& hidden, const Tensor& target) {
-  return at::empty_symint(hidden.sym_sizes().slice(0, hidden.dim() - 1),
-                          hidden.options().dtype(sum_dtype({hidden, target})));
+Tensor empty_rows(const LinearGiven& given) {
+  const Tensor& hidden = given.hidden;
+  const auto dtype = sum_dtype({hidden, given.target, given.last, given.log_library});
+  return at::empty_symint(given.rows(), hidden.options().dtype(dtype));
+}
+
+LinearGiven given_of(c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+                     const MaybeTensor& bias, const Tensor& target,
+                     const MaybeTensor& second_weight, const MaybeTensor& second_bias,
+                     const MaybeTensor& last, const MaybeTensor& log_library,
+                     const MaybeTensor& crow_indices, const MaybeTensor& col_indices,
+                     int64_t activation) {
+  return {likelihood_of(likelihood),
+          hidden,
+          weight,
+          bias,
+          target,
+          second_weight,
+          second_bias,
+          last,
+          log_library,
+          crow_indices,
+          col_indices,
+          static_cast<Activation>(activation)};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
-    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool keep, bool check_target, int64_t activation) {
-  const bool has_samples = check_linear(hidden, weight, bias, target, check_target);
-  Tensor out = empty_rows(hidden, target);
+std::tuple<Tensor, Tensor> linear_nll_forward(
+    c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+    const MaybeTensor& bias, const Tensor& target, const MaybeTensor& second_weight,
+    const MaybeTensor& second_bias, const MaybeTensor& last, const MaybeTensor& log_library,
+    const MaybeTensor& crow_indices, const MaybeTensor& col_indices, int64_t activation, bool keep,
+    bool check_target) {
+  const LinearGiven given =
+      given_of(likelihood, hidden, weight, bias, target, second_weight, second_bias, last,
+               log_library, crow_indices, col_indices, activation);
+  given.check(check_target);
+  Tensor out = empty_rows(given);
   c10::SymDimVector size{0};
   if (keep) {
     size.assign(out.sym_sizes().begin(), out.sym_sizes().end());
@@ -270,83 +428,60 @@ std::tuple<Tensor, Tensor> linear_sigmoid_cross_entropy_forward(
   }
   const Tensor logits = at::empty_symint(size, hidden.options());
   if (out.is_meta()) return {out, logits};
-  const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
-  const KernelsFor device(hidden);
-  const LikelihoodKernels& kernels = kernels_of(device, Likelihood::sigmoid_cross_entropy);
-  Layer(hidden, weight, bias, target, activation)
-      .for_each_block(keep ? by_samples(logits) : Tensor(), true, [&](const Block& block) {
-        const Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target});
-        kernels.sum(rows.extent, inputs_of(rows, Likelihood::sigmoid_cross_entropy),
-                    sums_of(block.of(by_samples(out))));
-      });
+  const auto by_samples = [&](const Tensor& t) { return given.has_samples() ? t : t.unsqueeze(0); };
+  Layer(given).for_each_block(keep ? by_samples(logits) : Tensor(), true, [&](const Block& block) {
+    block.part.of(by_samples(out), 0).copy_(sums_and_grads(block.given, 1, {}));
+  });
   return {out, logits};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_with_grad(
-    const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias, const Tensor& target,
-    bool mean, std::array<bool, 3> mask, bool check_target, int64_t activation) {
-  const bool has_samples = check_linear(hidden, weight, bias, target, check_target);
-  Tensor out = empty_rows(hidden, target);
-  if (out.is_meta())
-    return {out, empty_like_if(hidden, mask[0]), empty_like_if(weight, mask[1]),
-            empty_like_if(bias.value_or(weight), mask[2])};
-  const Tensor by_samples = has_samples ? out : out.unsqueeze(0);
+std::tuple<Tensor, std::vector<Tensor>> linear_nll_with_grads(
+    c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+    const MaybeTensor& bias, const Tensor& target, const MaybeTensor& second_weight,
+    const MaybeTensor& second_bias, const MaybeTensor& last, const MaybeTensor& log_library,
+    const MaybeTensor& crow_indices, const MaybeTensor& col_indices, int64_t activation, bool mean,
+    Mask mask, bool check_target) {
+  const LinearGiven given =
+      given_of(likelihood, hidden, weight, bias, target, second_weight, second_bias, last,
+               log_library, crow_indices, col_indices, activation);
+  given.check(check_target);
+  Tensor out = empty_rows(given);
+  if (out.is_meta()) return {out, empty_gradients(given, mask)};
+  const Tensor by_samples = given.has_samples() ? out : out.unsqueeze(0);
   const double scale = mean ? 1 / static_cast<double>(out.numel()) : 1;
-  const KernelsFor device(hidden);
-  const LikelihoodKernels& kernels = kernels_of(device, Likelihood::sigmoid_cross_entropy);
-  const Layer layer(hidden, weight, bias, target, activation);
-  Gradients grads(layer, hidden, weight, bias, mask);
+  const Layer layer(given);
+  Gradients grads(layer, given, mask);
   layer.for_each_block({}, true, [&](const Block& block) {
-    Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
-              {{block.scratch, true}});
-    const Output grad_logits = rows.output(0);
-    kernels.sum_with_grads(rows.extent, inputs_of(rows, Likelihood::sigmoid_cross_entropy), scale,
-                           sums_of(block.of(by_samples)), &grad_logits);
-    rows.finish();
-    grads.add(block);
+    grads.add(block, [&](at::ArrayRef<Rows::Result> results, const Rows::Result&,
+                         const Rows::Result& library) {
+      block.part.of(by_samples, 0).copy_(sums_and_grads(block.given, scale, results, library));
+    });
   });
-  return std::tuple_cat(std::make_tuple(out), grads.result());
+  return {out, grads.result()};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_sigmoid_cross_entropy_backward(
-    const Tensor& grad, const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
-    const Tensor& target, const MaybeTensor& logits, std::array<bool, 4> mask, int64_t activation) {
-  Tensor grad_target = empty_like_if(target, mask[3]);
-  if (hidden.is_meta())
-    return {empty_like_if(hidden, mask[0]), empty_like_if(weight, mask[1]),
-            empty_like_if(bias.value_or(weight), mask[2]), grad_target};
-  const bool has_samples = hidden.dim() == 3;
-  const auto by_samples = [&](const Tensor& t) { return has_samples ? t : t.unsqueeze(0); };
-  const KernelsFor device(hidden);
-  const LikelihoodKernels& kernels = kernels_of(device, Likelihood::sigmoid_cross_entropy);
-  const Layer layer(hidden, weight, bias, target, activation);
-  Gradients grads(layer, hidden, weight, bias, {mask[0], mask[1], mask[2]});
-  Tensor target_sum;  // [B, D], over the samples
-  if (mask[3])
-    target_sum =
-        at::zeros({layer.B(), weight.size(0)}, target.options().dtype(sum_dtype({hidden, target})));
+std::vector<Tensor> linear_nll_backward(
+    const Tensor& grad, c10::string_view likelihood, const Tensor& hidden, const Tensor& weight,
+    const MaybeTensor& bias, const Tensor& target, const MaybeTensor& second_weight,
+    const MaybeTensor& second_bias, const MaybeTensor& last, const MaybeTensor& log_library,
+    const MaybeTensor& crow_indices, const MaybeTensor& col_indices, int64_t activation,
+    const MaybeTensor& logits, Mask mask) {
+  const LinearGiven given =
+      given_of(likelihood, hidden, weight, bias, target, second_weight, second_bias, last,
+               log_library, crow_indices, col_indices, activation);
+  if (hidden.is_meta()) return empty_gradients(given, mask);
+  const auto by_samples = [&](const Tensor& t) { return given.has_samples() ? t : t.unsqueeze(0); };
+  const Layer layer(given);
+  Gradients grads(layer, given, mask);
   const bool kept = logits.has_value();
   layer.for_each_block(kept ? by_samples(*logits) : Tensor(), !kept, [&](const Block& block) {
-    const Tensor upstream = block.of(by_samples(grad));
-    if (mask[3]) {
-      const Tensor term = at::empty(block.target.sizes(), target_sum.options());
-      Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target}, {{term, true}});
-      kernels.backward_target(rows.extent, rows.upstream(upstream),
-                              inputs_of(rows, Likelihood::sigmoid_cross_entropy), rows.output(0));
-      rows.finish();
-      target_sum.narrow(0, block.b, block.batch).add_(term);
-    }
-    if (!grads.any()) return;
-    Rows rows(block.logits, 1, RowOrder::any, {block.logits, block.target},
-              {{block.scratch, true}});
-    const Output grad_logits = rows.output(0);
-    kernels.backward(rows.extent, rows.upstream(upstream),
-                     inputs_of(rows, Likelihood::sigmoid_cross_entropy), &grad_logits);
-    rows.finish();
-    grads.add(block);
+    grads.add(block, [&](at::ArrayRef<Rows::Result> results, const Rows::Result& target_result,
+                         const Rows::Result& library) {
+      gradients(block.given, block.part.of(by_samples(grad), 0), results, target_result, {},
+                library);
+    });
   });
-  if (mask[3]) grad_target.copy_(target_sum.view(target.sizes()));
-  return std::tuple_cat(grads.result(), std::make_tuple(grad_target));
+  return grads.result();
 }
 
 }  // namespace fastvae::ops

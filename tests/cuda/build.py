@@ -35,8 +35,10 @@ with FakeTensorMode():
         loss = fastvae.elbo_loss(logits, target, *moments.chunk(2, -1)).loss
         part = torch.ops.fastvae.nll_backward  # autograd itself would ask for the device
         upstream = torch.empty(3, 5, device=device)
-        mask = [True] + 4 * [False]
-        grad = part(upstream, "sigmoid_cross_entropy", logits, None, None, target, None, 1.0, mask)[0]
+        grad = part(
+            upstream, "sigmoid_cross_entropy", logits, None, None, target, None, 1.0, False, None, None, None,
+            [True] + 5 * [False],
+        )[0]  # fmt: skip
         assert {t.device.type for t in (z, kl, loss, grad)} == {device}
         assert [tuple(t.shape) for t in (z, kl, loss, grad)] == [(5, 4), (5,), (), (3, 5, 7)]
         assert grad.dtype == torch.bfloat16
