@@ -302,6 +302,17 @@ struct zero_inflated_negative_binomial_nll : Defaults {
   FASTVAE_FN auto of_zero(T a, T l, T b) {
     return element_of(formulas::negative_binomial_of_zero(a, b), l, T(0));
   }
+  // The same in two steps, of which each has the registers that it needs.
+  static constexpr int between = 3;
+  template <class T>
+  FASTVAE_FN auto first_of_zero(T a, T, T b) {
+    const auto count = formulas::negative_binomial_of_zero(a, b);
+    return element(count.nll, T(0), count.grad_log_mean, count.grad_log_theta);
+  }
+  template <class T>
+  FASTVAE_FN auto second_of_zero(T nll, T by_mean, T by_theta, T, T l, T) {
+    return element_of(formulas::CountLoss<T>{nll, by_mean, by_theta, T(0)}, l, T(0));
+  }
 
  private:
   template <class T>

@@ -311,9 +311,9 @@ def linear_sigmoid_cross_entropy(
 ) -> Tensor:
     """:func:`sigmoid_cross_entropy` of the logits ``f(hidden) @ weight.T + bias``, a block of rows at a time.
 
-    A block is at most 256 rows, or as many as fit into 2 MiB of float32; on a GPU a quarter of all logits, between 64
-    and 256 MiB. With ``"mean"`` and ``"sum"`` the gradients are written in the forward pass (but for float16, and a
-    target that wants a gradient). Per sample the backward pass computes the logits again, a third more
+    A block is as many rows as fit into 2 MiB of float32, or 256 to 480 where those are more; on a GPU a quarter of all
+    logits, between 64 and 256 MiB. With ``"mean"`` and ``"sum"`` the gradients are written in the forward pass (but for
+    float16, and a target that wants a gradient). Per sample the backward pass computes the logits again, a third more
     multiplications, where they take more than 16 MiB or are of reduced precision; others are kept. A graph of the
     derivatives (``create_graph=True``) holds the logits.
 

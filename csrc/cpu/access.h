@@ -82,13 +82,21 @@ inline const int64_t* lower_bound(const int64_t* numbers, int64_t n, int64_t x) 
   return numbers;
 }
 
+// Which elements of a piece are not 0, as far as that is known.
+struct Places {
+  int64_t count = -1;
+  int32_t place[kTile];
+};
+
 // The rows of a piece, of which most elements are 0. Of columns that are not sorted, which nobody
 // promised, some are left out.
 template <class T>
-void read_sparse(const Extent& extent, const Input& input, const Piece& piece, T* out) {
+void read_sparse(const Extent& extent, const Input& input, const Piece& piece, T* out,
+                 Places& places) {
   T found[kTile];
   fill(out, piece.size(), T(0));
-  for (int64_t r = 0; r < piece.rows; ++r, out += piece.columns) {
+  places.count = 0;
+  for (int64_t r = 0; r < piece.rows; ++r) {
     const int64_t row = (piece.row + r) % extent.B, end_column = piece.column + piece.columns;
     const int64_t *begin = input.columns + input.index[row],
                   *end = input.columns + input.index[row + 1];
@@ -96,8 +104,12 @@ void read_sparse(const Extent& extent, const Input& input, const Piece& piece, T
     const int64_t* last = first;
     while (last < end && last - first < piece.columns && *last < end_column) ++last;
     read(input.dtype, input.data, first - input.columns, last - first, found);
-    for (int64_t i = 0; i < last - first; ++i)
-      if (first[i] >= piece.column) out[first[i] - piece.column] = found[i];
+    for (int64_t i = 0; i < last - first; ++i) {
+      if (first[i] < piece.column) continue;
+      const int64_t place = r * piece.columns + first[i] - piece.column;
+      places.place[places.count++] = static_cast<int32_t>(place);
+      out[place] = found[i];
+    }
   }
 }
 
@@ -133,9 +145,11 @@ __attribute__((noinline)) const T* gather(const Extent& extent, const Input& inp
         read_shared(input, row_offset(extent, input, piece.row + r), piece.column, piece.columns,
                     buffer + r * piece.columns);
       return buffer;
-    case Input::Kind::sparse:
-      read_sparse(extent, input, piece, buffer);
+    case Input::Kind::sparse: {
+      Places places;
+      read_sparse(extent, input, piece, buffer, places);
       return buffer;
+    }
     case Input::Kind::elements:
       break;
   }
@@ -159,12 +173,19 @@ inline const T* load(const Extent& extent, const Input& input, const Piece& piec
   return gather(extent, input, piece, buffer);
 }
 
-// Loads all inputs. Returns a bit for each that is read where it lies.
+// Loads all inputs. Returns a bit for each that is read where it lies; `places`, if it is given,
+// are those of the last one.
 template <class T, int N>
 inline uint32_t load_all(const Extent& extent, const Input* inputs, const Piece& piece,
-                         const T** in, Buffers<T, N>& buffers) {
+                         const T** in, Buffers<T, N>& buffers, Places* places = nullptr) {
   uint32_t in_place = 0;
+  if (places != nullptr) places->count = -1;
   for (int i = 0; i < N; ++i) {
+    if (i == N - 1 && places != nullptr && inputs[i].kind == Input::Kind::sparse) {
+      read_sparse(extent, inputs[i], piece, buffers[i], *places);
+      in[i] = buffers[i];
+      continue;
+    }
     in[i] = load<T>(extent, inputs[i], piece, buffers[i]);
     if (inputs[i].kind == Input::Kind::elements && in[i] != buffers[i]) in_place |= 1u << i;
   }

@@ -152,18 +152,33 @@ inline FASTVAE_INLINE T run_all(const F& f, uint32_t in_place, const T* const* i
 template <class F>
 constexpr bool knows_zeros = requires(F f) { f.of_zeros(); };
 
+// A function in two steps, where one would need more registers than there are: `first` returns
+// values that `second` takes before the inputs.
+template <class F>
+constexpr int steps_between = [] {
+  if constexpr (requires { F::between; }) return F::between;
+  return 0;
+}();
+
+template <int NO, Sum sum, class T, class F, size_t... I, size_t... B>
+void run_in_steps(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
+                  std::index_sequence<I...>, std::index_sequence<B...>) {
+  Buffers<T, sizeof...(B)> between;
+  T* const to[] = {between[B]...};
+  run_all<sizeof...(B), Sum::none, T>(f.first(), 0, in, to, nullptr, nullptr, n,
+                                      std::index_sequence<I...>());
+  const T* const all[] = {between[B]..., in[I]...};
+  run_all<NO, sum, T>(f.second(), 0, all, out, terms, nullptr, n,
+                      std::make_index_sequence<sizeof...(B) + sizeof...(I)>());
+}
+
 // The shorter form over all elements, and f over those that are not 0, side by side.
 template <int NO, Sum sum, class T, class F, size_t... I>
 T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
-            std::index_sequence<I...> indices) {
+            const Places& nonzero, std::index_sequence<I...> indices) {
   constexpr int NI = sizeof...(I);
-  const T* last = in[NI - 1];
-  int32_t place[kTile];
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    place[count] = static_cast<int32_t>(i);
-    count += last[i] != T(0);
-  }
+  const int64_t count = nonzero.count;
+  const int32_t* place = nonzero.place;
   // Collected before anything is written: an output may be an input.
   Buffers<T, NI> some_in;
   Buffers<T, NO> some_out;
@@ -177,7 +192,12 @@ T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
   T* results[NO > 0 ? NO : 1];
   for (int o = 0; o < NO; ++o) results[o] = some_out[o];
   T* const to = terms != nullptr ? terms : all_terms;
-  run_all<NO, sum, T>(f.of_zeros(), 0, in, out, to, nullptr, n, indices);
+  const auto zeros = f.of_zeros();
+  constexpr int between = steps_between<std::remove_const_t<decltype(zeros)>>;
+  if constexpr (between > 0)
+    run_in_steps<NO, sum>(zeros, in, out, to, n, indices, std::make_index_sequence<between>());
+  else
+    run_all<NO, sum, T>(zeros, 0, in, out, to, nullptr, n, indices);
   run_all<NO, sum, T>(f, 0, packed, results, some_terms, nullptr, count, indices);
   for (int o = 0; o < NO; ++o)
     for (int64_t i = 0; i < count; ++i) out[o][place[i]] = results[o][i];
@@ -194,17 +214,42 @@ int64_t zeros_of(const T* x, int64_t n) {
   return zeros;
 }
 
+// Fills `places` where they are not known; whether so few elements are not 0 that there is
+// something to gain.
+template <class T>
+bool are_few(const T* x, int64_t n, Places& places) {
+  if (places.count >= 0) return 2 * places.count <= n;
+  if (2 * zeros_of(x, n) < n) return false;
+  places.count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    places.place[places.count] = static_cast<int32_t>(i);
+    places.count += x[i] != T(0);
+  }
+  return true;
+}
+
 template <int NO, Sum sum, class T, class F, size_t... I>
 inline FASTVAE_INLINE T run_tile(const F& f, uint32_t in_place, const T* const* in, T* const* out,
-                                 T* terms, T* factors, int64_t n,
+                                 T* terms, T* factors, int64_t n, Places* places,
                                  std::index_sequence<I...> indices) {
   if constexpr (knows_zeros<F>) {
-    // Of more numbers that are not 0 there is nothing to gain.
-    if (2 * zeros_of(in[sizeof...(I) - 1], n) >= n)
-      return run_zeros<NO, sum, T>(f, in, out, terms, n, indices);
+    if (are_few(in[sizeof...(I) - 1], n, *places))
+      return run_zeros<NO, sum, T>(f, in, out, terms, n, *places, indices);
   }
   return run_all<NO, sum, T>(f, in_place, in, out, terms, factors, n, indices);
 }
+
+// Where a function asks for them, Places, else nothing.
+template <class F>
+struct PlacesOf {
+  Places places;
+  Places* get() { return &places; }
+};
+template <class F>
+  requires(!knows_zeros<F>)
+struct PlacesOf<F> {
+  static constexpr Places* get() { return nullptr; }
+};
 
 // Walks over all rows; each (k, b) row by itself.
 template <class T, Sum sum, int NI, int NO, class F>
@@ -224,10 +269,11 @@ void walk(const Extent& extent, const Sums& sums, const Output* outputs, const I
     Buffers<T, NO> out_buffers;
     const T* in[NI];
     T* out[NO > 0 ? NO : 1] = {};
-    const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
+    PlacesOf<F> places;
+    const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers, places.get());
     for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
     const T total = run_tile<NO, sum>(f, in_place, in, out, terms, factors, piece.size(),
-                                      std::make_index_sequence<NI>());
+                                      places.get(), std::make_index_sequence<NI>());
     for (int o = 0; o < NO; ++o)
       if (out[o] == out_buffers[o]) store<T>(extent, outputs[o], piece, out[o]);
     return total;
@@ -301,10 +347,11 @@ void walk_folding(const Extent& extent, const Output* outputs, const Input* inpu
         piece.row += k * extent.B;
         const T* in[NI];
         T* out[NO];
-        const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
+        PlacesOf<F> places;
+        const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers, places.get());
         for (int o = 0; o < NO; ++o) out[o] = out_buffers[o];
         run_tile<NO, Sum::none, T>(f, in_place, in, out, nullptr, nullptr, piece.size(),
-                                   std::make_index_sequence<NI>());
+                                   places.get(), std::make_index_sequence<NI>());
         for (int o = 0; o < NO; ++o) {
           T* sum = sum_buffers[o];
 #pragma omp simd
@@ -345,10 +392,11 @@ void walk_columns(const Extent& extent, const Sums& sums, const Output* outputs,
         piece.rows = last - piece.row < group ? last - piece.row : group;
         const T* in[NI];
         T* out[NO + NC];
-        const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers);
+        PlacesOf<F> places;
+        const uint32_t in_place = load_all(extent, inputs, piece, in, in_buffers, places.get());
         for (int o = 0; o < NO; ++o) out[o] = place<T>(extent, outputs[o], piece, out_buffers[o]);
         for (int c = NO; c < NO + NC; ++c) out[c] = out_buffers[c];
-        run_tile<NO + NC, sum, T>(f, in_place, in, out, terms, nullptr, piece.size(),
+        run_tile<NO + NC, sum, T>(f, in_place, in, out, terms, nullptr, piece.size(), places.get(),
                                   std::make_index_sequence<NI>());
         for (int64_t r = 0; sum != Sum::none && r < piece.rows; ++r)
           of_rows[(piece.row + r) * tiles + s % tiles] =
@@ -417,6 +465,18 @@ struct Term {
     requires knows_zeros<F>
   {
     return Term<decltype(f.of_zeros())>{f.of_zeros()};
+  }
+  // In two steps where f is.
+  static constexpr int between = steps_between<F>;
+  auto first() const
+    requires(between > 0)
+  {
+    return f.first();
+  }
+  auto second() const
+    requires(between > 0)
+  {
+    return Term<decltype(f.second())>{f.second()};
   }
 };
 

@@ -37,6 +37,39 @@ struct Passes {
     }
   }
   static constexpr bool knows_zeros = requires { L::knows_zeros; };
+  // How many numbers the first of two steps leaves to the second, or 0.
+  static constexpr int between = [] {
+    if constexpr (requires { L::between; }) return L::between;
+    return 0;
+  }();
+
+  struct FirstStep {
+    template <class... T>
+    FASTVAE_LAMBDA auto operator()(T... x) const {
+      const std::common_type_t<T...> all[] = {x...};
+      return of(all, std::make_index_sequence<N>());
+    }
+    template <class T, size_t... I>
+    FASTVAE_LAMBDA static auto of(const T* x, std::index_sequence<I...>) {
+      const auto e = L::first_of_zero(x[I]...);
+      return values(e.nll, e.grad[0], e.grad[1]);
+    }
+  };
+
+  // After the first step's numbers the inputs.
+  template <class F>
+  struct SecondStep {
+    F f;
+    template <class... T>
+    FASTVAE_LAMBDA auto operator()(T... x) const {
+      const std::common_type_t<T...> all[] = {x...};
+      return f.of(of(all, std::make_index_sequence<between + N>()));
+    }
+    template <class T, size_t... I>
+    FASTVAE_LAMBDA static auto of(const T* x, std::index_sequence<I...>) {
+      return L::second_of_zero(x[I]...);
+    }
+  };
   static constexpr bool is_count = likelihoods::is_count(L::data);
 
   // The functions that the loops run; the upstream gradient g, where there is one, comes first. The
@@ -65,9 +98,24 @@ struct Passes {
     {
       return NllAndGrads<n, true>{scale};
     }
+    static constexpr int between = zero ? Passes::between : 0;
+    FirstStep first() const
+      requires(between > 0)
+    {
+      return {};
+    }
+    SecondStep<NllAndGrads> second() const
+      requires(between > 0)
+    {
+      return {*this};
+    }
     template <class T, class... X>
     FASTVAE_LAMBDA auto operator()(T first, X... x) const {
-      const auto e = element<zero>(first, x...);
+      return of(element<zero>(first, x...));
+    }
+    template <class E>
+    FASTVAE_LAMBDA auto of(const E& e) const {
+      using T = std::remove_cvref_t<decltype(e.grad_target)>;
       return all(e.nll, e.grad, static_cast<T>(scale), std::make_index_sequence<n>());
     }
     template <class Term, class T, size_t... I>
