@@ -40,9 +40,10 @@ class ELBOReport(NamedTuple):
     """Nats, E[-log P(x|z)]."""
     kl: float
     """Nats, KL(Q(z|x), P(z))."""
-    bits_per_dim: float
-    """``-elbo`` in bits per pixel. Bernoulli: of targets in [0, 1], grey or binary. Gaussian: of the density
-    over pixels in [0, 1], so that it may be negative."""
+    bits_per_dim: float | None
+    """``-elbo`` in bits per pixel. Bernoulli: of targets in [0, 1], grey or binary. Binomial and discretised logistic:
+    of the probability of the levels. Gaussian: of the density over pixels in [0, 1], so that it may be negative. None
+    for other likelihoods, where it is no figure of the field."""
     standard_error: float | None
     """Nats, of ``elbo``; None where only its mean is known, as of the steps of a training."""
 
@@ -58,8 +59,8 @@ class LikelihoodReport(NamedTuple):
     sampling_error: float
     """Nats: what other samples of z would change, for the same images. Too small where the effective sample size is
     near 1, and 0 for one sample: then one has all of the weight, and better ones were not met."""
-    bits_per_dim: float
-    """``-log_likelihood`` in bits per pixel."""
+    bits_per_dim: float | None
+    """``-log_likelihood`` in bits per pixel, as that of :class:`ELBOReport`."""
     effective_sample_size: float
     """(sum w)^2 / sum w^2, of ``num_samples``."""
     num_samples: int
@@ -82,19 +83,24 @@ class LatentReport(NamedTuple):
     """Dimensions whose activity is above 0.01."""
 
 
-def elbo_report(reconstruction: float, kl: float, dims: int, standard_error: float | None = None) -> ELBOReport:
+def elbo_report(reconstruction: float, kl: float, dims: int | None, standard_error: float | None = None) -> ELBOReport:
     """Put the two parts of the negative ELBO together.
 
     Args:
         reconstruction: nats per image.
         kl: nats per image.
-        dims: pixels per image.
+        dims: pixels per image; None where bits per pixel are not asked for.
         standard_error: of their sum.
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and sec. 2.4.2.
     """
     elbo = -(reconstruction + kl)
     return ELBOReport(elbo, reconstruction, kl, _bits(-elbo, dims), standard_error)
+
+
+def dims_of_bits(model: Model) -> int | None:
+    """Numbers of an image that its bits are shared among; None for likelihoods that are not reported in bits."""
+    return math.prod(model.data_shape) if model.output.has_bits else None
 
 
 @torch.no_grad()
@@ -124,7 +130,7 @@ def evaluate(
             both shapes); conditions for a model without, or none for one with.
     """
     sums = elbo_sums(model, images, condition, batch_size=batch_size, binarize=binarize, generator=generator)
-    return report_of_sums(sums, len(images), images.shape[1:].numel())
+    return report_of_sums(sums, len(images), dims_of_bits(model))
 
 
 @torch.no_grad()
@@ -172,8 +178,8 @@ def elbo_sums(
     return sums
 
 
-def report_of_sums(sums: Tensor, images: int, dims: int) -> ELBOReport:
-    """The report of what :func:`elbo_sums` gives: of ``images`` images of ``dims`` pixels each."""
+def report_of_sums(sums: Tensor, images: int, dims: int | None) -> ELBOReport:
+    """The report of what :func:`elbo_sums` gives: of ``images`` images, with bits for ``dims`` pixels each."""
     reconstruction, kl, square = (sums / images).tolist()
     error = _standard_error(reconstruction + kl, square, images)
     return elbo_report(reconstruction, kl, dims, error)
@@ -248,7 +254,7 @@ def log_likelihood(
             the tutorial, which needs astronomically many samples.
         batch_size: images at a time.
         memory: bytes that the decoder's activations may take; a chunk has at least one sample of one image. What a
-            sample takes is measured, but for the built-in MLPs, of which it is known.
+            sample takes is measured, but for the built-in MLPs of most likelihoods, of which it is known.
         binarize: whether the targets are binary, each pixel drawn once with probability x/255.
         amp: ``"bf16"``: the decoder in bfloat16; weights and their sums are at least float32 all the same.
         seed: of all noise: with the same sizes of batches and chunks, the same result.
@@ -303,7 +309,7 @@ def log_likelihood(
         _standard_error(mean, float(bounds.square().mean()), len(bounds)),
         # Var(log of a mean) = Var(w) / (K mean(w)^2), the delta method; and that is 1 / size - 1 / K.
         float((1 / sizes - 1 / num_samples).clamp_min(0).sum().sqrt()) / len(bounds),
-        _bits(-mean, images.shape[1:].numel()),
+        _bits(-mean, dims_of_bits(model)),
         float(sizes.mean()),
         num_samples,
         len(bounds),
@@ -312,12 +318,12 @@ def log_likelihood(
 
 def _sample_bytes(model: VAE | CVAE, image: Tensor, condition: Tensor | None) -> int:
     """What the decoder's activations take for each sample of z of an image."""
-    if model.network == "mlp":
+    if model.network == "mlp" and not model.output.has_library and model.output.outputs == 1:
         # Two layers' activations are there at a time, but never the logits; of z itself, its copies in the weights.
         number = max([4, *(parameter.element_size() for parameter in model.parameters())])
-        pixels = 0 if model.likelihood == "bernoulli" else model.pixels
+        pixels = 0 if model.output.has_layer else model.pixels
         return number * (2 * max(*model.hidden, pixels, model.latent_dim) + 4 * model.latent_dim)
-    # Of other networks, one sample tells. More of them take no more than as many times that: what does not grow with
+    # Otherwise one sample tells. More of them take no more than as many times that: what does not grow with
     # them, as weights that are computed, counts for each.
     generator = torch.Generator(_device(model, image))
     with evaluating(model):
@@ -491,5 +497,5 @@ def _standard_error(mean: float, mean_square: float, count: int) -> float:
     return math.sqrt(max(0.0, mean_square - mean * mean) / max(1, count - 1))
 
 
-def _bits(nats: float, dims: int) -> float:
-    return nats / (dims * math.log(2))
+def _bits(nats: float, dims: int | None) -> float | None:
+    return None if dims is None else nats / (dims * math.log(2))

@@ -109,9 +109,9 @@ def test_a_model_of_own_modules_does_all_that_a_model_does(make, likelihood, x):
 )
 def test_logits_of_a_last_linear_layer_are_not_kept(make, fused, x, monkeypatch):
     model, calls = own(make), []
-    op = fastvae.models.likelihood.linear_sigmoid_cross_entropy
+    op = fastvae.models.pixels.linear_sigmoid_cross_entropy
     monkeypatch.setattr(
-        fastvae.models.likelihood,
+        fastvae.models.pixels,
         "linear_sigmoid_cross_entropy",
         lambda *args, **options: calls.append(options["activation"]) or op(*args, **options),
     )

@@ -37,6 +37,7 @@ def convolutional(
     depth: int = 1,
     norm: Norm = "group",
     condition: int = 0,
+    outputs: int = 1,
 ) -> tuple[nn.Module, nn.Module]:
     """A convolutional encoder and decoder, for ``VAE(data_shape, latent_dim=..., encoder=..., decoder=...)``.
 
@@ -49,9 +50,11 @@ def convolutional(
         norm: ``"group"`` (group normalisation), ``"batch"`` (batch normalisation) or ``"none"``.
         condition: how many numbers a condition has, for networks of a ``CVAE``. The encoder adds a linear function of
             them to the channels of each level; the decoder reads them beside z.
+        outputs: numbers that the decoder gives for each pixel and channel.
 
     Returns:
-        The encoder, ``[B, *E]`` to ``[B, 2L]``, mu beside logvar; and the decoder, ``[B, L]`` to ``[B, *E]``. With a
+        The encoder, ``[B, *E]`` to ``[B, 2L]``, mu beside logvar; and the decoder, ``[B, L]`` to ``[B, *E]``, or to
+        ``[B, outputs, *E]`` for several ``outputs``. With a
         condition both take it, ``[B, *C]``, as a second argument. At first logvar is 0, the residual branches add
         nothing, and the decoder gives about 0 for each pixel.
 
@@ -76,7 +79,7 @@ def convolutional(
     plan = _Plan(event, width)
     return (
         ConvolutionalEncoder(plan, latent_dim, depth, norm, condition),
-        ConvolutionalDecoder(plan, latent_dim, depth, norm, condition),
+        ConvolutionalDecoder(plan, latent_dim, depth, norm, condition, outputs),
     )
 
 
@@ -132,11 +135,12 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """``[B, L]``, and a condition ``[B, *C]`` where it has one, to ``[B, *E]``."""
+    """``[B, L]``, and a condition ``[B, *C]`` where it has one, to ``[B, *E]`` or ``[B, outputs, *E]``."""
 
-    def __init__(self, plan: _Plan, latent_dim: int, depth: int, norm: Norm, condition: int) -> None:
+    def __init__(self, plan: _Plan, latent_dim: int, depth: int, norm: Norm, condition: int, outputs: int) -> None:
         super().__init__()
-        self.event = plan.event
+        self.event = plan.event if outputs == 1 else (outputs, *plan.event)
+        image_channels = outputs * plan.image[0]
         channels = plan.channels[-1]
         first = nn.Linear(latent_dim + condition, channels * math.prod(plan.sizes[-1]))
         _initialise(first, gain=1.0)
@@ -149,9 +153,9 @@ class ConvolutionalDecoder(nn.Module):
             self.levels.append(_Level(_activated(channels, norm).append(up), plan.channels[level], blocks, norm))
             channels = plan.channels[level]
         if plan.finest:
-            pixels: nn.Module = _Upsample(channels, plan.image[0], 3, plan.sizes[0], "none")
+            pixels: nn.Module = _Upsample(channels, image_channels, 3, plan.sizes[0], "none")
         else:
-            pixels = _convolution(channels, plan.image[0], 3, "none")
+            pixels = _convolution(channels, image_channels, 3, "none")
         with torch.no_grad():
             for parameter in pixels.parameters():
                 parameter.mul_(_FIRST_IMAGE)

@@ -31,7 +31,8 @@ class CVAE(LatentVariableModel):
         condition_classes: instead of that, the number of classes: conditions are labels, integers ``[B]``.
         hidden: widths of the MLPs' hidden layers, at least one; (1000, 500, 250) by default.
         latent_dim: L.
-        likelihood: as for :class:`fastvae.models.VAE`, and so are ``sigma``, ``learn_sigma`` and ``activation``.
+        likelihood: as for :class:`fastvae.models.VAE`, and so are ``sigma``, ``learn_sigma``, ``total`` and
+            ``activation``.
         preset: ``"doersch"`` for the tutorial's own heads and initial weights, as for ``VAE``.
         encoder: a module of your own, as for ``VAE``, but called as ``encoder(x, condition)``. The condition is
             ``[B, *C]`` in the dtype of the weights, or labels as one-hot numbers ``[B, condition_classes]``.
@@ -60,6 +61,7 @@ class CVAE(LatentVariableModel):
         likelihood: LikelihoodName = "bernoulli",
         sigma: float = 1.0,
         learn_sigma: bool = False,
+        total: int | None = None,
         activation: Activation | None = None,
         preset: Preset | None = None,
         encoder: nn.Module | None = None,
@@ -78,7 +80,7 @@ class CVAE(LatentVariableModel):
             "conv_norm": conv_norm,
         }
         own = encoder, decoder
-        super().__init__(data_shape, latent_dim, likelihood, sigma, learn_sigma, network, own, options)
+        super().__init__(data_shape, latent_dim, likelihood, sigma, learn_sigma, total, network, own, options)
         self.condition_shape, self.condition_classes = check_condition(condition_shape, condition_classes)
         # What other networks than MLPs are given of one condition.
         classes = self.condition_classes
@@ -93,7 +95,7 @@ class CVAE(LatentVariableModel):
         self.condition = ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
         layers = encoder_mlp(self.pixels, self.hidden, self.latent_dim, activation, preset)
         self.encoder_below, self.encoder_above = split(layers, 2 * joined_layer(self.hidden) + 1)
-        layers = mlp(self.latent_dim, *reversed(self.hidden), self.pixels, activation=activation)
+        layers = mlp(self.latent_dim, *reversed(self.hidden), self.output.outputs * self.pixels, activation=activation)
         self.decoder_below, self.decoder_above = split(layers, 1)
         if preset == "doersch":
             initialise_as_doersch(self, dense=[self.condition.to_decoder[-1]])
@@ -132,7 +134,7 @@ class CVAE(LatentVariableModel):
             condition: ``[B, *C]`` or ``[B]``.
 
         Returns:
-            ``[..., B, *E]``: logits (Bernoulli) or means (Gaussian).
+            ``[..., B, *E]`` or ``[..., B, 2, *E]``, as :meth:`fastvae.models.VAE.decode`.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -176,7 +178,7 @@ class CVAE(LatentVariableModel):
 
     def _moments(self, x: Tensor, joins: Joins | None) -> tuple[Tensor, Tensor]:
         assert joins is not None
-        numbers = self._as_input("x", x, self.data_shape)
+        numbers = self._as_input(x)
         if self.network == "mlp":
             moments = self.encoder_above(self.encoder_below(numbers.flatten(1)) + joins[0])
         else:
@@ -228,7 +230,7 @@ class CVAE(LatentVariableModel):
             ``(loss, reconstruction, kl)``: batch means in nats.
 
         Raises:
-            ValueError: as ``encode``; a sigma for the Bernoulli likelihood.
+            ValueError: as ``encode``; a sigma for a likelihood without one.
 
         Source: Doersch 2016, eq. 15.
         """
@@ -253,7 +255,13 @@ class CVAE(LatentVariableModel):
 
     @torch.no_grad()
     def sample(
-        self, condition: Tensor, num_samples: int | None = None, generator: torch.Generator | None = None
+        self,
+        condition: Tensor,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        library: float | Tensor | None = None,
+        mean: bool = True,
     ) -> Tensor:
         """What x may be: decode draws of the prior N(0, I). No gradient flows.
 
@@ -261,22 +269,24 @@ class CVAE(LatentVariableModel):
             condition: ``[B, *C]`` or ``[B]``.
             num_samples: K, or None for one without a dimension of its own.
             generator: the source of the noise, by default torch's own.
+            library: the sum of each row, ``[B]`` or one for all, as for :meth:`fastvae.models.VAE.sample`.
+            mean: whether to return means or draws, likewise.
 
         Returns:
-            ``[B, *E]`` or ``[K, B, *E]``: probabilities (Bernoulli) or means (Gaussian).
+            ``[B, *E]`` or ``[K, B, *E]``.
 
         Raises:
-            ValueError: as ``encode``; K below 1.
+            ValueError: as ``encode`` and ``VAE.sample``; K below 1.
         """
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         joins = self._joins(condition, condition.shape[:1])
         shape = [len(condition)] if num_samples is None else [num_samples, len(condition)]
-        return self.output.mean(self._decoded(self._prior(shape, generator), joins))
+        return self._made(self._decoded(self._prior(shape, generator), joins), library, mean, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, condition: Tensor) -> Tensor:
         """Decode the mode of Q(z|x, c), z = mu: ``[B, *E]``, as ``sample``. No gradient flows."""
         joins = self._joins(condition, x.shape[:1])
         mu, _ = self._moments(x, joins)
-        return self.output.mean(self._decoded(mu, joins))
+        return self.output.mean(self._decoded(mu, joins), library=self.output.library(x))

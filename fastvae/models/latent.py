@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,8 +12,16 @@ from torch import Generator, Tensor, nn
 from fastvae import objectives
 from fastvae.layers import Activation, first_weight
 from fastvae.models.convolutional import convolutional
-from fastvae.models.likelihood import Likelihood, LikelihoodName
-from fastvae.models.networks import Preset, as_input, check_network, check_shape, network_options, sizes
+from fastvae.models.likelihood import LikelihoodName, make_likelihood
+from fastvae.models.networks import (
+    Preset,
+    as_input,
+    check_network,
+    check_numbers,
+    check_shape,
+    network_options,
+    sizes,
+)
 from fastvae.models.own import made_by, own_networks
 from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl, serializable
 
@@ -23,7 +31,7 @@ class VAEOutput(NamedTuple):
     """What one pass through the model gives."""
 
     decoded: Tensor
-    """``[B, *E]``: logits (Bernoulli) or means (Gaussian)."""
+    """``[B, *E]``: what :meth:`fastvae.models.VAE.decode` gives."""
     mu: Tensor
     """``[B, L]``, the mean of Q(z|x)."""
     logvar: Tensor
@@ -49,15 +57,16 @@ class LatentVariableModel(nn.Module):
         likelihood: LikelihoodName,
         sigma: float,
         learn_sigma: bool,
+        total: int | None,
         network: str,
         own: Modules,
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.output = Likelihood(likelihood, sigma, learn_sigma)
         self.data_shape = sizes("data_shape", data_shape)
         if not self.data_shape:
             raise ValueError("data_shape must name at least one dimension, not ()")
+        self.output = make_likelihood(likelihood, self.data_shape, sigma, learn_sigma, total)
         is_own = own != (None, None)
         self._options = network_options(network, is_own, options)
         self.network: str | None = None if is_own else network
@@ -77,19 +86,27 @@ class LatentVariableModel(nn.Module):
         if self.network != "conv":
             if self.network is not None and ":" in self.network:
                 own = made_by(self.network, self.data_shape, self.latent_dim, condition_shape)
-            return own_networks(*own, self.data_shape, self.latent_dim, condition_shape)
+            return own_networks(*own, self.data_shape, self.latent_dim, condition_shape, self.output.outputs)
         width, depth, norm = (self._options[f"conv_{name}"] for name in ("width", "depth", "norm"))
         condition = 0 if condition_shape is None else math.prod(condition_shape)
-        return convolutional(self.data_shape, self.latent_dim, width=width, depth=depth, norm=norm, condition=condition)
+        return convolutional(
+            self.data_shape,
+            self.latent_dim,
+            width=width,
+            depth=depth,
+            norm=norm,
+            condition=condition,
+            outputs=self.output.outputs,
+        )
 
     @property
     def likelihood(self) -> LikelihoodName:
         """The name of P(x|z)'s family."""
-        return self.output.name
+        return cast(LikelihoodName, self.output.name)
 
     @property
     def sigma(self) -> float | Tensor:
-        """The standard deviation of the Gaussian likelihood: a 0-d tensor where it is learned."""
+        """The Gaussian likelihood's standard deviation or the Laplace one's scale: a 0-d tensor where it is learned."""
         return self.output.sigma
 
     def _config(self) -> dict[str, object]:
@@ -103,6 +120,7 @@ class LatentVariableModel(nn.Module):
             "likelihood": self.likelihood,
             "sigma": self.output.initial_sigma,
             "learn_sigma": self.output.log_sigma is not None,
+            **({} if self.output.total is None else {"total": self.output.total}),
             **options,
         }
 
@@ -116,7 +134,7 @@ class LatentVariableModel(nn.Module):
     def _decoded(self, z: Tensor, joins: Joins | None) -> Tensor:
         layers, inputs = self._to_decode(z, joins)
         decoded: Tensor = layers(*inputs)
-        return decoded.reshape(*z.shape[:-1], *self.data_shape)
+        return decoded.reshape(*z.shape[:-1], *self.output.shape)
 
     def _nll(
         self, z: Tensor, joins: Joins | None, x: Tensor, reduction: str, sigma: float | Tensor | None = None
@@ -157,6 +175,12 @@ class LatentVariableModel(nn.Module):
             return ELBO(reconstruction + beta * penalty, reconstruction, kl)
         return ELBO(torch.add(reconstruction, penalty, alpha=beta), reconstruction, kl)  # one launch, and no product
 
+    def _made(self, decoded: Tensor, library: float | Tensor | None, mean: bool, generator: Generator | None) -> Tensor:
+        """Means or draws of x."""
+        if mean:
+            return self.output.mean(decoded, library=library)
+        return self.output.sample(decoded, library=library, generator=generator)
+
     def _log_weights_loss(
         self,
         x: Tensor,
@@ -186,9 +210,10 @@ class LatentVariableModel(nn.Module):
         zeros = torch.zeros(*shape, self.latent_dim, dtype=dtype, device=device)
         return reparameterize(zeros, zeros, generator=generator)
 
-    def _as_input(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _as_input(self, x: Tensor) -> Tensor:
         encoder, decoder = self._networks()
-        return as_input(name, x, shape, *encoder, *decoder)
+        check_numbers("x", x, self.data_shape)
+        return as_input("x", self.output.to_input(x), self.data_shape, *encoder, *decoder)
 
     def _check_code(self, z: Tensor) -> None:
         if z.dim() == 0 or z.shape[-1] != self.latent_dim:

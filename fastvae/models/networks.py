@@ -163,6 +163,13 @@ def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected [{expected}]")
 
 
+def check_numbers(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if ``x`` is not ``[B, *shape]``, or is of a dtype that holds no real numbers."""
+    check_shape(name, x, shape)
+    if x.is_complex() or x.is_quantized:
+        raise ValueError(f"{name} must be integers, bool or floating point, not {x.dtype}")
+
+
 def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module) -> Tensor:
     """``x [B, *shape]`` as numbers of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others as their value.
 
@@ -171,9 +178,7 @@ def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module)
     Raises:
         ValueError: another shape (the message names both), or a dtype that holds no real numbers.
     """
-    check_shape(name, x, shape)
-    if x.is_complex() or x.is_quantized:
-        raise ValueError(f"{name} must be integers, bool or floating point, not {x.dtype}")
+    check_numbers(name, x, shape)
     return x if takes_bytes(*networks[:1]) and is_operand(x) else as_numbers(x, *networks)
 
 

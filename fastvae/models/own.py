@@ -25,6 +25,7 @@ def own_networks(
     data_shape: Sequence[int],
     latent_dim: int,
     condition_shape: Sequence[int] | None = None,
+    outputs: int = 1,
 ) -> tuple[nn.Module, nn.Module] | None:
     """Both modules, after one pass through each on a batch of two; or None where there is neither.
 
@@ -38,6 +39,8 @@ def own_networks(
         data_shape: E, of D elements.
         latent_dim: L.
         condition_shape: C, where both modules take a condition ``[B, *C]`` as a second argument.
+        outputs: numbers that the decoder gives for each element. For two of them it gives ``[B, 2, *E]`` or
+            ``[B, 2 D]``.
 
     Raises:
         ValueError: only one of the two, one that is no module, that fails on such inputs, or that gives another shape;
@@ -58,8 +61,9 @@ def own_networks(
             expected = f"{moments}: mu and logvar of latent_dim {latent_dim}"
             raise ValueError(f"encoder gives {gives} for a batch {batch}, expected {expected}")
         gives = _run("decoder", decoder, "codes", codes, condition, encoder)
-        if gives not in (batch, [_BATCH, math.prod(data_shape)]):
-            raise ValueError(f"decoder gives {gives} for codes {codes}, expected {batch}")
+        decoded = batch if outputs == 1 else [_BATCH, outputs, *data_shape]
+        if gives not in (decoded, [_BATCH, outputs * math.prod(data_shape)]):
+            raise ValueError(f"decoder gives {gives} for codes {codes}, expected {decoded}")
     return encoder, decoder
 
 

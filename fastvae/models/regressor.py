@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastvae.layers import Activation
 from fastvae.models.conditions import ConditionNetwork, check_condition
-from fastvae.models.likelihood import Likelihood, LikelihoodName
+from fastvae.models.likelihood import LikelihoodName, make_likelihood
 from fastvae.models.networks import (
     Preset,
     activation_layer,
@@ -46,20 +46,21 @@ class Regressor(nn.Module):
         likelihood: LikelihoodName = "bernoulli",
         sigma: float = 1.0,
         learn_sigma: bool = False,
+        total: int | None = None,
         activation: Activation = "relu",
         preset: Preset | None = None,
     ) -> None:
         super().__init__()
-        self.output = Likelihood(likelihood, sigma, learn_sigma)
         self.data_shape = sizes("data_shape", data_shape)
         self.hidden = sizes("hidden", hidden)
         if not self.data_shape or not self.hidden:
             raise ValueError("data_shape must name at least one dimension, and hidden at least one layer")
+        self.output = make_likelihood(likelihood, self.data_shape, sigma, learn_sigma, total)
         check_network(self.hidden, activation, preset)
         self.condition_shape, self.condition_classes = check_condition(condition_shape, condition_classes)
         self.condition = ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
         # Without the decoder's first layer, which would take z.
-        self.decoder = mlp(*reversed(self.hidden), math.prod(self.data_shape), activation=activation)
+        self.decoder = mlp(*reversed(self.hidden), math.prod(self.output.shape), activation=activation)
         self.decoder.insert(0, activation_layer(activation))
         self.activation: Activation = activation
         self.preset: Preset | None = preset
@@ -77,6 +78,7 @@ class Regressor(nn.Module):
             "likelihood": self.output.name,
             "sigma": self.output.initial_sigma,
             "learn_sigma": self.output.log_sigma is not None,
+            **({} if self.output.total is None else {"total": self.output.total}),
             "activation": self.activation,
             "preset": self.preset,
         }
@@ -88,12 +90,12 @@ class Regressor(nn.Module):
             condition: ``[B, *C]`` or ``[B]``.
 
         Returns:
-            ``[B, *E]``: logits (Bernoulli) or means (Gaussian).
+            ``[B, *E]`` or ``[B, 2, *E]``, as :meth:`fastvae.models.VAE.decode`.
 
         Raises:
             ValueError: a shape or dtype that is none of those.
         """
-        return torch.unflatten(self.decoder(self.condition(condition)[1]), -1, self.data_shape)
+        return torch.unflatten(self.decoder(self.condition(condition)[1]), -1, self.output.shape)
 
     def loss(self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None) -> Tensor:
         """-log P(x|c): 0-d, the batch mean in nats; ``x [B, *E]``, ``condition`` as for ``forward``."""
@@ -108,6 +110,6 @@ class Regressor(nn.Module):
         return self.output.nll_through(self.decoder, (h,), x, x.shape[:1], sigma=sigma, reduction=reduction)
 
     @torch.no_grad()
-    def predict(self, condition: Tensor) -> Tensor:
-        """The expected x, ``[B, *E]``: probabilities (Bernoulli) or means (Gaussian). No gradient flows."""
-        return self.output.mean(self(condition))
+    def predict(self, condition: Tensor, *, library: float | Tensor | None = None) -> Tensor:
+        """The expected x, ``[B, *E]``, as :meth:`fastvae.models.VAE.sample` gives it. No gradient flows."""
+        return self.output.mean(self(condition), library=library)

@@ -29,18 +29,23 @@ class VAE(LatentVariableModel):
         hidden: widths of the MLP's hidden layers in the encoder, by default (1000, 500, 250); the decoder has the same
             in reverse. May be empty.
         latent_dim: L, the size of the code z.
-        likelihood: ``"bernoulli"`` (the decoder gives logits of pixels in [0, 1]) or ``"gaussian"`` (the
-            decoder gives means).
-        sigma: standard deviation of the Gaussian likelihood, in units of the data (uint8 images: of
-            pixels in [0, 1]). It weighs reconstruction against KL; the Bernoulli one has no use for it.
+        likelihood: the distribution of x given z. Of pixels in [0, 1]: ``"bernoulli"`` or ``"continuous-bernoulli"``.
+            Of uint8 images as 256 levels: ``"discretized-logistic"``. Of real numbers: ``"gaussian"`` or ``"laplace"``.
+            Of counts: ``"binomial"`` with a total; ``"poisson"`` with a rate for each element; and, with means that are
+            shares of the row's sum, ``"negative-binomial"``, ``"zinb"`` (zero-inflated negative binomial) and
+            ``"multinomial"``.
+        sigma: standard deviation of the Gaussian likelihood or scale of the Laplace one, in units of the data (uint8
+            images: of pixels in [0, 1]). It weighs reconstruction against KL; the others have no use for it.
         learn_sigma: whether sigma is a parameter, with ``sigma`` its first value.
+        total: number of trials of the binomial likelihood, the largest count that is possible. The others have none.
         activation: the MLP's, of its hidden layers: ``"relu"``, the default, or ``"tanh"``.
         preset: ``"doersch"`` for the network of the tutorial's code: mu from after the last ReLU of the encoder and
             log sigma from before it, sparse initial weights (:func:`fastvae.models.networks.initialise_as_doersch`).
             With the other arguments as they are, it has the tutorial's 2,844,844 parameters.
         encoder: a module of your own in place of the built-in network, from ``[B, *E]`` to ``[B, 2L]``: mu beside
             logvar. It is given numbers in the dtype of its weights.
-        decoder: a module of your own, from ``[N, L]`` to ``[N, *E]`` or ``[N, D]``; N is B, or K * B for K samples of
+        decoder: a module of your own, from ``[N, L]`` to ``[N, *E]`` or ``[N, D]``, or ``[N, 2, *E]`` or
+            ``[N, 2 D]`` for a likelihood of two numbers for each element; N is B, or K * B for K samples of
             each code. Give both modules, or neither. They are run once on a batch of two when the model is made: lazy
             modules are initialised, and shapes that do not fit are an error.
         network: the built-in network, ``"mlp"`` or ``"conv"``. The latter is
@@ -57,13 +62,15 @@ class VAE(LatentVariableModel):
     MLPs may be replaced by any module from ``[..., L]`` to ``[..., D]``.
 
     Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, other integers and
-    floating-point numbers read as they are (in [0, 1] for the Bernoulli likelihood).
+    floating-point numbers read as they are (in [0, 1] for the Bernoulli likelihood). For a likelihood of counts a uint8
+    is the count itself; the encoder is then given log(1 + x), or x / total where there is a total.
 
     Raises:
         ValueError: a size that is no positive integer, an unknown likelihood, network, activation or preset, a sigma
-            that is not positive and finite, one to be learned without the Gaussian likelihood, a preset without hidden
-            ReLU layers, options of another network than the model has, only one module of your own or one that does
-            not fit (the message names both shapes), and as :func:`fastvae.models.convolutional`.
+            that is not positive and finite, a sigma to be learned or a total that the likelihood has not, no total for
+            the binomial one, a preset without hidden ReLU layers, options of another network than the model has, only
+            one module of your own or one that does not fit (the message names both shapes), and as
+            :func:`fastvae.models.convolutional`.
         ImportError: there is no such module or function.
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C; the sizes are those of Doersch 2016
@@ -79,6 +86,7 @@ class VAE(LatentVariableModel):
         likelihood: LikelihoodName = "bernoulli",
         sigma: float = 1.0,
         learn_sigma: bool = False,
+        total: int | None = None,
         activation: Activation | None = None,
         preset: Preset | None = None,
         encoder: nn.Module | None = None,
@@ -97,14 +105,16 @@ class VAE(LatentVariableModel):
             "conv_norm": conv_norm,
         }
         own = encoder, decoder
-        super().__init__(data_shape, latent_dim, likelihood, sigma, learn_sigma, network, own, options)
+        super().__init__(data_shape, latent_dim, likelihood, sigma, learn_sigma, total, network, own, options)
         whole = self._whole_networks(own)
         if whole is not None:
             self.encoder, self.decoder = whole
             return
         activation = self._options["activation"]
         self.encoder = encoder_mlp(self.pixels, self.hidden, self.latent_dim, activation, preset)
-        self.decoder = mlp(self.latent_dim, *reversed(self.hidden), self.pixels, activation=activation)
+        self.decoder = mlp(
+            self.latent_dim, *reversed(self.hidden), self.output.outputs * self.pixels, activation=activation
+        )
         if preset == "doersch":
             initialise_as_doersch(self)
 
@@ -129,7 +139,7 @@ class VAE(LatentVariableModel):
             ValueError: the shape of ``x`` is not ``[B, *E]`` (the message names both), or its dtype is complex or
                 quantised.
         """
-        numbers = self._as_input("x", x, self.data_shape)
+        numbers = self._as_input(x)
         mu, logvar = self.encoder(numbers.flatten(1) if self.network == "mlp" else numbers).chunk(2, -1)
         return mu, logvar
 
@@ -140,7 +150,9 @@ class VAE(LatentVariableModel):
             z: ``[..., L]``; any leading dimensions, e.g. ``[K, B, L]``.
 
         Returns:
-            ``[..., *E]``: logits (Bernoulli) or means (Gaussian).
+            ``[..., *E]``: logits (Bernoulli, continuous Bernoulli, binomial), log rates (Poisson), logits of shares
+            (negative binomial, multinomial) or means (Gaussian, Laplace). ``[..., 2, *E]``: logits of shares beside
+            those of zeros (ZINB), or means beside what becomes log scales (discretised logistic).
 
         Raises:
             ValueError: the last dimension of ``z`` is not L.
@@ -200,7 +212,8 @@ class VAE(LatentVariableModel):
                 for the reconstruction term.
             beta: weight of the KL term, a number or a 0-d tensor; other than 1 it is no longer the ELBO.
             generator: the source of the noise, by default torch's own.
-            sigma: stands in for the model's own (Gaussian likelihood), as in a schedule; a number or a 0-d tensor.
+            sigma: stands in for the model's own (Gaussian and Laplace likelihoods), as in a schedule; a number or a 0-d
+                tensor.
             free_bits: nats that each dimension of z may carry without a gradient that drives it to fewer: the
                 loss has :func:`fastvae.objectives.free_bits` in place of the KL divergence.
 
@@ -209,7 +222,7 @@ class VAE(LatentVariableModel):
             kl``, and the KL that is returned is the whole one always.
 
         Raises:
-            ValueError: as ``encode``; a sigma for the Bernoulli likelihood.
+            ValueError: as ``encode``; a sigma for a likelihood without one.
 
         Source: Doersch 2016, eq. 5 with eq. 7 and 10; beta as in Higgins et al. 2017, eq. 4.
         """
@@ -245,22 +258,33 @@ class VAE(LatentVariableModel):
         return self._log_weights_loss(x, None, num_samples, gradient, sigma, generator)
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        library: float | Tensor | None = None,
+        mean: bool = True,
+    ) -> Tensor:
         """Decode ``n`` draws of the prior N(0, I). No gradient flows.
 
         Args:
             n: how many, 0 or more.
             generator: the source of the noise, by default torch's own.
+            library: the sum of each row, ``[n]`` or one for all, for likelihoods whose means are shares of it. With 1,
+                the default, shares themselves are returned.
+            mean: whether to return the expected x given each code, or a draw of x.
 
         Returns:
-            ``[n, *E]``: probabilities (Bernoulli) or means (Gaussian).
+            ``[n, *E]``: means, those of the Bernoulli likelihood being probabilities, or draws. Counts are counts, and
+            uint8 images are read as x/255.
 
         Raises:
-            ValueError: ``n`` is negative.
+            ValueError: ``n`` is negative; a library that the likelihood has not, or none for draws of one that has.
         """
         if n < 0:
             raise ValueError(f"n must be 0 or more, not {n}")
-        return self.output.mean(self.decode(self._prior([n], generator)))
+        return self._made(self.decode(self._prior([n], generator)), library, mean, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -270,10 +294,10 @@ class VAE(LatentVariableModel):
             x: ``[B, *E]``.
 
         Returns:
-            ``[B, *E]``: probabilities (Bernoulli) or means (Gaussian).
+            ``[B, *E]``: means, as for ``sample``; where they are shares of a library, of that of ``x``.
 
         Raises:
             ValueError: as ``encode``.
         """
         mu, _ = self.encode(x)
-        return self.output.mean(self.decode(mu))
+        return self.output.mean(self.decode(mu), library=self.output.library(x))

@@ -1,0 +1,226 @@
+"""Likelihoods of counts 0, 1, 2, ...: uint8 is the count itself, and so are other integers and floating-point numbers.
+
+The encoder is given log(1 + x), as scVI's is, but x / total where counts have a total.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastvae.models.output import Likelihood
+from fastvae.ops import binomial_nll, negative_binomial_nll, poisson_nll
+
+
+class Counts(Likelihood):
+    """What the likelihoods of counts have in common."""
+
+    values = "counts"
+
+    def to_input(self, x: Tensor) -> Tensor:
+        return _real(x).log1p()
+
+    def _target(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(torch.uint8) if x.dtype == torch.bool else x
+
+
+class Binomial(Counts):
+    """Counts 0 .. total, such as the grey levels of an image. The decoder gives logits.
+
+    Raises:
+        ValueError: as ``Likelihood``; a total that is no positive integer.
+    """
+
+    name, title = "binomial", "binomial"
+    has_total = has_bits = True
+
+    def __init__(
+        self, event: tuple[int, ...], sigma: float = 1.0, learn_sigma: bool = False, total: int | None = None
+    ) -> None:
+        super().__init__(event, sigma, learn_sigma, total)
+        if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+            raise ValueError(
+                "the binomial likelihood needs total, the largest count that is possible, a positive integer, not "
+                f"{total}"
+            )
+        self.total = self._trials = total
+
+    def to_input(self, x: Tensor) -> Tensor:
+        return _real(x) / self._trials
+
+    def _nll(self, parameters: tuple[Tensor, ...], x: Tensor, sigma: float | Tensor | None, reduction: str) -> Tensor:
+        return binomial_nll(parameters[0], x, self._trials, reduction=reduction, check_target=True)
+
+    def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
+        return _real(parameters[0]).sigmoid() * self._trials
+
+    def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
+        probabilities = _real(parameters[0]).sigmoid()
+        return torch.binomial(torch.full_like(probabilities, self._trials), probabilities, generator=generator)
+
+
+class Poisson(Counts):
+    """Counts without a bound, each of a rate of its own. The decoder gives log rates.
+
+    scVI's Poisson likelihood has rates that are shares of the row's observed sum. It differs from ``multinomial`` by a
+    number that no parameter changes, so that its gradients are those of ``multinomial``.
+
+    Source: p(x) = e^(x a - e^a) / x! for the log rate a.
+    """
+
+    name, title = "poisson", "Poisson"
+
+    def _nll(self, parameters: tuple[Tensor, ...], x: Tensor, sigma: float | Tensor | None, reduction: str) -> Tensor:
+        return poisson_nll(parameters[0], x, reduction=reduction, check_target=True)
+
+    def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
+        return _real(parameters[0]).exp()
+
+    def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
+        return torch.poisson(_real(parameters[0]).exp(), generator=generator)
+
+
+class CountsByLibrary(Counts):
+    """Counts whose means are shares of their row's sum, the library, which is observed. The decoder gives logits.
+
+    Shares are the softmax of the logits over the event.
+    """
+
+    has_library = True
+
+    def library(self, x: Tensor) -> Tensor:
+        # int64 of integers; at least float32 of others, of which half precision would lose counts.
+        dtype = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.int64
+        return x.flatten(1).sum(1, dtype=dtype)
+
+    def _shares(self, logits: Tensor) -> Tensor:
+        return _real(logits).flatten(-len(self.event)).softmax(-1).view(logits.shape)
+
+    def _rows(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """With the event in one dimension."""
+        return tuple(t.flatten(-len(self.event)) for t in tensors)
+
+
+class NegativeBinomial(CountsByLibrary):
+    """Counts that vary more than a Poisson's, whose means are shares of the library: a cell's counts of genes.
+
+    The inverse dispersion theta, with which the variance is mean + mean^2 / theta, is a parameter for each element that
+    all rows share: scVI's ``dispersion="gene"``, with the observed library size, both of them its defaults. It is 1
+    at first.
+
+    Source: Lopez et al. 2018 (scVI, doi:10.1038/s41592-018-0229-2), Methods.
+    """
+
+    name, title = "negative-binomial", "negative binomial"
+
+    def __init__(
+        self, event: tuple[int, ...], sigma: float = 1.0, learn_sigma: bool = False, total: int | None = None
+    ) -> None:
+        super().__init__(event, sigma, learn_sigma, total)
+        self.log_theta = nn.Parameter(torch.zeros(event))
+
+    @property
+    def theta(self) -> Tensor:
+        """Inverse dispersion of each element, ``[*E]``."""
+        return self.log_theta.exp()
+
+    def _nll(self, parameters: tuple[Tensor, ...], x: Tensor, sigma: float | Tensor | None, reduction: str) -> Tensor:
+        logits, *zero_logits = self._rows(*parameters)
+        return _negative_binomial_nll(
+            logits,
+            *self._rows(self.log_theta),
+            *self._rows(x),
+            log_library=self.library(x).to(_real_dtype(logits)).log(),
+            zero_logits=zero_logits[0] if zero_logits else None,
+            reduction=reduction,
+        )
+
+    def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
+        return self._shares(parameters[0]) * library
+
+    def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
+        mean = self._shares(parameters[0]) * library
+        theta = self.theta.to(mean.dtype).expand_as(mean).contiguous()
+        # A Poisson draw of a rate that is itself drawn from a gamma distribution.
+        rate = torch._standard_gamma(theta, generator=generator) * (mean / theta)
+        return torch.poisson(rate, generator=generator)
+
+
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    """The negative binomial with further zeros: a count is 0 with a probability of which the decoder gives the logit.
+
+    The decoder gives the logits of shares and those of zeros. Means count the further zeros in.
+    """
+
+    name, title = "zinb", "zero-inflated negative binomial"
+    outputs = 2
+
+    def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
+        return super()._mean(parameters, library) * torch.sigmoid(-_real(parameters[1]))
+
+    def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
+        counts = super()._sample(parameters, library, generator)
+        return counts * torch.bernoulli(torch.sigmoid(-_real(parameters[1])), generator=generator)
+
+
+class Multinomial(CountsByLibrary):
+    """How the sum of a row, which is given, falls to its elements: clicks on the items of a catalogue, words of a text.
+
+    Source: Liang et al. 2018 (arXiv:1802.05814), eq. 2, with the multinomial coefficient.
+    """
+
+    name, title = "multinomial", "multinomial"
+
+    def _nll(self, parameters: tuple[Tensor, ...], x: Tensor, sigma: float | Tensor | None, reduction: str) -> Tensor:
+        return _multinomial_nll(*self._rows(*parameters, x), constant=True, reduction=reduction)
+
+    def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
+        return self._shares(parameters[0]) * library
+
+    def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
+        shares = self._shares(parameters[0])
+        rows = shares.flatten(-len(self.event))
+        counts = torch.zeros_like(rows).view(-1, rows.shape[-1])
+        totals = torch.as_tensor(library, dtype=rows.dtype, device=rows.device).flatten()
+        totals = totals.expand(rows.shape[:-1]).reshape(-1).round().long()
+        if len(counts) and (most := int(totals.max())):
+            drawn = torch.multinomial(rows.view(counts.shape), most, replacement=True, generator=generator)
+            # Of the draws for the largest row, each row takes as many as it has.
+            taken = torch.arange(most, device=rows.device) < totals.unsqueeze(-1)
+            counts.scatter_add_(1, drawn, taken.to(counts.dtype))
+        return counts.view(shares.shape)
+
+
+def _real_dtype(x: Tensor) -> torch.dtype:
+    """Its floating dtype, but at least float32."""
+    return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.float32
+
+
+def _real(x: Tensor) -> Tensor:
+    return x.to(_real_dtype(x))
+
+
+def _multinomial_nll(logits: Tensor, target: Tensor, *, constant: bool = False, reduction: str = "none") -> Tensor:
+    """N logsumexp(l) - sum x l for ``logits [..., B, D]`` and ``target [B, D]``, and the coefficient's logarithm."""
+    log_shares = _real(logits).log_softmax(-1)
+    x = target.to(torch.promote_types(log_shares.dtype, _real_dtype(target)))
+    nll = -(x * log_shares).sum(-1)
+    if constant:
+        nll = nll + torch.lgamma(x + 1).sum(-1) - torch.lgamma(x.sum(-1) + 1)
+    return nll if reduction == "none" else nll.mean() if reduction == "mean" else nll.sum()
+
+
+def _negative_binomial_nll(
+    log_mean: Tensor,
+    log_theta: Tensor,
+    target: Tensor,
+    *,
+    log_library: Tensor,
+    zero_logits: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """Of means ``exp(log_library [B]) * softmax(log_mean [..., B, D])``."""
+    log_mean = _real(log_mean).log_softmax(-1) + log_library.unsqueeze(-1)
+    return negative_binomial_nll(
+        log_mean, log_theta, target, zero_logits=zero_logits, reduction=reduction, check_target=True
+    )
