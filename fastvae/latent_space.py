@@ -32,7 +32,14 @@ class Plane(NamedTuple):
 
 
 @torch.no_grad()
-def decode(model: VAE | CVAE, config: TrainConfig, z: Tensor, condition: Tensor | None = None) -> Tensor:
+def decode(
+    model: VAE | CVAE,
+    config: TrainConfig,
+    z: Tensor,
+    condition: Tensor | None = None,
+    *,
+    library: float | Tensor | None = None,
+) -> Tensor:
     """What codes stand for.
 
     Args:
@@ -40,9 +47,10 @@ def decode(model: VAE | CVAE, config: TrainConfig, z: Tensor, condition: Tensor 
         config: of the run.
         z: ``[B, L]``.
         condition: ``[1, *C]`` or a label ``[1]`` for all of them, where the model is conditional.
+        library: the sum of a row, for likelihoods by library.
 
     Returns:
-        ``[B, *E]``, probabilities or means, with the column that is known put back.
+        ``[B, *E]``, means, with the column that is known put back.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -51,9 +59,9 @@ def decode(model: VAE | CVAE, config: TrainConfig, z: Tensor, condition: Tensor 
     z = z if weight is None else z.to(weight)
     with evaluating(model):
         if condition is None:
-            return model.output.mean(model.decode(z))  # type: ignore[call-arg]
+            return model.output.mean(model.decode(z), library=library)  # type: ignore[call-arg]
         many = condition.to(z.device).expand(len(z), *condition.shape[1:])
-        made = model.output.mean(model.decode(z, many))  # type: ignore[call-arg]
+        made = model.output.mean(model.decode(z, many), library=library)  # type: ignore[call-arg]
     return join_column(made, many) if config.completes else made
 
 

@@ -9,7 +9,8 @@ import torch
 
 from fastvae.training import TrainConfig, load_checkpoint
 
-SMALL = TrainConfig(hidden=(32,), latent_dim=4, epochs=2)
+# Of grey pixels, as fastvae.data.load gives the digits.
+SMALL = TrainConfig(hidden=(32,), latent_dim=4, epochs=2, likelihood="bernoulli")
 FILES = {
     "checkpoints",
     "config.toml",
@@ -20,7 +21,7 @@ FILES = {
     "curves.png",
 }
 # The same from the command line.
-TRAIN = ["train", "--hidden", "32", "--latent-dim", "4"]
+TRAIN = ["train", "--hidden", "32", "--latent-dim", "4", "--likelihood", "bernoulli"]
 
 
 def torchrun(processes):

@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 
-from fastvae.data.check import check
+from fastvae.data.check import Expected, check
+
+UNIT, FINITE = Expected("unit", "for a Bernoulli likelihood"), Expected()
 
 KINDS = {
     "dense": lambda data: data,
@@ -24,29 +26,29 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1.5, -0.5])
 @pytest.mark.parametrize("row", [0, 70, 99])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_a_wrong_value_is_found(small_blocks, kind, dtype, value, row, likelihood):
+@pytest.mark.parametrize("values", [UNIT, FINITE])
+def test_a_wrong_value_is_found(small_blocks, kind, dtype, value, row, values):
     data = torch.rand(100, 4, 5, generator=torch.Generator().manual_seed(0)).clamp(0.1, 0.9).to(dtype)
     data[row, 2, 3] = value
     data[99, 3, 4] = value  # a second one, which is not reported
     finite = abs(value) < 2
-    if finite and likelihood == "gaussian":
-        check("a.npy", KINDS[kind](data), likelihood)
+    if finite and values == FINITE:
+        check("a.npy", KINDS[kind](data), values)
         return
     index = "[13]" if kind == "csr" else "[2, 3]"
     expected = "numbers in [0, 1] for a Bernoulli likelihood" if finite else "finite numbers"
     with pytest.raises(
         ValueError, match="^" + re.escape(f"a.npy: row {row}, index {index} is {value}, expected {expected}")
     ):
-        check("a.npy", KINDS[kind](data), likelihood)
+        check("a.npy", KINDS[kind](data), values)
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
 def test_integers_beyond_1_are_no_probabilities(dtype):
     data = torch.tensor([[0, 1], [0, 255]], dtype=dtype)
-    check("a", data, "gaussian")
+    check("a", data, FINITE)
     with pytest.raises(ValueError, match=r"a: row 1, index \[1\] is 255, expected numbers in \[0, 1\]"):
-        check("a", data, "bernoulli")
+        check("a", data, UNIT)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
@@ -55,27 +57,27 @@ def test_integers_beyond_1_are_no_probabilities(dtype):
 def test_data_that_are_all_alike_are_refused(small_blocks, kind, dtype):
     data = torch.ones(1000, 2, 3, dtype=dtype)
     with pytest.raises(ValueError, match=r"^a: all values are (1|1.0|True): there is nothing to learn$"):
-        check("a", KINDS[kind](data), "bernoulli")
+        check("a", KINDS[kind](data), UNIT)
     data[999, 1, 2] = 0
-    check("a", KINDS[kind](data), "bernoulli")
+    check("a", KINDS[kind](data), UNIT)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_a_sparse_matrix_without_values_is_all_zero():
     with pytest.raises(ValueError, match="all values are 0: there is nothing to learn"):
-        check("a", torch.zeros(3, 4).to_sparse_csr(), "gaussian")
+        check("a", torch.zeros(3, 4).to_sparse_csr(), FINITE)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_data_that_are_none_are_refused(shape):
     with pytest.raises(ValueError, match=r"^a: holds no data$"):
-        check("a", torch.zeros(shape), "gaussian")
+        check("a", torch.zeros(shape), FINITE)
 
 
 def test_the_look_reports_progress(small_blocks):
     steps = []
-    check("a", torch.rand(100, 5), "bernoulli", progress=lambda done, total: steps.append((done, total)))
+    check("a", torch.rand(100, 5), UNIT, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(50, 100), (100, 100)]
     steps.clear()
-    check("a", torch.arange(200, dtype=torch.uint8).repeat(100, 1), "bernoulli", progress=lambda *n: steps.append(n))
+    check("a", torch.arange(200, dtype=torch.uint8).repeat(100, 1), UNIT, progress=lambda *n: steps.append(n))
     assert steps[-1] == (100, 100)

@@ -16,7 +16,7 @@ import typer
 
 import fastvae
 from fastvae.cli import app, main
-from fastvae.data import Dataset, load
+from fastvae.data import Images, load
 from fastvae.plots import image_grid
 from fastvae.training import load_checkpoint, saved_config
 
@@ -316,7 +316,7 @@ def test_help_of_train_fits_the_terminal(width, capsys, monkeypatch):
         (["--seed", "-1"], ["--seed"], 2),
         (["--dataset", "cifar"], ["--dataset", "cifar", "fashion-mnist"], 2),
         (["--amp", "fp8"], ["--amp", "bf16"], 2),
-        (["--likelihood", "poisson"], ["--likelihood", "bernoulli"], 2),
+        (["--likelihood", "cauchy"], ["--likelihood", "bernoulli"], 2),
         (["--binarize", "static"], ["--binarize", "dynamic"], 2),
         (["--no-such-option"], ["--no-such-option"], 2),
         (["--resume"], ["--resume", "--out"], 2),
@@ -369,9 +369,7 @@ def test_unreadable_checkpoint_is_one_line(tmp_path, finished, capsys, monkeypat
 
 def test_checkpoint_that_does_not_fit_the_data_is_one_line(finished, capsys, monkeypatch):
     images, labels = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.uint8)
-    monkeypatch.setattr(
-        "fastvae.training.inputs.load", lambda name, root: Dataset(name, images, labels, images, labels)
-    )
+    monkeypatch.setattr("fastvae.training.inputs.load", lambda name, root: Images(name, images, labels, images, labels))
     assert main(["evaluate", str(finished[0]), "--dataset", "mnist"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -540,7 +538,7 @@ def test_json_follows_a_link_and_writes_to_a_pipe(finished, tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_running_out_of_memory_is_one_line(device, finished, tmp_path, capsys, monkeypatch):
-    def sample(*_: object) -> None:
+    def sample(*_: object, **__: object) -> None:
         if device == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.")
         torch.empty(1 << 62, dtype=torch.uint8)

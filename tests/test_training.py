@@ -495,7 +495,7 @@ def test_evaluate_weighs_every_image_alike():
     ("options", "message"),
     [
         ({"dataset": "cifar"}, "dataset must be one of digits, mnist, fashion-mnist, kmnist, not 'cifar'"),
-        ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, gaussian, not 'poisson'"),
+        ({"likelihood": "cauchy"}, "likelihood must be bernoulli, gaussian, .*, laplace or none, not 'cauchy'"),
         ({"binarize": "static"}, "binarize must be one of none, dynamic, not 'static'"),
         ({"amp": "fp16"}, "amp must be bf16 or none, not 'fp16'"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),

@@ -20,6 +20,7 @@ from fastvae.encoding import Codes, encode, write_codes, writer_of
 from fastvae.files import replacing
 from fastvae.latent_space import plane, refuse_projector, write_projector
 from fastvae.models import Regressor
+from fastvae.models.output import Likelihood
 from fastvae.training import TrainConfig
 from fastvae.training.inputs import load_data
 from fastvae.training.pictures import are_images, unit_range
@@ -128,7 +129,7 @@ def encode_command(
     if plot is not None:
         _plot(plot, mu, classes)
     if projector is not None:
-        _project(projector, mu, classes, parts, step)
+        _project(projector, mu, classes, parts, step, model.output)
 
 
 def _parts(config: TrainConfig, part: Part) -> list[LabelledRows]:
@@ -165,7 +166,9 @@ def _plot(path: Path, mu: Tensor, labels: Tensor | None) -> None:
     print(f"{len(mu)} of them drawn in {path}")
 
 
-def _project(folder: Path, mu: Tensor, labels: Tensor | None, parts: list[LabelledRows], step: int) -> None:
+def _project(
+    folder: Path, mu: Tensor, labels: Tensor | None, parts: list[LabelledRows], step: int, output: Likelihood
+) -> None:
     """Write the projector of codes of which every ``step``-th is here; and of so many that it stays quick."""
     fewer = -(-len(mu) // _SPRITES)
     mu, labels, step = mu[::fewer], None if labels is None else labels[::fewer], step * fewer
@@ -176,6 +179,9 @@ def _project(folder: Path, mu: Tensor, labels: Tensor | None, parts: list[Labell
             taken.append(take(rows, torch.arange(len(rows))[-start % step :: step]))
             start += len(rows)
         originals = torch.cat(taken)
-        images = originals / 255 if originals.dtype == torch.uint8 else unit_range(originals, originals).float()
+        if originals.dtype == torch.uint8 and not output.counts:
+            images = originals / 255
+        else:
+            images = unit_range(originals, originals, output).float()
     write_projector(folder, mu, labels, images)
     print(f"{len(mu)} of them for tensorboard --logdir {folder}")

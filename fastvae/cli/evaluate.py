@@ -99,7 +99,11 @@ def evaluate_command(
     if isinstance(model, Regressor) and (samples or prior_samples):
         raise ValueError(f"{checkpoint} is a regressor: it has no z, and its log-likelihood needs no samples")
 
-    lines = [f"{Path(config.data_name).name:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats {'bits/dim':>9}"]
+    has_bits = model.output.has_bits
+    lines = [
+        f"{Path(config.data_name).name:<14} {'ELBO':>18} {'reconstruction':>15} {'KL':>8}  nats"
+        + (f" {'bits/dim':>9}" if has_bits else "")
+    ]
     figures: dict[str, Any] = {"checkpoint": str(checkpoint), "dataset": config.data_name, "seed": seed}
     test_images, test_labels = rows_of(rows.test, slice(images)), rows.test_labels
     test_labels = None if test_labels is None else test_labels[:images]
@@ -113,7 +117,7 @@ def evaluate_command(
         figures[part] = report._asdict()
         lines.append(
             f"{part:<14} {report.elbo:>10.2f} ± {report.standard_error or 0:<5.2f} {report.reconstruction:>15.2f} "
-            f"{report.kl:>8.2f} {report.bits_per_dim:>15.4f}"
+            f"{report.kl:>8.2f}" + (f" {report.bits_per_dim:>15.4f}" if has_bits else "")
         )
     proposals: tuple[tuple[Proposal, int], ...] = (("posterior", samples), ("prior", prior_samples))
     if not isinstance(model, Regressor):
@@ -143,7 +147,8 @@ def evaluate_command(
         lines.append(
             f"test, {count} samples of the {proposal}: {likelihood.log_likelihood:.2f} ± "
             f"{likelihood.standard_error:.2f} nats (± {likelihood.sampling_error:.3f} of sampling), "
-            f"{likelihood.bits_per_dim:.4f} bits/dim, effective sample size {likelihood.effective_sample_size:.1f}"
+            + (f"{likelihood.bits_per_dim:.4f} bits/dim, " if has_bits else "")
+            + f"effective sample size {likelihood.effective_sample_size:.1f}"
         )
     if json_file is not None:
         with replacing(json_file) as temporary:

@@ -20,6 +20,7 @@ from fastvae.evaluation import evaluate_code
 from fastvae.files import replacing
 from fastvae.latent_space import decode, quantile_grid, traversal
 from fastvae.models import VAE, Regressor
+from fastvae.models.output import Likelihood
 from fastvae.ops import binarize
 from fastvae.training import TrainConfig
 from fastvae.training.inputs import load_data, model_inputs, sample
@@ -70,7 +71,19 @@ def sample_command(
         _data(help=DATA_DIR_HELP, show_default=TRAINED_DATA_DIR_DEFAULT),
     ] = None,
     labels: Labels = None,
-    seed: Annotated[int, _shown(min=0, max=MAX_SEED, help="Seed of the codes z.")] = 0,
+    library: Annotated[
+        float | None,
+        _shown(
+            min=0,
+            help="Sum of each row's counts, for the likelihoods negative-binomial, zinb and multinomial.",
+            show_default="1: shares",
+        ),
+    ] = None,
+    draw: Annotated[
+        bool,
+        _shown("--draw", help="Draw each number from its distribution given z, rather than give its mean."),
+    ] = False,
+    seed: Annotated[int, _shown(min=0, max=MAX_SEED, help="Seed of the codes z, and of --draw.")] = 0,
     out: Annotated[
         Path,
         _shown(
@@ -88,6 +101,13 @@ def sample_command(
     if traverse is not None and grid is not None:
         raise typer.BadParameter("excludes --traverse", param_hint="--grid")
     trained = load_trained(checkpoint)
+    output = trained.model.output
+    if library is not None and not output.has_library:
+        raise typer.BadParameter(f"the likelihood {output.name} has no library", param_hint="--library")
+    if draw and (traverse is not None or grid is not None):
+        raise typer.BadParameter("excludes --traverse and --grid, which show means", param_hint="--draw")
+    if draw and library is None and output.has_library:
+        raise typer.BadParameter("needs --library, the sum of each row's counts", param_hint="--draw")
 
     def checked_data() -> Dataset:
         config = with_data(trained, data=data, test_data=test_data, data_dir=data_dir, labels=labels)
@@ -102,11 +122,11 @@ def sample_command(
         if label >= classes:
             raise typer.BadParameter(f"labels lie in 0 .. {classes - 1}, not {label}", param_hint="--label")
     if traverse is not None:
-        _traverse(trained, checked_data, traverse, label, seeded(seed), out)
+        _traverse(trained, checked_data, traverse, label, library, seeded(seed), out)
     elif grid is not None:
-        _grid(trained, checked_data, grid, label, seeded(seed), out)
+        _grid(trained, checked_data, grid, label, library, seeded(seed), out)
     else:
-        _sample(trained, checked_data, num, label, seeded(seed), out)
+        _sample(trained, checked_data, num, label, library, not draw, seeded(seed), out)
 
 
 def _sample(
@@ -114,6 +134,8 @@ def _sample(
     checked_data: Callable[[], Dataset],
     num: int,
     label: int | None,
+    library: float | None,
+    mean: bool,
     generator: torch.Generator,
     out: Path,
 ) -> None:
@@ -126,8 +148,8 @@ def _sample(
         _, condition = model_inputs(config, checked_data().test[:num], None, generator)
     elif classes is not None:
         columns = classes
-    samples = sample(model, config, num, condition, generator)
-    _save(samples, columns, out)
+    samples = sample(model, config, num, condition, generator, library=library, mean=mean)
+    _save(samples, columns, out, model.output)
     print(f"{num} samples in {out}")
 
 
@@ -136,6 +158,7 @@ def _traverse(
     checked_data: Callable[[], Dataset],
     count: int,
     label: int | None,
+    library: float | None,
     generator: torch.Generator,
     out: Path,
 ) -> None:
@@ -149,7 +172,11 @@ def _traverse(
     row, *condition = _first(config, dataset, label, generator)
     code = model.encode(row, *condition)[0][0].detach()
     codes = traversal(code, order[:count], _VALUES.to(code))
-    made = decode(model, config, codes, *condition)
+    # By default of the row's own counts.
+    sums = model.output.library(row)
+    made = decode(
+        model, config, codes, *condition, library=sums[0] if library is None and sums is not None else library
+    )
     count = min(count, model.latent_dim)
     if _is_picture(made, out):
         from fastvae import plots
@@ -157,9 +184,10 @@ def _traverse(
         rows = [f"z[{index}]\n{carried:.2f} nats" for index, carried in zip(order.tolist(), nats.tolist(), strict=True)]
         values = [f"{value:.1f}" for value in _VALUES.tolist()]
         with replacing(out) as temporary:
-            plots.save_rows(unit_range(made, dataset.test[:_RANKED]), rows[:count], values, temporary)
+            shown = unit_range(made, dataset.test[:_RANKED], model.output)
+            plots.save_rows(shown, rows[:count], values, temporary)
     else:
-        _save(made, len(_VALUES), out)
+        _save(made, len(_VALUES), out, model.output)
     print(f"{count} of {model.latent_dim} dimensions, {len(_VALUES)} values of each, in {out}")
 
 
@@ -168,6 +196,7 @@ def _grid(
     checked_data: Callable[[], Dataset],
     side: int,
     label: int | None,
+    library: float | None,
     generator: torch.Generator,
     out: Path,
 ) -> None:
@@ -180,8 +209,8 @@ def _grid(
         condition = [torch.tensor([label])]
     elif not isinstance(model, VAE):
         _, *condition = _first(config, checked_data(), label, generator)
-    made = decode(model, config, quantile_grid(side), *condition)
-    _save(made, side, out)
+    made = decode(model, config, quantile_grid(side), *condition, library=library)
+    _save(made, side, out, model.output)
     print(f"{side}x{side} codes in {out}")
 
 
@@ -218,14 +247,14 @@ def _is_picture(rows: Data, out: Path) -> bool:
     return picture
 
 
-def _save(rows: Tensor, columns: int, out: Path) -> None:
+def _save(rows: Tensor, columns: int, out: Path, output: Likelihood) -> None:
     """Write rows ``[N, *E]`` as a picture of so many columns, or as numbers: the suffix says which."""
     picture = _is_picture(rows, out)
     with replacing(out) as temporary:
         if picture:
             from fastvae import plots
 
-            plots.save_samples(rows, columns, temporary)
+            plots.save_samples(unit_range(rows, rows, output) if output.counts else rows, columns, temporary)
         elif out.suffix.lower() == ".npy":
             np.save(temporary, rows.numpy())
         else:

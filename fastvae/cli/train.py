@@ -118,13 +118,28 @@ def train_command(
         _model(help="Published code whose wiring, initial weights and solver are used: doersch is the tutorial's."),
     ] = TrainConfig.preset,
     likelihood: Annotated[
-        LikelihoodName, _model(help="Distribution of a pixel given the code z.")
+        LikelihoodName | None,
+        _model(
+            help="Distribution of each number of a row given the code z. Of counts: binomial, poisson, and with means "
+            "that are shares of the row's sum negative-binomial, zinb (zero-inflated) and multinomial.",
+            show_default="binomial for the digits, otherwise bernoulli",
+        ),
     ] = TrainConfig.likelihood,
+    total: Annotated[
+        int | None,
+        _model(
+            min=1,
+            help="Trials of the binomial likelihood: the largest count that is possible.",
+            show_default="16 for the digits, 255 for the other data sets",
+        ),
+    ] = TrainConfig.total,
     sigma: Annotated[
-        float, _model(help="Standard deviation of the Gaussian likelihood, for pixels in [0, 1].")
+        float,
+        _model(help="Standard deviation of the Gaussian likelihood or scale of the Laplace one, for pixels in [0, 1]."),
     ] = TrainConfig.sigma,
     learn_sigma: Annotated[
-        bool, _model("--learn-sigma", help="Train the Gaussian likelihood's sigma, starting from --sigma.")
+        bool,
+        _model("--learn-sigma", help="Train the sigma of the Gaussian or Laplace likelihood, starting from --sigma."),
     ] = False,
     beta: Annotated[float, _objective(help="Weight of the KL term in the loss; 1 gives the ELBO.")] = TrainConfig.beta,
     anneal: Annotated[
@@ -314,8 +329,9 @@ def train_command(
         return
     test = result.history[-1]["test"]
     pictures = ", ".join(name for name in training.PICTURES if (out / name).is_file())
+    bits = "" if test["bits_per_dim"] is None else f" ({test['bits_per_dim']:.4f} bits/dim)"
     print(
-        f"test ELBO {test['elbo']:.2f} nats ({test['bits_per_dim']:.4f} bits/dim) after epoch {len(result.history)}"
+        f"test ELBO {test['elbo']:.2f} nats{bits} after epoch {len(result.history)}"
         + (f"; pictures in {out}: {pictures}" if pictures else f", in {out}")
     )
 

@@ -15,6 +15,7 @@ from fastvae.display import progress_bar
 from fastvae.models import Model
 from fastvae.training import TrainConfig
 from fastvae.training.config_file import with_absolute_paths
+from fastvae.training.inputs import expected_rows
 
 Part = Literal["train", "test", "all"]
 
@@ -73,8 +74,7 @@ class Trained(NamedTuple):
         with progress_bar("checking") as show:
             check_parts(
                 [(name, data) for data in parts],
-                self.model.output.name,
-                binarized=self.config.binarize == "dynamic",
+                expected_rows(self.model.output, self.model.output.total, self.config),
                 constant=True,
                 progress=lambda done, total: show(done, total, ""),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,14 +13,53 @@ from fastvae.data.parts import Progress
 from fastvae.data.rows import Data, array_of
 
 _BLOCK_BYTES = 64 << 20
+_BYTES = (torch.bool, torch.uint8)
+
+
+class Expected(NamedTuple):
+    """What values of data must be."""
+
+    values: str = "finite"
+    """``"finite"`` numbers, those of the ``"unit"`` interval [0, 1], ``"counts"`` 0, 1, 2, ... or ``"levels"``, which
+    are uint8."""
+    why: str = ""
+    """What asks for that, as errors say it: ``"for a Bernoulli likelihood"``."""
+    total: int | None = None
+    """The largest count."""
+
+    def described(self) -> str:
+        """For errors."""
+        counts = "counts 0, 1, 2, ..." if self.total is None else f"counts 0 .. {self.total}"
+        what = {"finite": "finite numbers", "unit": "numbers in [0, 1]", "counts": counts, "levels": "uint8 levels"}
+        return f"{what[self.values]} {self.why}".rstrip()
+
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The least and the largest value of data of a dtype."""
+        if self.values == "unit" and dtype not in _BYTES:
+            return 0, 1
+        if self.values == "counts":
+            return 0, math.inf if self.total is None else self.total
+        return -math.inf, math.inf
+
+    def wrong(self, block: Tensor) -> Tensor:
+        """Which elements of a block are none of the values."""
+        low, high = self.bounds(block.dtype)
+        wrong = ~torch.isfinite(block) | (block < low) | (block > high)
+        return wrong | (block != block.round()) if self._must_be_whole(block) else wrong
+
+    def are_whole(self, block: Tensor) -> bool:
+        """Whether no element of a block has a fraction that it must not have."""
+        return not self._must_be_whole(block) or torch.equal(block, block.round())
+
+    def _must_be_whole(self, block: Tensor) -> bool:
+        return self.values == "counts" and block.is_floating_point()
 
 
 def check(
     name: str,
     data: Tensor,
-    likelihood: str,
+    expected: Expected,
     *,
-    binarized: bool = False,
     constant: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -29,17 +68,19 @@ def check(
     Args:
         name: what errors call the data.
         data: ``[N, *E]`` dense or ``torch.sparse_csr`` ``[N, D]``. It is read in order, in blocks of 64 MiB.
-        likelihood: of the model. ``"bernoulli"`` asks for values in [0, 1], which bool and uint8 (read as x/255) are.
-        binarized: whether binary values are drawn from the data, which must then lie in [0, 1] for any likelihood.
+        expected: what the values must be. Those of bool and uint8, read as x/255, lie in [0, 1].
         constant: whether data of which all values are equal pass: a trained model can tell something about them.
         progress: is called with the numbers read and their total.
 
     Raises:
-        ValueError: no data; a value that is NaN, infinite or outside of [0, 1] where it must not be, with its row and
-            its index in the row; or data of which all values are equal, unless ``constant``.
+        ValueError: no data, or of another dtype than uint8 where levels are expected; a value that is NaN, infinite or
+            none of those that are expected, with its row and its index in the row; or data of which all values are
+            equal, unless ``constant``.
     """
     stored = data
-    why = "for a Bernoulli likelihood" if likelihood == "bernoulli" else "for binarize dynamic" if binarized else None
+    if expected.values == "levels" and data.dtype != torch.uint8:
+        kind = str(data.dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: holds numbers of type {kind}, expected {expected.described()}")
     low, high = math.inf, -math.inf
     if data.layout is torch.sparse_csr:
         stored = data.values()
@@ -50,13 +91,14 @@ def check(
     total = len(stored)
     for start, block in _blocks(stored):
         smallest, largest = (value.item() for value in torch.aminmax(_in_memory_order(block)))
-        unit = why is not None and block.dtype not in (torch.bool, torch.uint8)
-        if not (math.isfinite(smallest) and math.isfinite(largest)) or (unit and (smallest < 0 or largest > 1)):
-            _report(name, data, start, block, why if unit else None)
+        least, most = expected.bounds(block.dtype)
+        finite = math.isfinite(smallest) and math.isfinite(largest)
+        if not finite or smallest < least or largest > most or not expected.are_whole(block):
+            _report(name, data, start, block, expected)
         low, high = min(low, smallest), max(high, largest)
         if progress is not None:
             progress(start + len(block), total)
-        if low < high and block.dtype in (torch.bool, torch.uint8):
+        if low < high and block.dtype in _BYTES and most >= 255:
             # Nothing in the rest could be wrong.
             if progress is not None:
                 progress(total, total)
@@ -67,9 +109,8 @@ def check(
 
 def check_parts(
     parts: Iterable[tuple[str, Data]],
-    likelihood: str,
+    expected: Expected,
     *,
-    binarized: bool = False,
     constant: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -79,7 +120,7 @@ def check_parts(
         array = array_of(data)
         arrays.setdefault(id(array), (name, array))
     for name, array in arrays.values():
-        check(name, array, likelihood, binarized=binarized, constant=constant, progress=progress)
+        check(name, array, expected, constant=constant, progress=progress)
 
 
 def _blocks(data: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -97,12 +138,9 @@ def _in_memory_order(block: Tensor) -> Tensor:
     return block.permute(sorted(range(block.dim()), key=block.stride, reverse=True))
 
 
-def _report(name: str, data: Tensor, start: int, block: Tensor, unit: str | None) -> NoReturn:
-    """Say which value of a block is the first that is wrong, where it stands, and why it must be in [0, 1], if so."""
-    wrong = ~torch.isfinite(block)
-    if unit is not None:
-        wrong |= (block < 0) | (block > 1)
-    where = int(torch.nonzero(wrong.flatten())[0])
+def _report(name: str, data: Tensor, start: int, block: Tensor, expected: Expected) -> NoReturn:
+    """Say which value of a block is the first that is wrong, where it stands, and what is expected."""
+    where = int(torch.nonzero(expected.wrong(block).flatten())[0])
     value = block.flatten()[where].item()
     if data.layout is torch.sparse_csr:
         position = start + where
@@ -111,5 +149,5 @@ def _report(name: str, data: Tensor, start: int, block: Tensor, unit: str | None
     else:
         place = [int(i) for i in torch.unravel_index(torch.tensor(where), block.shape)]
         row, index = start + place[0], place[1:]
-    expected = "finite numbers" if unit is None or not math.isfinite(value) else f"numbers in [0, 1] {unit}"
-    raise ValueError(f"{name}: row {row}, index {index} is {value}, expected {expected}")
+    described = expected.described() if math.isfinite(value) else "finite numbers"
+    raise ValueError(f"{name}: row {row}, index {index} is {value}, expected {described}")

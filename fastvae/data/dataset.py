@@ -26,7 +26,8 @@ class Dataset:
 
     name: str
     train: Data | TorchData
-    """``[N, *E]``: uint8 (read as x/255), bool, other integers (counts) or floating point."""
+    """``[N, *E]``: uint8 (read as x/255, but as counts for a likelihood of counts), bool, other integers or floating
+    point."""
     train_labels: Tensor | None
     """``[N]`` integers, the class."""
     test: Data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +16,8 @@ from fastvae.data.dataset import Dataset
 from fastvae.data.idx import parse_idx, read_bytes
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "kmnist"]
+
+_WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,22 @@ class Images(Dataset):
     """``[M, H, W]`` uint8, 0..255."""
     test_labels: Tensor
     """``[M]`` uint8, the class."""
+
+    def as_counts(self) -> Images:
+        """The same images with pixels as counts of 0 .. :func:`largest_count`, for likelihoods of counts."""
+        largest = largest_count(self.name)
+        if largest == _WHITE:
+            return self
+        counts = [
+            (images.short() * largest + _WHITE // 2).div(_WHITE, rounding_mode="floor").to(torch.uint8)
+            for images in (self.train, self.test)
+        ]
+        return replace(self, train=counts[0], test=counts[1])
+
+
+def largest_count(name: str) -> int:
+    """What a white pixel of a data set counts: 16 for scikit-learn's digits, which are counts of dots, else 255."""
+    return 16 if name == "digits" else _WHITE
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,7 @@ def _load_digits() -> Images:
 
     # 17 grey levels, 0..16, onto 0..255.
     grey, classes = load_digits(return_X_y=True)
-    images = torch.from_numpy(np.rint(grey * (255 / 16)).astype(np.uint8)).view(-1, 8, 8)
+    images = torch.from_numpy(np.rint(grey * (_WHITE / largest_count("digits"))).astype(np.uint8)).view(-1, 8, 8)
     labels = torch.from_numpy(classes.astype(np.uint8))
     rank = np.empty(len(classes), dtype=np.int64)
     for label in np.unique(classes):

@@ -60,7 +60,7 @@ class Setting:
             dataset="digits" if self.quick else "mnist",
             data_dir=self.data_dir,
             epochs=self.epochs or (2 if self.quick else epochs),
-            **{"seed": self.seed, **options},
+            **{"seed": self.seed, "likelihood": "bernoulli", **options},
         )
 
         def show(progress: Progress) -> None:

@@ -5,10 +5,12 @@ The encoder is given log(1 + x), as scVI's is, but x / total where counts have a
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Generator, Tensor, nn
 
-from fastvae.models.output import Likelihood
+from fastvae.models.output import Likelihood, LikelihoodName
 from fastvae.ops import binomial_nll, negative_binomial_nll, poisson_nll
 
 
@@ -111,7 +113,8 @@ class NegativeBinomial(CountsByLibrary):
     Source: Lopez et al. 2018 (scVI, doi:10.1038/s41592-018-0229-2), Methods.
     """
 
-    name, title = "negative-binomial", "negative binomial"
+    name: ClassVar[LikelihoodName] = "negative-binomial"
+    title = "negative binomial"
 
     def __init__(
         self, event: tuple[int, ...], sigma: float = 1.0, learn_sigma: bool = False, total: int | None = None

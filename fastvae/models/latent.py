@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -102,7 +102,7 @@ class LatentVariableModel(nn.Module):
     @property
     def likelihood(self) -> LikelihoodName:
         """The name of P(x|z)'s family."""
-        return cast(LikelihoodName, self.output.name)
+        return self.output.name
 
     @property
     def sigma(self) -> float | Tensor:

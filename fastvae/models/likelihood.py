@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from fastvae.models.counts import Binomial, Multinomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from fastvae.models.networks import one_of
 from fastvae.models.output import Likelihood
+from fastvae.models.output import LikelihoodName as LikelihoodName
 from fastvae.models.pixels import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian, Laplace
 
-LikelihoodName = Literal[
-    "bernoulli",
-    "gaussian",
-    "binomial",
-    "poisson",
-    "negative-binomial",
-    "zinb",
-    "multinomial",
-    "continuous-bernoulli",
-    "discretized-logistic",
-    "laplace",
-]
-
-LIKELIHOODS: dict[str, type[Likelihood]] = {
+LIKELIHOODS: dict[LikelihoodName, type[Likelihood]] = {
     kind.name: kind
     for kind in (
         Bernoulli,

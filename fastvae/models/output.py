@@ -15,6 +15,18 @@ from torch import Generator, Tensor, nn
 
 from fastvae.layers import activation_name, is_hooked, is_sequential, run
 
+LikelihoodName = Literal[
+    "bernoulli",
+    "gaussian",
+    "binomial",
+    "poisson",
+    "negative-binomial",
+    "zinb",
+    "multinomial",
+    "continuous-bernoulli",
+    "discretized-logistic",
+    "laplace",
+]
 Values = Literal["finite", "unit", "counts", "levels"]
 """What data may hold: finite numbers, numbers in [0, 1], counts 0, 1, 2, ... or the 256 levels of uint8."""
 
@@ -32,7 +44,7 @@ class Likelihood(nn.Module):
         ValueError: a sigma that is not positive and finite; one to be learned, or a total, that the likelihood has not.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[LikelihoodName]
     title: ClassVar[str]
     """What the distribution is called in a sentence."""
     values: ClassVar[Values]
@@ -45,6 +57,8 @@ class Likelihood(nn.Module):
     """Whether means are shares of a library, the sum of a row of counts."""
     has_bits: ClassVar[bool] = False
     """Whether bits per dimension are a figure of the field."""
+    has_layer: ClassVar[bool] = False
+    """Whether there is an operator for the likelihood and the linear layer before it."""
     total: int | None = None
     """Trials of each element."""
 
@@ -155,9 +169,6 @@ class Likelihood(nn.Module):
         if self.has_library and library is None:
             raise ValueError(f"draws of the {self.name} likelihood need a library, the sum of each row")
         return self._sample(self._numbers(decoded), self._library_of(decoded, library), generator)
-
-    has_layer: ClassVar[bool] = False
-    """Whether there is an operator for the likelihood and the linear layer before it."""
 
     def _target(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """As the operators take it: in the decoder's dtype, but at least float32, which keeps those above 256."""

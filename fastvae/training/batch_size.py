@@ -55,6 +55,7 @@ def measure_batch_sizes(
     own = torch_device(device)
     if own.type == "cuda":
         torch.cuda.set_device(own)
+    config = config.resolved()
     dataset = load_data(config)
     results: list[BatchSpeed] = []
     size = max(_FIRST, config.accumulate)

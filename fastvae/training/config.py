@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fastvae.data import DatasetName, Layout
+from fastvae.data.published import largest_count
 from fastvae.layers import Activation
 from fastvae.models.convolutional import Norm
-from fastvae.models.likelihood import LikelihoodName
+from fastvae.models.likelihood import LIKELIHOODS, LikelihoodName
 from fastvae.models.networks import NetworkName, Preset, check_network
 from fastvae.objectives import Gradient, ScheduleKind
 from fastvae.training.checkpoint import Checkpoint
@@ -67,7 +68,13 @@ class TrainConfig:
     preset: Preset | None = None
     """``"doersch"``: the network of the tutorial's code, its initial weights and its solver
     (:func:`fastvae.training.solver.make_optimizer`)."""
-    likelihood: LikelihoodName = "bernoulli"
+    likelihood: LikelihoodName | None = None
+    """Distribution of each number of a row given z (:class:`fastvae.models.VAE`). None is binomial for scikit-learn's
+    digits, whose pixels are counts of 0 to 16, and Bernoulli for all other data, for binary pixels and where a column
+    is the condition."""
+    total: int | None = None
+    """Trials of the binomial likelihood, the largest count that is possible. None is 16 for the digits and 255 for the
+    other published data sets; other data need it."""
     conv_width: int = 32
     """Channels of the finest level of the convolutional network that has residual blocks
     (:func:`fastvae.models.convolutional`)."""
@@ -76,8 +83,9 @@ class TrainConfig:
     conv_norm: Norm = "group"
     """Normalisation in the convolutional network's blocks."""
     sigma: float = 0.25
-    """Standard deviation of the Gaussian likelihood, for pixels in [0, 1]. With 0.1 the digits took 46 nats of KL in
-    40 epochs and samples of the prior fell apart, with 0.2 and 0.3 they are digits."""
+    """Standard deviation of the Gaussian likelihood or scale of the Laplace one, for pixels in [0, 1]. With 0.1 the
+    digits took 46 nats of KL in 40 epochs and Gaussian samples of the prior fell apart, with 0.2 and 0.3 they are
+    digits."""
     learn_sigma: bool = False
     """Whether the likelihood's sigma is a parameter, with ``sigma`` its first value."""
     beta: float = 1.0
@@ -122,7 +130,6 @@ class TrainConfig:
             "condition": Condition,
             "dataset": DatasetName,
             "layout": Layout,
-            "likelihood": LikelihoodName,
             "binarize": Binarize,
             "gradient": Gradient,
             "conv_norm": Norm,
@@ -132,6 +139,7 @@ class TrainConfig:
                 expected = ", ".join(get_args(choice))
                 raise ValueError(f"{name} must be one of {expected}, not {getattr(self, name)!r}")
         for name, options in (
+            ("likelihood", LikelihoodName),
             ("amp", Amp),
             ("anneal", ScheduleKind),
             ("decay", Decay),
@@ -181,8 +189,17 @@ class TrainConfig:
             raise ValueError(f"a regressor has the network mlp, not {self.network}")
         if self.network != "mlp" and self.preset is not None:
             raise ValueError(f"preset {self.preset} is of the network mlp, not of {self.network}")
-        if self.learn_sigma and self.likelihood == "bernoulli":
-            raise ValueError("learn_sigma needs the gaussian likelihood: the bernoulli one has no sigma")
+        if self.total is not None and self.total < 1:
+            raise ValueError(f"total must be at least 1, not {self.total}")
+        likelihood = LIKELIHOODS[self._likelihood(data_given=False)]
+        likelihood.check_options(self.learn_sigma, self.total)
+        if likelihood.values in ("counts", "levels"):
+            for option, asked in (
+                ("binarize dynamic", self.binarize == "dynamic"),
+                ("condition column", self.completes),
+            ):
+                if asked:
+                    raise ValueError(f"{option} draws binary pixels, of which the likelihood {likelihood.name} is not")
         if self.model == "vae" and self.condition != "column":
             raise ValueError(f"a vae has no condition: model must be cvae or regressor for {self.condition}")
         if self.model != "vae" and self.network == "mlp" and not self.hidden:
@@ -209,6 +226,33 @@ class TrainConfig:
     def completes(self) -> bool:
         """Whether the model completes images of which a column is known."""
         return self.model != "vae" and self.condition == "column"
+
+    @property
+    def named_likelihood(self) -> LikelihoodName:
+        """The likelihood, or the one that is meant where the field is None and no program gives the data."""
+        return self._likelihood(data_given=False)
+
+    def resolved(self, data_given: bool = False) -> TrainConfig:
+        """The same with the likelihood, and the total, that are meant where the fields are None.
+
+        Args:
+            data_given: whether a program gives the data, so that those that are named here are not meant.
+
+        Raises:
+            ValueError: a total is needed.
+        """
+        likelihood, total = self._likelihood(data_given), self.total
+        if LIKELIHOODS[likelihood].has_total and total is None:
+            if data_given or self.data is not None:
+                raise ValueError(f"likelihood {likelihood} needs total, the largest count that is possible in the data")
+            total = largest_count(self.dataset)
+        return replace(self, likelihood=likelihood, total=total)
+
+    def _likelihood(self, data_given: bool) -> LikelihoodName:
+        if self.likelihood is not None:
+            return self.likelihood
+        digits = self.dataset == "digits" and self.data is None and not data_given
+        return "binomial" if digits and self.binarize == "none" and not self.completes else "bernoulli"
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> TrainConfig:

@@ -128,18 +128,27 @@ def config_text(config: TrainConfig, notes: Iterable[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def keep_config(config: TrainConfig, out_dir: Path, notes: Iterable[str] = ()) -> None:
+def keep_config(config: TrainConfig, out_dir: Path, notes: Iterable[str] = (), *, data_given: bool = False) -> None:
     """Leave ``config.toml`` in the folder of a run, whole or not at all.
 
     One that says the same already stays as it is, with a user's comments; one of other values is replaced.
+
+    Args:
+        config: with its likelihood (:meth:`TrainConfig.resolved`).
+        out_dir: the folder.
+        notes: as for :func:`config_text`.
+        data_given: whether a program gave the data of the run.
 
     Raises:
         ValueError: there is a file of that name that is no configuration, and so not ours to replace.
         OSError: it cannot be read or written.
     """
     path = out_dir / CONFIG
-    if path.exists() and dataclasses.asdict(TrainConfig()) | read_config(path) == _fields(config):
-        return
+    if path.exists():
+        given = read_config(path)
+        with suppress(ValueError):  # which is of other values than the run's
+            if _fields(TrainConfig(**given).resolved(data_given)) == _fields(config):
+                return
     with replacing(path) as temporary:
         temporary.write_text(config_text(config, notes), encoding="utf-8")
 

@@ -5,22 +5,41 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastvae.data import Data, Dataset, join_column, load, split_column
-from fastvae.data.check import check_parts
+from fastvae.data.check import Expected, check_parts
 from fastvae.data.columns import split_rows
 from fastvae.data.rows import Rows, take
 from fastvae.data.torch_data import TorchData
+from fastvae.evaluation import dims_of_bits
 from fastvae.layers import first_weight
 from fastvae.models import CVAE, VAE, Model
+from fastvae.models.likelihood import LIKELIHOODS
+from fastvae.models.output import Likelihood
 from fastvae.training.checkpoint import MODELS
 from fastvae.training.config import TrainConfig
 
 _DIGESTED = 64  # rows
+
+
+def settled(config: TrainConfig, data_given: bool, model: nn.Module | None) -> TrainConfig:
+    """The configuration with its likelihood: that of a model that is given, or the one of the data where none is named.
+
+    Raises:
+        ValueError: the likelihood needs a total, or does not fit other fields.
+    """
+    if isinstance(model, Model):
+        output = model.output
+        learn_sigma = output.log_sigma is not None
+        return replace(config, likelihood=output.name, total=output.total, learn_sigma=learn_sigma)
+    if model is not None:  # which is given grey pixels, unless it asks for others
+        config = replace(config, likelihood=config.likelihood or "bernoulli")
+    return config.resolved(data_given)
 
 
 def load_data(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -35,7 +54,8 @@ def load_data(config: TrainConfig, progress: Callable[[int, int], None] | None =
         OSError: there are none, or they cannot be read.
     """
     if config.data is None:
-        return load(config.dataset, config.data_dir)
+        images = load(config.dataset, config.data_dir)
+        return images.as_counts() if LIKELIHOODS[config.named_likelihood].values == "counts" else images
     return Dataset.from_files(
         config.data,
         config.test_data,
@@ -73,13 +93,24 @@ def check_data(
         )
     if config.binarize == "dynamic" and not (dtype == torch.uint8 or dtype.is_floating_point):
         raise ValueError(f"{dataset.name}: binarize dynamic draws from uint8 or numbers in [0, 1], not {dtype}")
-    if model is None:
-        likelihood: str = config.likelihood
-    else:
-        likelihood = model.output.name if isinstance(model, Model) else "another"
+    expected = Expected()
+    if isinstance(model, Model):
+        expected = expected_rows(model.output, model.output.total, config)
+    elif model is None:
+        config = config.resolved(data_given=True)
+        expected = expected_rows(LIKELIHOODS[config.named_likelihood], config.total, config)
+    elif config.binarize == "dynamic":
+        expected = Expected("unit", "for binarize dynamic")
     named = (dataset.name, dataset.train), (f"{dataset.name} (test)", dataset.test)
     parts = [(name, data) for name, data in named if not isinstance(data, TorchData)]
-    check_parts(parts, likelihood, binarized=config.binarize == "dynamic", progress=progress)
+    check_parts(parts, expected, progress=progress)
+
+
+def expected_rows(likelihood: Likelihood | type[Likelihood], total: int | None, config: TrainConfig) -> Expected:
+    """What a likelihood, and the run, ask of the data."""
+    if likelihood.values == "finite":
+        return Expected("unit", "for binarize dynamic") if config.binarize == "dynamic" else Expected()
+    return Expected(likelihood.values, f"for a {likelihood.title} likelihood", total)
 
 
 def digest_rows(config: TrainConfig, dataset: Dataset) -> str | None:
@@ -128,9 +159,9 @@ def refuse_other_rows(config: TrainConfig, model: nn.Module, dataset: Dataset) -
         )
 
 
-def dims_of(model: nn.Module, dataset: Dataset) -> int:
-    """Numbers that the model makes of a row."""
-    return math.prod(model.data_shape if isinstance(model, Model) else dataset.data_shape)
+def dims_of(model: nn.Module, dataset: Dataset) -> int | None:
+    """Numbers of a row that its bits are shared among; None where they are not reported."""
+    return dims_of_bits(model) if isinstance(model, Model) else math.prod(dataset.data_shape)
 
 
 def model_inputs(
@@ -165,6 +196,9 @@ def sample(
     num: int,
     condition: Tensor | None = None,
     generator: torch.Generator | None = None,
+    *,
+    library: float | None = None,
+    mean: bool = True,
 ) -> Tensor:
     """Images that a model draws, or that a regressor predicts.
 
@@ -173,19 +207,29 @@ def sample(
         config: of the run.
         num: how many.
         condition: ``[C, …]``: the conditions of a conditional model, taken in turn; by default all its labels.
-        generator: the source of z, by default torch's own.
+        generator: the source of z and of draws, by default torch's own.
+        library: the sum of a row, for likelihoods by library.
+        mean: whether to return means, or draws of x.
 
     Returns:
-        ``[num, H, W]``, probabilities or means, with the column that is known put back.
+        ``[num, H, W]``, with the column that is known put back.
+
+    Raises:
+        ValueError: as :meth:`fastvae.models.VAE.sample`.
     """
     if isinstance(model, VAE):
-        return model.sample(num, generator)
+        return model.sample(num, generator, library=library, mean=mean)
     if condition is None:
         assert model.condition_classes is not None
         weight = first_weight(model)
         condition = torch.arange(model.condition_classes, device=None if weight is None else weight.device)
     many = condition[torch.arange(num, device=condition.device) % len(condition)]
-    made = model.sample(many, generator=generator) if isinstance(model, CVAE) else model.predict(many)
+    if isinstance(model, CVAE):
+        made = model.sample(many, generator=generator, library=library, mean=mean)
+    elif mean:
+        made = model.predict(many, library=library)
+    else:
+        made = model.output.sample(model(many), library=library, generator=generator)
     return join_column(made, many) if config.completes else made
 
 
@@ -200,5 +244,8 @@ def reconstruct(model: Model, config: TrainConfig, *inputs: Tensor) -> Tensor:
     if isinstance(model, VAE):
         return model.reconstruct(*inputs)
     x, condition = inputs
-    made = model.reconstruct(x, condition) if isinstance(model, CVAE) else model.predict(condition)
+    if isinstance(model, CVAE):
+        made = model.reconstruct(x, condition)
+    else:
+        made = model.predict(condition, library=model.output.library(x))
     return join_column(made, condition) if config.completes else made

@@ -40,7 +40,15 @@ from fastvae.training.distributed import (
 )
 from fastvae.training.feed import DataOn, class_numbers, placed, stays_on_host
 from fastvae.training.folder import METRICS, TENSORBOARD, checkpoint_to_resume, refuse_other_model, refuse_run
-from fastvae.training.inputs import check_data, digest_rows, dims_of, load_data, model_inputs, refuse_other_rows
+from fastvae.training.inputs import (
+    check_data,
+    digest_rows,
+    dims_of,
+    load_data,
+    model_inputs,
+    refuse_other_rows,
+    settled,
+)
 from fastvae.training.lock import locked
 from fastvae.training.pictures import Pictures, drawn, log_epoch, save_pictures
 from fastvae.training.solver import flush_denormal, parameter_names
@@ -120,7 +128,8 @@ def train(
     processes up to ``config.accumulate``. They need a folder that all of them see.
 
     Args:
-        config: on resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
+        config: kept with its likelihood, where it names none (:meth:`TrainConfig.resolved`), or with that of ``model``.
+            On resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
             unless the learning rate decays over them.
         out_dir: made where it is missing. One run at a time has it, which a lock sees to.
         dataset: data of one's own, which take the place of those that ``config`` names; a run that goes on must be
@@ -178,6 +187,7 @@ def train(
             raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
         if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
             raise ValueError("cuda_graph captures the step of one process on a GPU, with batches in one part")
+        config = settled(config, dataset is not None, model)
         # Before anything is read: who waits for the data set holds the folder too.
         processes.of_first(lambda: held.enter_context(locked(out_dir)))
         checkpoint = processes.of_first(
@@ -226,7 +236,7 @@ def train(
             logger.info("%s", f"no run in {out_dir} yet: starting one" if checkpoint is None else run.how_far())
         if run.init_from is not None:
             notes.append(f"Its first weights: --init-from {json.dumps(run.init_from['checkpoint'])}")
-        processes.of_first(lambda: keep_config(config, out_dir, notes))
+        processes.of_first(lambda: keep_config(config, out_dir, notes, data_given=data_given))
         if checkpoint is None:
             # So that there is something to resume from before the first epoch is over, and before anything else is
             # there that would be taken for a run.

@@ -15,6 +15,7 @@ from fastvae.evaluation import ELBOReport
 from fastvae.files import replacing
 from fastvae.models import Model
 from fastvae.models.networks import evaluating
+from fastvae.models.output import Likelihood
 from fastvae.ops import binarize
 from fastvae.training.config import TrainConfig
 from fastvae.training.inputs import model_inputs, reconstruct, sample
@@ -65,9 +66,11 @@ def drawn(
     inputs = model_inputs(config, originals, labels, generator)
     known = inputs[1] if config.completes else None
     with evaluating(model):
-        samples = sample(model, config, _COLUMNS**2, known, generator)
+        sums = model.output.library(originals)
+        library = None if sums is None else sums.double().mean().item()
+        samples = sample(model, config, _COLUMNS**2, known, generator, library=library)
         shown = samples, originals, reconstruct(model, config, *inputs)
-    return Pictures(*(unit_range(images, originals).cpu() for images in shown))
+    return Pictures(*(unit_range(images, originals, model.output).cpu() for images in shown))
 
 
 def are_images(data: Data) -> bool:
@@ -76,8 +79,13 @@ def are_images(data: Data) -> bool:
     return channels in ([0], [0, 1], [0, 3]) and min(height, width) >= 4
 
 
-def unit_range(images: Tensor, originals: Tensor) -> Tensor:
-    """What is shown between black and white: by the range of the originals, unless they are uint8 or bool."""
+def unit_range(images: Tensor, originals: Tensor, output: Likelihood | None = None) -> Tensor:
+    """What is shown between black and white: by the range of the originals, unless they are uint8 or bool.
+
+    For an ``output`` of counts white is their total, or the largest of the originals where they have none.
+    """
+    if output is not None and output.counts:
+        return images.float() / max(output.total or float(originals.max()), torch.finfo(torch.float32).tiny)
     if originals.dtype in (torch.uint8, torch.bool):
         return images
     low, high = originals.float().aminmax()
@@ -131,7 +139,8 @@ def log_epoch(
     add_scalar, add_image = writer.add_scalar, writer.add_image
     for part, report in (("train", train), ("test", test)):
         for key in ("elbo", "reconstruction", "kl", "bits_per_dim"):
-            add_scalar(f"{key}/{part}", getattr(report, key), epoch)
+            if (value := getattr(report, key)) is not None:
+                add_scalar(f"{key}/{part}", value, epoch)
     add_scalar("samples_per_second", rate, epoch)
     if pictures is not None:
         columns = min(_COLUMNS, len(pictures.originals))

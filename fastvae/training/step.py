@@ -26,7 +26,8 @@ from fastvae.training.solver import learning_rate_schedule, make_optimizer, scal
 
 def build_model(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of a run, with weights by the seed of the configuration."""
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("likelihood", "sigma", "learn_sigma")}
+    config = config.resolved(data_given=True)
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("likelihood", "sigma", "learn_sigma", "total")}
     if config.network == "mlp":
         options |= {name: getattr(config, name) for name in ("hidden", "activation", "preset")}
     elif config.network == "conv":
