@@ -17,7 +17,10 @@ import torch
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = [README, *(DOCS / f"{name}.md" for name in ("install", "operators", "training", "data", "networks"))]
+PAGES = [
+    README,
+    *(DOCS / f"{name}.md" for name in ("install", "operators", "training", "data", "networks", "likelihoods")),
+]
 LINKED = [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "tutorial.md"]
 
 
