@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +51,14 @@ def write_bad_data() -> dict[str, Callable[[], object]]:
     """What makes each of the errors that docs/data.md shows, by the names of the files there."""
     rows = np.random.default_rng(0).random((200, 8), dtype=np.float32)
 
-    def array(values: np.ndarray) -> Callable[[], object]:
+    def array(values: np.ndarray, **options: Any) -> Callable[[], object]:
         def run() -> object:
             np.save("x.npy", values)
-            return train(TrainConfig(), "run", dataset=Dataset.from_files("x.npy"))
+            return train(TrainConfig(**options), "run", dataset=Dataset.from_files("x.npy"))
 
         return run
+
+    counts, where = np.arange(1600).reshape(200, 8) % 5, np.arange(1600).reshape(200, 8) == 17 * 8 + 3
 
     def changed(value: float) -> np.ndarray:
         return np.concatenate([rows[:17], np.full((1, 8), 0.5, np.float32), rows[18:]]) + np.float32(
@@ -81,6 +84,9 @@ def write_bad_data() -> dict[str, Callable[[], object]]:
     return {
         "nan": array(changed(float("nan"))),
         "255.0": array(changed(254.5)),
+        "0.5": array(np.where(where, 0.5, counts), likelihood="poisson"),
+        "17,": array(np.where(where, 17, counts), likelihood="binomial", total=16),
+        "uint8": array(rows, likelihood="discretized-logistic"),
         "0.0": array(np.zeros_like(rows)),
         "[200]": array(rows[:, 0]),
         "x.npz": two_arrays,
