@@ -18,7 +18,7 @@ import pytest
 from runs import TRAIN, assert_same_run, small, start, without_times
 
 from fastvae.cli import main
-from fastvae.training import TrainConfig, TrainingError, load_checkpoint, train
+from fastvae.training import TrainingError, load_checkpoint, train
 from fastvae.training.lock import locked
 
 KILLS = int(os.environ.get("FASTVAE_KILLS", "4"))
@@ -183,7 +183,7 @@ def test_configuration_of_a_run_survives_its_newest_checkpoint(tmp_path, capsys)
     captured = capsys.readouterr()
     assert captured.out.startswith(f"going on with the run in {out} after epoch 1\nepoch 2/2 ")
     assert re.fullmatch(r"fastvae: warning: .*step-000000030: damaged checkpoint .*\n", captured.err)
-    alone = train(TrainConfig(hidden=(32,), latent_dim=4, epochs=2), tmp_path / "alone")
+    alone = train(small(epochs=2), tmp_path / "alone")
     assert_same_run(tmp_path / "alone", out)
     assert len(alone.history) == 2
 

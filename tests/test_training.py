@@ -263,7 +263,8 @@ def kill_in_the_middle(progress):
     if progress.epoch == EPOCH and progress.images > 700:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(TrainConfig(hidden=(32,), latent_dim=4, epochs=2), sys.argv[1], progress=kill_in_the_middle)
+config = TrainConfig(hidden=(32,), latent_dim=4, epochs=2, likelihood="bernoulli")
+train(config, sys.argv[1], progress=kill_in_the_middle)
 """
 
 
