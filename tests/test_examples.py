@@ -1,4 +1,7 @@
-"""The examples of own data and own networks print what they should; test_integrations.py has the other examples."""
+"""The examples of own data and own networks print what they should.
+
+test_integrations.py has those of other libraries, test_dropins.py those of libraries that CI does not install.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_dropins import LIBRARIES as DROP_INS
 
 from fastvae import reference
 from fastvae.data import Dataset, load
@@ -107,7 +111,8 @@ def test_errors_of_the_check_are_those_that_the_page_shows(name: str) -> None:
 
 
 def test_every_example_is_run_and_short() -> None:
-    others = [path for path in EXAMPLES.glob("*.py") if not path.stem.startswith("digits_")]
+    elsewhere = ("digits_", *DROP_INS.values())
+    others = [path for path in EXAMPLES.glob("*.py") if not path.stem.startswith(elsewhere)]
     assert {path.stem for path in others} == set(NAMES)
     assert all(len(path.read_text(encoding="utf-8").splitlines()) < 60 for path in others)
 
