@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from torch.distributions import Normal
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "drop-ins.md"
-LIBRARIES = {"scvi": "cells_scvi"}
+LIBRARIES = {"scvi": "cells_scvi", "recbole": "ratings_recbole"}
 U = 2.0**-24  # unit roundoff of float32
 
 
@@ -199,3 +200,71 @@ def test_example_of_scvi_prints_equal_losses(capsys: pytest.CaptureFixture[str])
     theirs, ours = map(float, re.findall(r"test loss: (\S+) nats per cell$", capsys.readouterr().out, re.MULTILINE))
     assert abs(theirs - ours) < 0.02
     assert 280 < ours < 330
+
+
+# RecBole
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """RecBole's configuration and its training batches of MovieLens-100k. It writes logs to the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("recbole"))
+        patch.setattr("sys.argv", ["pytest"])  # which RecBole reads
+        config, training, _ = example("recbole").prepare()
+        yield config, training
+
+
+def recbole_models(ratings: tuple[Any, Any]) -> tuple[Any, Any]:
+    """RecBole's own model and the fused one, of the same weights, without dropout and noise."""
+    module = example("recbole")
+    config, training = ratings
+    own, fused = (kind(config, training.dataset).eval() for kind in (module.MultiVAE, module.FusedMultiVAE))
+    fused.load_state_dict(own.state_dict())
+    return own, fused
+
+
+def recbole_gradients(model: Any, batch: Any) -> dict[str, Tensor]:
+    loss = model.calculate_loss(batch)
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def test_recbole_has_the_loss_and_gradients_of_float64(ratings: tuple[Any, Any]) -> None:
+    own, fused = recbole_models(ratings)
+    batch = next(iter(ratings[1]))
+    found = recbole_gradients(fused, batch)
+    own = own.double()
+    own.history_item_value = own.history_item_value.double()
+    torch.set_default_dtype(torch.float64)  # of the matrix of ratings
+    try:
+        expected = recbole_gradients(own, batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # Sums of 1683 terms and of 128 users, in float32 products: relative to the largest.
+        off = (found[name].double() - value).abs().max() / value.abs().max()
+        assert off < 128 * U, name
+
+
+def test_recbole_anneals_the_kl_divergence(ratings: tuple[Any, Any]) -> None:
+    own, fused = recbole_models(ratings)
+    batch = next(iter(ratings[1]))
+    for total, cap in ((0, 0.2), (4, 0.6)):
+        for model in (own, fused):
+            model.update, model.total_anneal_steps, model.anneal_cap = 0, total, cap
+        for _ in range(4):
+            torch.testing.assert_close(fused.calculate_loss(batch), own.calculate_loss(batch))
+    assert fused.update == own.update == 4
+
+
+def test_recbole_trains_as_with_its_own_loss(ratings: tuple[Any, Any]) -> None:
+    """From one seed both draw the same dropout and noise, so what they learn differs by rounding alone."""
+    module = example("recbole")
+    scores = [module.train(kind, seed=1, epochs=10) for kind in (module.MultiVAE, module.FusedMultiVAE)]
+    assert scores[0].keys() == scores[1].keys()
+    for name, value in scores[0].items():
+        # RecBole rounds to four digits. A user's list of ten changes where two scores are nearly equal.
+        assert abs(scores[1][name] - value) < 2e-3, name
+    assert scores[1]["recall@10"] > 0.15
