@@ -37,10 +37,12 @@ class FusedVAE(VAE):
         self, tensors: dict, inference_outputs: dict, generative_outputs: dict, kl_weight: float = 1
     ) -> LossOutput:
         px = generative_outputs["px"]
-        log_mean = inference_outputs["library"] + px.scale.logits.log_softmax(-1)
+        log_library = inference_outputs["library"].squeeze(-1)
         log_theta = self.px_r if self.dispersion == "gene" else px.theta.log()
         zero_logits = px.zi_logits if self.gene_likelihood == "zinb" else None
-        nll = fastvae.negative_binomial_nll(log_mean, log_theta, tensors["X"], zero_logits=zero_logits)
+        nll = fastvae.negative_binomial_nll(
+            px.scale.logits, log_theta, tensors["X"], log_library=log_library, zero_logits=zero_logits
+        )
         px.log_prob = lambda _: -nll.unsqueeze(-1)  # scvi-tools sums it over the genes, which are one number here
         return super().loss(tensors, inference_outputs, generative_outputs, kl_weight)
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 LINEAR = fastvae.linear_sigmoid_cross_entropy
 
-# On a CPU a block has at most 2^19 logits, or 256 to 480 rows where those are more; up to 16 MiB are kept: (K, B, H, D).
+# On a CPU a block has at most 2^19 logits, or 256 to 480 rows where those are more; 16 MiB are kept: (K, B, H, D).
 SIZES = {
     "one block": (None, 5, 7, 33),
     "samples, one block": (3, 5, 7, 33),

@@ -11,7 +11,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastvae.models.output import Likelihood, LikelihoodName
-from fastvae.ops import binomial_nll, negative_binomial_nll, poisson_nll
+from fastvae.ops import (
+    binomial_nll,
+    linear_multinomial_nll,
+    linear_negative_binomial_nll,
+    multinomial_nll,
+    negative_binomial_nll,
+    poisson_nll,
+)
 
 
 class Counts(Likelihood):
@@ -88,7 +95,7 @@ class CountsByLibrary(Counts):
     Shares are the softmax of the logits over the event.
     """
 
-    has_library = True
+    has_library = has_layer = True
 
     def library(self, x: Tensor) -> Tensor:
         # int64 of integers; at least float32 of others, of which half precision would lose counts.
@@ -97,10 +104,6 @@ class CountsByLibrary(Counts):
 
     def _shares(self, logits: Tensor) -> Tensor:
         return _real(logits).flatten(-len(self.event)).softmax(-1).view(logits.shape)
-
-    def _rows(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """With the event in one dimension."""
-        return tuple(t.flatten(-len(self.event)) for t in tensors)
 
 
 class NegativeBinomial(CountsByLibrary):
@@ -128,15 +131,36 @@ class NegativeBinomial(CountsByLibrary):
         return self.log_theta.exp()
 
     def _nll(self, parameters: tuple[Tensor, ...], x: Tensor, sigma: float | Tensor | None, reduction: str) -> Tensor:
-        logits, *zero_logits = self._rows(*parameters)
-        return _negative_binomial_nll(
+        logits, *zero_logits = parameters
+        return negative_binomial_nll(
             logits,
-            *self._rows(self.log_theta),
-            *self._rows(x),
-            log_library=self.library(x).to(_real_dtype(logits)).log(),
+            self.log_theta,
+            x,
+            log_library=self._log_library(x, logits),
             zero_logits=zero_logits[0] if zero_logits else None,
             reduction=reduction,
+            check_target=True,
         )
+
+    def _nll_of_layer(self, h: Tensor, last: nn.Linear, x: Tensor, activation: str | None, reduction: str) -> Tensor:
+        weight, *zero_weight = last.weight.chunk(self.outputs)
+        bias, *zero_bias = [None] * self.outputs if last.bias is None else last.bias.chunk(self.outputs)
+        return linear_negative_binomial_nll(
+            h,
+            weight,
+            bias,
+            self.log_theta,
+            x,
+            log_library=self._log_library(x, h),
+            zero_weight=zero_weight[0] if zero_weight else None,
+            zero_bias=zero_bias[0] if zero_bias else None,
+            activation=activation,
+            reduction=reduction,
+            check_target=True,
+        )
+
+    def _log_library(self, x: Tensor, like: Tensor) -> Tensor:
+        return self.library(x).to(_real_dtype(like)).log()
 
     def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
         return self._shares(parameters[0]) * library
@@ -175,7 +199,12 @@ class Multinomial(CountsByLibrary):
     name, title = "multinomial", "multinomial"
 
     def _nll(self, parameters: tuple[Tensor, ...], x: Tensor, sigma: float | Tensor | None, reduction: str) -> Tensor:
-        return _multinomial_nll(*self._rows(*parameters, x), constant=True, reduction=reduction)
+        return multinomial_nll(parameters[0], x, constant=True, reduction=reduction, check_target=True)
+
+    def _nll_of_layer(self, h: Tensor, last: nn.Linear, x: Tensor, activation: str | None, reduction: str) -> Tensor:
+        return linear_multinomial_nll(
+            h, last.weight, last.bias, x, constant=True, activation=activation, reduction=reduction, check_target=True
+        )
 
     def _mean(self, parameters: tuple[Tensor, ...], library: Tensor | float) -> Tensor:
         return self._shares(parameters[0]) * library
@@ -201,29 +230,3 @@ def _real_dtype(x: Tensor) -> torch.dtype:
 
 def _real(x: Tensor) -> Tensor:
     return x.to(_real_dtype(x))
-
-
-def _multinomial_nll(logits: Tensor, target: Tensor, *, constant: bool = False, reduction: str = "none") -> Tensor:
-    """N logsumexp(l) - sum x l for ``logits [..., B, D]`` and ``target [B, D]``, and the coefficient's logarithm."""
-    log_shares = _real(logits).log_softmax(-1)
-    x = target.to(torch.promote_types(log_shares.dtype, _real_dtype(target)))
-    nll = -(x * log_shares).sum(-1)
-    if constant:
-        nll = nll + torch.lgamma(x + 1).sum(-1) - torch.lgamma(x.sum(-1) + 1)
-    return nll if reduction == "none" else nll.mean() if reduction == "mean" else nll.sum()
-
-
-def _negative_binomial_nll(
-    log_mean: Tensor,
-    log_theta: Tensor,
-    target: Tensor,
-    *,
-    log_library: Tensor,
-    zero_logits: Tensor | None = None,
-    reduction: str = "none",
-) -> Tensor:
-    """Of means ``exp(log_library [B]) * softmax(log_mean [..., B, D])``."""
-    log_mean = _real(log_mean).log_softmax(-1) + log_library.unsqueeze(-1)
-    return negative_binomial_nll(
-        log_mean, log_theta, target, zero_logits=zero_logits, reduction=reduction, check_target=True
-    )

@@ -135,7 +135,7 @@ class Likelihood(nn.Module):
         h = run(below, *inputs) if tail else layers(*inputs)
         activation = activation_name(tail[0]) if tail else None
         linear = tail[activation is not None :]
-        if linear and _gives_rows(linear, h, x.shape[1:]):
+        if linear and _gives_rows(linear, h, self.shape):
             self._refuse(sigma)
             last = linear[0]
             assert isinstance(last, nn.Linear)
@@ -234,9 +234,9 @@ def _split(layers: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     return [layers], []
 
 
-def _gives_rows(linear: list[nn.Module], h: Tensor, event: Sequence[int]) -> bool:
-    """Whether the linear layer gives all logits of a sample as one row, which are then at most viewed as ``event``."""
+def _gives_rows(linear: list[nn.Module], h: Tensor, shape: Sequence[int]) -> bool:
+    """Whether the linear layer gives all logits of a sample as one row, which are then at most viewed as ``shape``."""
     last, *after = linear
-    if last.out_features != math.prod(event):
+    if last.out_features != math.prod(shape):
         return False
-    return all(view.dim in (-1, h.dim() - 1) and view.unflattened_size == tuple(event) for view in after)
+    return all(view.dim in (-1, h.dim() - 1) and view.unflattened_size == tuple(shape) for view in after)

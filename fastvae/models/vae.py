@@ -57,9 +57,10 @@ class VAE(LatentVariableModel):
         conv_norm: ``norm`` of ``"conv"``, ``"group"`` by default, ``"batch"`` or ``"none"``.
 
     A decoder that is an ``nn.Sequential`` and ends in ``nn.Linear``, or in that and an ``nn.Unflatten`` to E, is run
-    through :func:`fastvae.linear_sigmoid_cross_entropy` (Bernoulli), which never keeps all logits. The losses go
-    through ``decoder``, not through a ``decode`` that a subclass overrides. The attribute ``decoder`` of a model of
-    MLPs may be replaced by any module from ``[..., L]`` to ``[..., D]``.
+    through :func:`fastvae.linear_sigmoid_cross_entropy` (Bernoulli), :func:`fastvae.linear_multinomial_nll` or
+    :func:`fastvae.linear_negative_binomial_nll`, which never keep all of its results. The losses go through
+    ``decoder``, not through a ``decode`` that a subclass overrides. The attribute ``decoder`` of a model of MLPs may be
+    replaced by any module from ``[..., L]`` to ``[..., D]``.
 
     Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, other integers and
     floating-point numbers read as they are (in [0, 1] for the Bernoulli likelihood). For a likelihood of counts a uint8
