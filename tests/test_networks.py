@@ -131,6 +131,32 @@ def test_logits_of_a_last_linear_layer_are_not_kept(make, fused, x, monkeypatch)
         calls.clear()
 
 
+@pytest.mark.parametrize("likelihood", ["negative-binomial", "zinb", "multinomial"])
+@pytest.mark.parametrize("samples", [(), (3,)], ids=["B", "KB"])
+def test_last_layers_of_counts_run_with_their_loss(likelihood, samples, monkeypatch):
+    """The same loss and gradients as of the decoder's result, which a hook asks for."""
+    model = VAE(E, hidden=(9,), latent_dim=L, likelihood=likelihood)
+    name = f"linear_{'multinomial' if likelihood == 'multinomial' else 'negative_binomial'}_nll"
+    op, calls = getattr(fastvae.models.counts, name), []
+    monkeypatch.setattr(
+        fastvae.models.counts,
+        name,
+        lambda *args, **options: calls.append(options["activation"]) or op(*args, **options),
+    )
+    z, counts = torch.randn(*samples, BATCH, L), torch.randint(0, 9, (BATCH, *E))
+    found = []
+    for hooked in (False, True):
+        if hooked:
+            model.decoder[-1].register_forward_hook(lambda *_: None)
+        model.zero_grad()
+        nll = model.nll(z, counts)
+        nll.sum().backward()
+        found.append([nll.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert calls == ["relu"]
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_a_sequential_with_a_forward_of_its_own_is_called(x):
     class Doubled(nn.Sequential):
         def forward(self, z):
