@@ -547,14 +547,16 @@ def multinomial_nll(t: Arithmetic, g: Array, logits: Array, target: Array) -> It
     a, count, d = below - logs, x.sum(-1, keepdims=True), depth(t, x.shape[-1])
     error = t.unit * (abs(below) + abs(a) + EXP + d + 2 + (shares * abs(below)).sum(-1, keepdims=True) + 2 * abs(logs))
     loss = -x * a
-    yield Result("value", loss.sum(-1), (x * (error + t.unit * abs(a))).sum(-1) + sums(t, loss))
+    by_share = (x * (error + t.unit * abs(a))).sum(-1)
+    yield Result("value", loss.sum(-1), by_share + sums(t, loss) + subnormal(t))
     g = g[..., None]
     exact = count * shares - x
     by_logits = t.unit * x + count * shares * (error + (EXP + d + 3) * t.unit) + t.unit * abs(exact)
     yield Result("d/dlogits", g * exact, abs(g) * (by_logits + count * t.vanishing) + subnormal(t, g, count))
     by_target = -g * a
     error = abs(g) * (error + t.unit * abs(a))
-    yield Result("d/dtarget", by_target.sum(0), error.sum(0) + len(g) * t.unit * abs(by_target).sum(0))
+    error = error.sum(0) + len(g) * t.unit * abs(by_target).sum(0) + subnormal(t)
+    yield Result("d/dtarget", by_target.sum(0), error)
 
 
 @dataclass(frozen=True)
