@@ -51,5 +51,5 @@ export PYTHONPATH=$work/emulated
 "$python" -c 'import fastvae; assert fastvae.build_info()["cuda_architectures"] == ["emulated"], fastvae.build_info()'
 "$python" -m pytest "${tests[@]}" -k "not opcheck and not compile and not threads_do_not" test_operators.py \
   test_sigmoid_cross_entropy.py test_gaussian_kl.py test_gaussian_nll.py test_elbo_loss.py test_binarize.py \
-  test_linear_sigmoid_cross_entropy.py test_distributions.py test_noise.py test_mlp.py \
+  test_compressed.py test_linear_sigmoid_cross_entropy.py test_distributions.py test_noise.py test_mlp.py \
   test_optim.py
