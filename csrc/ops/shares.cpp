@@ -75,7 +75,8 @@ class PartGrads {
             const Rows::Result& library)
       : given_(given), grads_(grads.begin(), grads.end()), target_(target), library_(library) {
     const auto zeros = [](const Tensor& t) { return at::zeros(t.sizes(), like(t, at::kDouble)); };
-    if (!grads_.empty() && !given.shared().empty() && grads_.back().wanted)
+    if (!grads_.empty() && !given.shared().empty() && grads_.back().wanted &&
+        given.last().sizes() != given.first().sizes())
       last_sum_ = zeros(grads_.back().tensor);
     if (target_.wanted) target_sum_ = zeros(target_.tensor);
     if (library_.wanted) library_sum_ = zeros(library_.tensor);
