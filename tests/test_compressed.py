@@ -23,8 +23,8 @@ LOSSES: dict[str, Loss] = {
     "multinomial": lambda p, x, **o: fastvae.multinomial_nll(p[0], x, **o),
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-# [B, D] of part of a tile, of several rows in one, of several tiles, and of more than one part of the rows.
-each_shape = pytest.mark.parametrize("shape", [(5, 7), (40, 33), (3, 2500), (600, 1100), (1, 1)], ids=str)
+# [.., B, D] of part of a tile, of several rows in one, of several tiles, and of more than one part of the rows.
+SHAPES = [(5, 7), (40, 33), (3, 2500), (480, 1100), (1, 1), (3, 40, 33), (2, 3, 2500)]
 
 
 def counts(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -49,13 +49,11 @@ def results(loss: Loss, leaves: list[Tensor], target: Tensor, **options: str) ->
 
 
 @each_loss
-@each_shape
-@pytest.mark.parametrize("samples", [(), (3,)], ids=["B", "KB"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_compressed_rows_are_the_dense_ones(
-    loss: Loss, shape: tuple[int, int], samples: tuple[int, ...], reduction: str
-) -> None:
-    leaves, dense = parameters(shape, samples), counts(shape)
+def test_compressed_rows_are_the_dense_ones(loss: Loss, shape: tuple[int, ...], reduction: str) -> None:
+    *samples, rows, columns = shape
+    leaves, dense = parameters((rows, columns), tuple(samples)), counts((rows, columns))
     for a, b in zip(
         results(loss, leaves, dense.to_sparse_csr(), reduction=reduction),
         results(loss, leaves, dense, reduction=reduction),
