@@ -519,7 +519,9 @@ def negative_binomial_nll(
             )
         parameters.append(log_library)
         by_row = log_library.double().reshape(*log_library.shape, *[1] * (target.dim() - 1))
-        log_mean = by_row + (_log_shares(log_mean, target.dim() - 1) if target.dim() > 1 else torch.zeros_like(by_row))
+        # The share of one element is 1, whatever its logit.
+        shares = _log_shares(log_mean, target.dim() - 1) if target.dim() > 1 else log_mean.double() - log_mean.double()
+        log_mean = by_row + shares
     if zero_logits is not None:
         _require_floating(zero_logits=zero_logits)
         if zero_logits.shape != log_mean.shape or zero_logits.device != log_mean.device:

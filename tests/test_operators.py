@@ -125,17 +125,20 @@ def test_images_chunked_from_moments_and_channels_last(case: Case) -> None:
     plain = case.call(*inputs)
     expected = gradients(plain, inputs)
     for arrange in (
-        lambda t: torch.cat([t, t], -3).chunk(2, -3)[0] if t.dim() else t,
+        lambda t: torch.cat([t, t], -3).chunk(2, -3)[0] if t.dim() > 2 else t,
         lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t,
-        lambda t: t.mT.contiguous().mT if t.dim() else t,
+        lambda t: t.mT.contiguous().mT if t.dim() > 2 else t,
     ):
         arranged = [arrange(t.detach()).requires_grad_() for t in inputs]
         outputs = case.call(*arranged)
         for a, b in zip(outputs, plain, strict=True):
             # Sums may run in another order: 60 terms of order 10 within a few roundings of each.
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+        # So do those of rows of shares, in each of which N = 200 times a share is found from such a sum.
+        sums = any(word in case.name for word in ("multinomial", "library"))
+        near = {"rtol": 1e-5, "atol": 1e-4} if sums else {"rtol": 1e-6, "atol": 1e-6}
         for a, b in zip(gradients(outputs, arranged), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(a, b, **near)
 
 
 @each_case
