@@ -24,7 +24,15 @@ LOSSES: dict[str, Loss] = {
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 # [.., B, D] of part of a tile, of several rows in one, of several tiles, and of more than one part of the rows.
-SHAPES = [(5, 7), (40, 33), (3, 2500), (480, 1100), (1, 1), (3, 40, 33), (2, 3, 2500)]
+SHAPES = [
+    (5, 7),
+    (40, 33),
+    (3, 2500),
+    pytest.param((480, 1100), id="half_a_million"),
+    (1, 1),
+    (3, 40, 33),
+    (2, 3, 2500),
+]
 
 
 def counts(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
