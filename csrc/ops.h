@@ -71,10 +71,10 @@ Tensor sample_kl_packed_backward(const MaybeTensor& grad_z, const MaybeTensor& g
 
 // A likelihood by its name in likelihoods.h, of up to three parameters a, b and c. The last one may
 // be absent: then `scale`, 0-d, or else scale_value stands for it. of_shares: `a` is the logits of
-// the shares of a library, whose logarithm log_library, [B] or [K, B], is, or 0 where that is absent. With
-// indices the target is the values of [B, D] in compressed rows. check_target: whether to look for
-// a target that cannot be. The masks of the gradients are of the parameters, then of the target and
-// the scale, then of log_library.
+// the shares of a library, whose logarithm log_library, [B] or [K, B], is, or 0 where that is
+// absent. With indices the target is the values of [B, D] in compressed rows. check_target: whether
+// to look for a target that cannot be. The masks of the gradients are of the parameters, then of
+// the target and the scale, then of log_library.
 Tensor nll_forward(c10::string_view likelihood, const Tensor& a, const MaybeTensor& b,
                    const MaybeTensor& c, const Tensor& target, const MaybeTensor& scale,
                    double scale_value, bool of_shares, const MaybeTensor& log_library,
