@@ -561,7 +561,8 @@ def _compressed(op: str, target: Tensor, like: Tensor, dim: int = -1) -> tuple[T
             f"fastvae.{op}: a sparse target must be [B, D], with D as in dimension {dim} of {list(like.shape)}, got "
             f"{list(target.shape)}"
         )
-    return target.values(), target.crow_indices().long(), target.col_indices().long()
+    crow, col = (indices.long().contiguous() for indices in (target.crow_indices(), target.col_indices()))
+    return target.values().contiguous(), crow, col
 
 
 def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", check_target: bool = False) -> Tensor:

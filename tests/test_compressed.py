@@ -145,6 +145,17 @@ def test_what_is_no_compressed_target_is_an_error() -> None:
         fastvae.poisson_nll(logits, negative.to_sparse_csr(), check_target=True)
 
 
+@each_loss
+def test_values_and_indices_need_not_be_contiguous(loss: Loss) -> None:
+    """As columns of a table of entries are not."""
+    leaves, csr = parameters((40, 33)), counts((40, 33)).to_sparse_csr()
+    parts = [t.repeat_interleave(2)[::2] for t in (csr.crow_indices(), csr.col_indices(), csr.values())]
+    strided = torch.sparse_csr_tensor(*parts, csr.shape)
+    assert not strided.values().is_contiguous()
+    for a, b in zip(results(loss, leaves, strided), results(loss, leaves, csr), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_batch_of_no_rows() -> None:
     csr = torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), [], torch.ones(0), (0, 4))
     logits = torch.zeros(0, 4, requires_grad=True)
