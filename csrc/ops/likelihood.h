@@ -14,6 +14,10 @@ inline const likelihoods::Row& row_of(Likelihood likelihood) {
   return likelihoods::table[static_cast<size_t>(likelihood)];
 }
 Likelihood likelihood_of(c10::string_view name);
+// Whether the first parameter that a call was given is the logits of shares.
+inline bool is_of_shares(Likelihood likelihood, const MaybeTensor& log_library) {
+  return row_of(likelihood).shares == likelihoods::Shares::always || log_library.has_value();
+}
 
 // Rows k .. k + samples of the samples and b .. b + batch of the batch.
 struct Part {

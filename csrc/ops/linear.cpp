@@ -47,8 +47,6 @@ std::string LinearGiven::op() const {
 
 Given LinearGiven::of(at::ArrayRef<Tensor> results, const Tensor& target_of_them) const {
   const bool two = results.size() > 1;
-  const bool of_shares =
-      row_of(likelihood).shares == likelihoods::Shares::always || log_library.has_value();
   return {likelihood,
           results[0],
           two ? results[1] : last,
@@ -56,7 +54,7 @@ Given LinearGiven::of(at::ArrayRef<Tensor> results, const Tensor& target_of_them
           target_of_them,
           std::nullopt,
           1,
-          of_shares,
+          is_of_shares(likelihood, log_library),
           log_library,
           crow_indices,
           col_indices};

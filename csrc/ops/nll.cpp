@@ -306,9 +306,9 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
   }
   written[3] = log_library.has_value() && log_library->requires_grad();
   if (!all) written = {};
-  const bool of_shares = row.shares == likelihoods::Shares::always || log_library.has_value();
   return NLL::apply(likelihood, a, b, c, target, scale, log_library, crow_indices, col_indices,
-                    scale_value, of_shares, reduction, written, check_target)[0];
+                    scale_value, is_of_shares(likelihood, log_library), reduction, written,
+                    check_target)[0];
 }
 
 }  // namespace fastvae::ops
