@@ -85,7 +85,7 @@ inline const int64_t* lower_bound(const int64_t* numbers, int64_t n, int64_t x) 
 // Which elements of a piece are not 0, as far as that is known.
 struct Places {
   int64_t count = -1;
-  int32_t place[kTile];
+  int32_t place[kTile + 8];
 };
 
 // The rows of a piece, of which most elements are 0. Of columns that are not sorted, which nobody

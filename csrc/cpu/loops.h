@@ -179,6 +179,10 @@ T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
   constexpr int NI = sizeof...(I);
   const int64_t count = nonzero.count;
   const int32_t* place = nonzero.place;
+  // Whole vectors, filled up with some element: the rest of a loop, one by one, may take longer
+  // than all before it.
+  constexpr int64_t lanes = 2 * kLanes;
+  const int64_t filled = ceil_div(count, lanes) * lanes;
   // Collected before anything is written: an output may be an input.
   Buffers<T, NI> some_in;
   Buffers<T, NO> some_out;
@@ -187,6 +191,7 @@ T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
   for (int j = 0; j < NI; ++j) {
     T* to = some_in[j];
     for (int64_t i = 0; i < count; ++i) to[i] = in[j][place[i]];
+    for (int64_t i = count; i < filled; ++i) to[i] = to[0];
     packed[j] = to;
   }
   T* results[NO > 0 ? NO : 1];
@@ -198,7 +203,7 @@ T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
     run_in_steps<NO, sum>(zeros, in, out, to, n, indices, std::make_index_sequence<between>());
   else
     run_all<NO, sum, T>(zeros, 0, in, out, to, nullptr, n, indices);
-  run_all<NO, sum, T>(f, 0, packed, results, some_terms, nullptr, count, indices);
+  run_all<NO, sum, T>(f, 0, packed, results, some_terms, nullptr, filled, indices);
   for (int o = 0; o < NO; ++o)
     for (int64_t i = 0; i < count; ++i) out[o][place[i]] = results[o][i];
   if constexpr (sum == Sum::none) return 0;
@@ -206,26 +211,45 @@ T run_zeros(const F& f, const T* const* in, T* const* out, T* terms, int64_t n,
   return terms != nullptr ? T(0) : sum_of(all_terms, n);
 }
 
+// Of each byte, the places of its bits that are set, in order, and their number.
+struct BitPlaces {
+  int32_t place[256][8] = {};
+  uint8_t count[256] = {};
+};
+constexpr BitPlaces kBitPlaces = [] {
+  BitPlaces bits;
+  for (int byte = 0; byte < 256; ++byte)
+    for (int bit = 0; bit < 8; ++bit)
+      if (byte >> bit & 1) bits.place[byte][bits.count[byte]++] = bit;
+  return bits;
+}();
+
+// Which elements are not 0. Eight at a time, without a branch: which of them it is cannot be
+// foreseen.
 template <class T>
-int64_t zeros_of(const T* x, int64_t n) {
-  int32_t zeros = 0;
-#pragma omp simd reduction(+ : zeros)
-  for (int64_t i = 0; i < n; ++i) zeros += x[i] == T(0) ? 1 : 0;
-  return zeros;
+void find_places(const T* x, int64_t n, Places& places) {
+  alignas(64) uint8_t flags[kTile + 8];
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) flags[i] = x[i] != T(0) ? 1 : 0;
+  for (int i = 0; i < 8; ++i) flags[n + i] = 0;
+  int64_t count = 0;
+  for (int32_t i = 0; i < n; i += 8) {
+    uint64_t word;
+    memcpy(&word, flags + i, sizeof(word));
+    const uint64_t byte = word * 0x0102040810204080u >> 56;  // the eight lowest bits, collected
+#pragma omp simd
+    for (int j = 0; j < 8; ++j) places.place[count + j] = i + kBitPlaces.place[byte][j];
+    count += kBitPlaces.count[byte];
+  }
+  places.count = count;
 }
 
-// Fills `places` where they are not known; whether so few elements are not 0 that there is
-// something to gain.
+// Whether so few elements are not 0 that there is something to gain. Fills `places` where they are
+// not known.
 template <class T>
 bool are_few(const T* x, int64_t n, Places& places) {
-  if (places.count >= 0) return 2 * places.count <= n;
-  if (2 * zeros_of(x, n) < n) return false;
-  places.count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    places.place[places.count] = static_cast<int32_t>(i);
-    places.count += x[i] != T(0);
-  }
-  return true;
+  if (places.count < 0) find_places(x, n, places);
+  return 2 * places.count <= n;
 }
 
 template <int NO, Sum sum, class T, class F, size_t... I>
