@@ -169,6 +169,25 @@ def test_theta_of_other_shapes(theta: str) -> None:
             torch.testing.assert_close(actual, right, rtol=1e-9, atol=1e-9)
 
 
+@each_kind
+@each_form
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_layers_without_outputs(kind: str, compressed: bool, reduction: str) -> None:
+    """Sums over nothing are 0, and so are their gradients; what wants none is left as it is."""
+    sizes = {"hidden": (5, 3), "weight": (0, 3), "zero_weight": (0, 3), "log_library": (5,), "log_theta": ()}
+    leaves = {name: torch.randn(sizes.get(name, (0,))) for name in ["hidden", "weight", "bias", *KINDS[kind]]}
+    target = torch.zeros(5, 0)
+    for wanted in (["hidden"], list(leaves)):
+        before = {name: t.clone() for name, t in leaves.items()}
+        for name, t in leaves.items():
+            t.requires_grad_(name in wanted)
+        value = run(fastvae, leaves, target.to_sparse_csr() if compressed else target, reduction=reduction)
+        assert torch.equal(value, torch.zeros(value.shape))
+        for gradient in grad(value.sum(), [leaves[name] for name in wanted]):
+            assert not gradient.any()
+        assert all(torch.equal(t, before[name]) for name, t in leaves.items())
+
+
 def test_events_of_several_dimensions() -> None:
     leaves, target = problem("zero-inflated of a library", "one block")
     expected = run(fastvae, leaves, target)

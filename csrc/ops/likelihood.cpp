@@ -257,7 +257,7 @@ Tensor sums_and_grads_of_means(const Given& given, double scale, at::ArrayRef<Ro
   Tensor out = empty(given.rows(), like(given.first(), given.dtype()));
   if (out.is_meta()) return out;
   if (given.first().numel() == 0) {
-    for (const Rows::Result& r : grads) r.tensor.zero_();
+    zero_wanted(grads);
     return out.zero_();
   }
   const KernelsFor device(given.first());

@@ -103,6 +103,12 @@ struct Given {
 // over them.
 bool is_of_columns(const Tensor& last, const Tensor& first, int64_t event);
 
+// Gradients of sums over nothing. What is not wanted is no output, and may be an input.
+inline void zero_wanted(at::ArrayRef<Rows::Result> grads) {
+  for (const Rows::Result& r : grads)
+    if (r.wanted) r.tensor.zero_();
+}
+
 // Row sums, and in the same pass `scale` times the gradients by the parameters where there are
 // some, and by log_library. Those by parameters that are elements may take the place of these.
 Tensor sums_and_grads(const Given& given, double scale, at::ArrayRef<Rows::Result> grads,

@@ -59,11 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(
   const Tensor grad_library = grad_like(log_library.value_or(a), mask[5]);
   const auto result =
       std::make_tuple(grads[0], grads[1], grads[2], grad_target, grad_scale, grad_library);
-  if (is_done(a, grad_target, mask[3])) {
-    for (const Tensor& t : {grads[0], grads[1], grads[2], grad_scale, grad_library})
-      if (!t.is_meta()) t.zero_();  // summed over nothing
-    return result;
-  }
+  if (a.is_meta()) return result;
   c10::SmallVector<Rows::Result, 3> results;
   for (size_t i = 0; i < given.parameters.size(); ++i) results.push_back({grads[i], mask[i]});
   gradients(given, grad, results, {grad_target, mask[3]}, {grad_scale, mask[4]},

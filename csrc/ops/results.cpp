@@ -35,13 +35,6 @@ Tensor row_major_grad(const Tensor& input, at::ScalarType dtype, bool wanted) {
   return wanted ? empty(input.sym_sizes(), like(input, dtype)) : at::empty({0}, like(input, dtype));
 }
 
-bool is_done(const Tensor& elements, const Tensor& grad_target, bool target_wanted) {
-  if (elements.is_meta()) return true;
-  if (elements.numel() > 0) return false;
-  if (target_wanted) grad_target.zero_();
-  return true;
-}
-
 bool same_for_all_rows(const Tensor& t, int64_t event_dims) {
   for (int64_t i = 0; i < t.dim() - event_dims; ++i)
     if (t.size(i) != 1) return false;

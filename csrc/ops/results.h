@@ -13,9 +13,6 @@ Tensor empty(c10::SymIntArrayRef size, const at::TensorOptions& options);
 Tensor grad_like(const Tensor& input, bool wanted);
 // The same, contiguous: in the order of the noise.
 Tensor row_major_grad(const Tensor& input, at::ScalarType dtype, bool wanted);
-// Whether there is nothing to run a kernel on: traced, or without elements. What is summed over no
-// samples is zero.
-bool is_done(const Tensor& elements, const Tensor& grad_target, bool target_wanted);
 // Whether what is broadcast to rows of `event_dims` dimensions is the same for all of them.
 bool same_for_all_rows(const Tensor& t, int64_t event_dims);
 // The sum of elements down to a shape that was broadcast to theirs, in an order that the sizes

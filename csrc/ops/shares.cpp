@@ -151,6 +151,10 @@ Tensor sums_and_grads(const Given& given, double scale, at::ArrayRef<Rows::Resul
 
 void gradients(const Given& given, const Tensor& grad, at::ArrayRef<Rows::Result> grads,
                const Rows::Result& target, const Rows::Result& scale, const Rows::Result& library) {
+  if (given.first().numel() == 0) {
+    zero_wanted(grads);
+    return zero_wanted({target, scale, library});
+  }
   if (!given.of_shares) return gradients_of_means(given, grad, grads, target, scale);
   PartGrads sums(given, grads, target, library);
   parts_of(given).for_each([&](const Part& part) {
