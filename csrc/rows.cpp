@@ -204,20 +204,22 @@ void check_shared(const char* op, const char* name_all, const Tensor& all, const
 
 namespace {
 
-// That all values lie between `least` and `most`, or an error that says which does not.
+// That all values lie between `least` and `most`, or an error that says which does not. Compared in
+// double, where a bound that float has not is no infinity.
 void check_range(const char* op, const char* name, const Tensor& values, double least, double most,
                  const std::string& expected, const char* hint) {
   if (values.is_meta() || values.numel() == 0) return;
   const auto [low, high] = at::aminmax(values);
   if (!values.is_cpu()) {
-    at::_assert_async(low.ge(least).logical_and(high.le(most)),
+    at::_assert_async(low.ge(least).logical_and(high.to(at::kDouble).le(most)),
                       std::string(op) + ": " + name + " " + expected);
     return;
   }
   if (low.item<double>() >= least && high.item<double>() <= most) return;
+  const Tensor known = values.to(at::kDouble);
   const Tensor bad =
-      values.ge(least).logical_and_(values.le(most)).logical_not_().nonzero()[0].contiguous();
-  Tensor value = values;
+      known.ge(least).logical_and_(known.le(most)).logical_not_().nonzero()[0].contiguous();
+  Tensor value = known;
   for (int64_t i = 0; i < bad.size(0); ++i) value = value.select(0, bad[i].item<int64_t>());
   TORCH_CHECK_VALUE(false, op, ": ", name, " ", expected, ", got ", value.item<double>(), " at ",
                     at::IntArrayRef(bad.const_data_ptr<int64_t>(), bad.size(0)), hint);

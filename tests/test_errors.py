@@ -365,6 +365,16 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
         ),
         "fastvae.negative_binomial_nll: target must be counts, none of them negative, got nan at [0, 0]",
     ),
+    *(
+        (
+            f"counts infinite, {dtype}",
+            lambda dtype=dtype: fastvae.poisson_nll(
+                X(2, 2), torch.tensor([[0, 1], [torch.inf, 3]]).to(dtype), check_target=True
+            ),
+            "fastvae.poisson_nll: target must be counts, none of them negative, got inf at [1, 0]",
+        )
+        for dtype in (torch.float16, torch.float32, torch.float64)
+    ),
     (
         "theta shape",
         lambda: fastvae.negative_binomial_nll(X(3, 4), X(3), X(3, 4).int()),
