@@ -259,6 +259,22 @@ def test_autocast_casts_the_layers(kind: str, device: str) -> None:
         assert torch.equal(actual, right.float())
 
 
+@each_kind
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("theta", ["column", "scalar"])
+def test_a_backward_pass_may_run_under_autocast(kind: str, reduction: str, theta: str, device: str) -> None:
+    """Products that are not of reduced precision do not become so."""
+    leaves, target = problem(kind, "samples, one block", torch.float32)
+    if "log_theta" in leaves and theta == "scalar":
+        leaves["log_theta"] = torch.zeros((), requires_grad=True)
+    with torch.autocast(device, torch.bfloat16):
+        loss = run(fastvae, leaves, target, reduction=reduction)
+        inside = gradients(loss.double(), leaves)
+        loss = run(fastvae, leaves, target, reduction=reduction)
+    for actual, expected in zip(inside, gradients(loss.double(), leaves), strict=True):
+        assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("kind", ["multinomial", "zero-inflated"])
 def test_flops_are_those_of_the_layers(kind: str) -> None:
     leaves, target = problem(kind, "one block", torch.float32)

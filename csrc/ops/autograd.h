@@ -37,11 +37,13 @@ inline void refuse_tangent(const Tensor& t) {
                               "fastvae: there are forward-mode derivatives under torch.func alone");
 }
 
-// The same below autograd.
+// The same below autograd, and below autocast, which a backward pass may be run under: the operands
+// were cast when the forward pass was, and torch's products in here have the dtype that they have.
 template <auto* function, class... Args>
 auto call(const char* name, Args&&... args) {
   (refuse_tangent(args), ...);
-  at::AutoDispatchBelowADInplaceOrView guard;
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard below_autocast(c10::autocast_dispatch_keyset);
   return above_autograd<function>(name, std::forward<Args>(args)...);
 }
 
