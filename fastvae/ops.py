@@ -29,7 +29,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional
 from torch.utils import _pytree
 
 from . import _C as _C  # registers the operators
@@ -703,8 +702,7 @@ def multinomial_nll(
         logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device, never expanded, or compressed rows, both as for :func:`poisson_nll`. The
             number of trials is its sum over E.
-        constant: whether to include the logarithm of the multinomial coefficient, which is the same for all logits and
-            has no gradient.
+        constant: whether to include the logarithm of the multinomial coefficient, which is the same for all logits.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`poisson_nll`.
 
@@ -728,21 +726,33 @@ def _samples(x: Tensor, dims: int) -> int:
     return x.shape[0] if x.dim() > dims else 1
 
 
+# Of a target, whose logarithms of factorials are in float64, so many elements at a time.
+_FACTORIALS_AT_ONCE = 2**18
+
+
 def _less_coefficient(nll: Tensor, samples: int, target: Tensor, reduction: str) -> Tensor:
     """``nll`` less log(N! / prod x!) of each row, or the mean or sum of these over samples and rows."""
-    with torch.no_grad():
-        if target.layout == torch.sparse_csr:
-            x, crow = target.values().double(), target.crow_indices().long()
-            totals = [functional.pad(t.cumsum(0), (1, 0))[crow].diff() for t in (x, torch.lgamma(x + 1))]
-        else:
-            x = target.flatten(1).double() if target.dim() > 1 else target[:, None].double()
-            totals = [x.sum(1), torch.lgamma(x + 1).sum(1)]
-        by_row = torch.lgamma(totals[0] + 1) - totals[1]
-        if reduction == "mean":
-            by_row = by_row.mean()
-        elif reduction == "sum":
-            by_row = by_row.sum() * samples
+    if target.layout == torch.sparse_csr:
+        x, crow = target.values().double(), target.crow_indices()
+        total, factorials = (
+            torch.segment_reduce(t, "sum", offsets=crow, initial=0, unsafe=True) for t in (x, torch.lgamma(x + 1))
+        )
+        by_row = torch.lgamma(total + 1) - factorials
+    else:
+        # A compiler makes one loop of all rows.
+        rows = max(1, _FACTORIALS_AT_ONCE // max(1, math.prod(target.shape[1:])))
+        parts = [target] if torch.compiler.is_compiling() else torch.split(target, rows)
+        by_row = torch.cat([_log_coefficients(part) for part in parts])
+    if reduction == "mean":
+        by_row = by_row.mean()
+    elif reduction == "sum":
+        by_row = by_row.sum() * samples
     return (nll - by_row).to(nll.dtype)
+
+
+def _log_coefficients(target: Tensor) -> Tensor:
+    x = target.reshape(len(target), math.prod(target.shape[1:])).double()
+    return torch.lgamma(x.sum(1) + 1) - torch.lgamma(x + 1).sum(1)
 
 
 def linear_multinomial_nll(

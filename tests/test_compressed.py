@@ -145,6 +145,13 @@ def test_what_is_no_compressed_target_is_an_error() -> None:
         fastvae.poisson_nll(logits, negative.to_sparse_csr(), check_target=True)
 
 
+def test_a_row_that_is_no_count_is_that_of_no_other() -> None:
+    logits, dense = torch.randn(4, 3), torch.tensor([[2.0, 1, 0], [0, torch.nan, 0], [0, 0, 0], [0, 3, 1]])
+    actual, expected = (fastvae.multinomial_nll(logits, x, constant=True) for x in (dense.to_sparse_csr(), dense))
+    assert actual.isnan().tolist() == [False, True, False, False]
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
 @each_loss
 def test_values_and_indices_need_not_be_contiguous(loss: Loss) -> None:
     """As columns of a table of entries are not."""

@@ -226,6 +226,17 @@ def test_multinomial_nll_is_scipys_probability(functions: object) -> None:
         torch.testing.assert_close(total, getattr(rows, reduction)())
 
 
+def test_the_multinomial_coefficient_is_part_of_the_derivative_by_counts() -> None:
+    logits, counts = normal(2, 600, 900), (5 * torch.rand(600, 900, dtype=torch.float64)).requires_grad_()
+    for event in ((900,), (2, 450), (2, 3, 150)):  # in a few parts
+        shaped, x = logits.reshape(2, 600, *event), counts.reshape(600, *event)
+        found = []
+        for functions in (fastvae, reference):
+            nll = functions.multinomial_nll(shaped, x, constant=True)
+            found.append([nll, *torch.autograd.grad(nll[0].sum(), counts)])
+        torch.testing.assert_close(*found)
+
+
 def test_multinomial_nll_of_one_item_is_the_cross_entropy() -> None:
     logits, classes = torch.randn(5, 7), torch.randint(0, 7, (5,))
     target = torch.nn.functional.one_hot(classes, 7)
@@ -286,6 +297,7 @@ def test_no_tensor_of_shares_is_made(reduction: str) -> None:
     counts = torch.zeros(4000, 1000, dtype=torch.uint8)
     for call in (
         lambda: fastvae.multinomial_nll(logits, counts, reduction=reduction),
+        lambda: fastvae.multinomial_nll(logits, counts, constant=True, reduction=reduction),
         lambda: fastvae.negative_binomial_nll(logits, theta, counts, log_library=library, reduction=reduction),
     ):
         logits.grad = None
