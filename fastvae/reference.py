@@ -299,8 +299,8 @@ def linear_negative_binomial_nll(
     zero_logits = None
     if zero_weight is not None:
         zero_logits = _layer(hidden, activation, zero_weight=zero_weight, zero_bias=zero_bias)
-    if target.dim() > 2 and log_theta.dim() > 0:
-        log_theta = log_theta.flatten()
+    if log_theta.dim() > 0 and target.dim() != 2:
+        log_theta = log_theta.flatten() if target.dim() > 2 else log_theta[..., None]
     return negative_binomial_nll(
         log_mean, log_theta, _rows(target), log_library=log_library, zero_logits=zero_logits, reduction=reduction
     )

@@ -188,6 +188,20 @@ def test_layers_without_outputs(kind: str, compressed: bool, reduction: str) -> 
         assert all(torch.equal(t, before[name]) for name, t in leaves.items())
 
 
+@pytest.mark.parametrize("theta", [(), (1,), (5,), (2, 5)], ids=str)
+def test_events_without_dimensions(theta: tuple[int, ...]) -> None:
+    hidden, weight, counts = torch.randn(2, 5, 7), torch.randn(1, 7), torch.randint(0, 9, (5,))
+    log_theta = torch.randn(theta, requires_grad=True)
+    expected = fastvae.negative_binomial_nll((hidden @ weight.T)[..., 0], log_theta, counts)
+    for module in (fastvae, reference):
+        actual = module.linear_negative_binomial_nll(hidden, weight, None, log_theta, counts)
+        torch.testing.assert_close(actual, expected)
+        for weighted in (torch.ones(2, 5), torch.rand(2, 5)):
+            torch.testing.assert_close(
+                *(grad((t * weighted).sum(), log_theta, retain_graph=True) for t in (actual, expected))
+            )
+
+
 def test_events_of_several_dimensions() -> None:
     leaves, target = problem("zero-inflated of a library", "one block")
     expected = run(fastvae, leaves, target)
@@ -300,5 +314,9 @@ def test_bad_layers_are_an_error() -> None:
     refused(r"log_library must be \[B\], or \[K, B\] with samples, got \[5, 1\]", log_library=torch.ones(5, 1))
     refused(r"log_theta must have the shape of log_mean", log_theta=torch.ones(32))
     refused(r"zero_weight must have the dtype of hidden", zero_weight=torch.ones(33, 7).double())
+    with pytest.raises(
+        ValueError, match=name + r"log_theta must be one value .* a target's event, \[3, 11\], got \[33\]"
+    ):
+        run(fastvae, leaves, target.reshape(5, 3, 11))
     with pytest.raises(ValueError, match=r"linear_multinomial_nll: a sparse target must be \[B, D\]"):
         fastvae.linear_multinomial_nll(torch.ones(2, 3), torch.ones(4, 3), None, torch.ones(2, 5).to_sparse_csr())

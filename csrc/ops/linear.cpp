@@ -18,6 +18,12 @@
 
 namespace fastvae::ops {
 
+std::string linear_op(Likelihood likelihood) {
+  const std::string name = row_of(likelihood).op;
+  const size_t stem = std::string("fastvae.").size();
+  return name.substr(0, stem) + "linear_" + name.substr(stem);
+}
+
 LinearGiven::LinearGiven(Likelihood likelihood, const Tensor& hidden, const Tensor& weight,
                          const MaybeTensor& bias, const Tensor& target,
                          const MaybeTensor& second_weight, const MaybeTensor& second_bias,
@@ -34,15 +40,10 @@ LinearGiven::LinearGiven(Likelihood likelihood, const Tensor& hidden, const Tens
       col_indices(col_indices),
       activation(activation) {
   if (second_weight.has_value()) heads.push_back({*second_weight, second_bias});
-  TORCH_CHECK_VALUE(heads.size() + last.has_value() == size_t(row_of(likelihood).count), op(),
-                    ": takes ", row_of(likelihood).count, " parameters, got ", heads.size(),
-                    " layers and ", last.has_value() ? "one" : "none", " that is shared");
-}
-
-std::string LinearGiven::op() const {
-  const std::string name = row_of(likelihood).op;
-  const size_t stem = std::string("fastvae.").size();
-  return name.substr(0, stem) + "linear_" + name.substr(stem);
+  TORCH_CHECK_VALUE(heads.size() + last.has_value() == size_t(row_of(likelihood).count),
+                    linear_op(likelihood), ": takes ", row_of(likelihood).count,
+                    " parameters, got ", heads.size(), " layers and ",
+                    last.has_value() ? "one" : "none", " that is shared");
 }
 
 Given LinearGiven::of(at::ArrayRef<Tensor> results, const Tensor& target_of_them) const {
@@ -61,7 +62,7 @@ Given LinearGiven::of(at::ArrayRef<Tensor> results, const Tensor& target_of_them
 }
 
 void LinearGiven::check(bool check_target) const {
-  const std::string name = op();
+  const std::string name = linear_op(likelihood);
   const char* op = name.c_str();
   const Tensor& weight = heads[0].weight;
   check_floating(op, "hidden", hidden);
@@ -110,8 +111,10 @@ void LinearGiven::check(bool check_target) const {
   if (has_samples()) all.insert(all.begin(), hidden.sym_size(0));
   const Tensor result = hidden.new_empty({1}).expand_symint(all);
   Given given = of(c10::SmallVector<Tensor, 2>(heads.size(), result), target);
-  if (last.has_value() && last->dim() == 1 && sizes.size() > 2)
-    given.parameters.back() = last->reshape_symint(c10::SymIntArrayRef(sizes).slice(1));
+  if (last.has_value() && last->dim() > 0 && sizes.size() != 2)
+    given.parameters.back() = sizes.size() > 2
+                                  ? last->reshape_symint(c10::SymIntArrayRef(sizes).slice(1))
+                                  : last->squeeze(-1);
   given.check(op, check_target);
 }
 

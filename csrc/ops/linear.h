@@ -5,6 +5,9 @@
 
 namespace fastvae::ops {
 
+// The public operator, by the name that messages have.
+std::string linear_op(Likelihood likelihood);
+
 // Its parameters that are elements are f(hidden) weight^T + bias, of one layer each: hidden [B, H]
 // or [K, B, H], weights [D, H], biases [D] or none. `last` is the one that many elements share.
 struct LinearGiven {
@@ -30,7 +33,6 @@ struct LinearGiven {
   bool has_samples() const { return hidden.dim() == 3; }
   c10::SymIntArrayRef rows() const { return hidden.sym_sizes().slice(0, hidden.dim() - 1); }
   c10::SymInt outputs() const { return heads[0].weight.sym_size(0); }
-  std::string op() const;
   // The likelihood of the layers' results.
   Given of(at::ArrayRef<Tensor> results, const Tensor& target_of_them) const;
   void check(bool check_target) const;

@@ -134,19 +134,19 @@ Tensor linear_nll(c10::string_view name, const Tensor& hidden, const Tensor& wei
                   const MaybeTensor& crow_indices, const MaybeTensor& col_indices) {
   const Likelihood likelihood = likelihood_of(name);
   const bool is_sparse = crow_indices.has_value();
+  const std::string op = linear_op(likelihood);
+  // The layers' results are rows [.., B, D]: what is of the columns is as they are.
   const int64_t event = is_sparse ? 1 : target.dim() - 1;
-  // The layers' results are rows: what is of the columns is as they are.
   MaybeTensor shared = last;
-  if (last.has_value() && event > 1 && last->dim() > 0) {
-    c10::SymIntArrayRef sizes = target.sym_sizes().slice(1);
-    TORCH_CHECK_VALUE(last->sym_sizes() == sizes, "fastvae: what all rows share must be one value ",
-                      "or have the shape of a target's event, ", sizes, ", got ",
+  if (last.has_value() && last->dim() > 0 && event == 0) shared = last->unsqueeze(-1);
+  if (last.has_value() && last->dim() > 0 && event > 1) {
+    const c10::SymIntArrayRef sizes = target.sym_sizes().slice(1);
+    TORCH_CHECK_VALUE(last->sym_sizes() == sizes, op, ": ",
+                      row_of(likelihood).parameters[row_of(likelihood).count - 1],
+                      " must be one value or have the shape of a target's event, ", sizes, ", got ",
                       last->sym_sizes());
     shared = last->flatten();
   }
-  const LinearGiven given(likelihood, hidden, weight, bias, target, second_weight, second_bias,
-                          shared, log_library, crow_indices, col_indices, Activation::none);
-  const std::string op = given.op();
   const Reduction parsed = parse_reduction(op.c_str(), reduction);
   const Activation f = parse_activation(op.c_str(), activation);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), op,
