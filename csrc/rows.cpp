@@ -105,6 +105,11 @@ void check_counts(const char* op, const char* name, const Tensor& counts) {
                     "float64, bfloat16 or float16, got ", dtype);
 }
 
+void check_dense(const char* op, const Tensor& target) {
+  TORCH_CHECK_VALUE(target.layout() == at::kStrided, op, ": target must be dense, got the layout ",
+                    target.layout(), "; to_dense() converts it");
+}
+
 void check_batch(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK_VALUE(t.dim() >= 1, op, ": ", name,
                     " must have a batch dimension, [B, *E], got a 0-d tensor");
@@ -165,13 +170,14 @@ void check_sparse(const char* op, const char* name, const Tensor& logits,
       col_indices.scalar_type());
   const auto sizes = logits.sym_sizes();
   TORCH_CHECK_VALUE((sizes.size() == 2 || sizes.size() == 3) &&
-                        crow_indices.sym_size(0) == sizes[sizes.size() - 2] + 1 &&
-                        col_indices.sym_size(0) == values.sym_size(0),
+                        crow_indices.sym_size(0) == sizes[sizes.size() - 2] + 1,
                     op, ": ", name,
                     " must have the shape of a sparse target, [B, D], or [K, B, D] ",
-                    "with samples, got ", name, " ", sizes, ", ", crow_indices.sym_size(0) - 1,
-                    " rows and as many columns and values as ", col_indices.sym_size(0), " and ",
-                    values.sym_size(0));
+                    "with samples, got ", name, " ", sizes, " and a target of ",
+                    crow_indices.sym_size(0) - 1, " rows");
+  TORCH_CHECK_VALUE(col_indices.sym_size(0) == values.sym_size(0), op,
+                    ": a sparse target must have a column for each value, got ",
+                    col_indices.sym_size(0), " columns and ", values.sym_size(0), " values");
   if (!logits.is_cpu()) return;
   const int64_t B = crow_indices.size(0) - 1, D = logits.size(-1), stored = values.size(0);
   const Tensor crow = crow_indices.contiguous(), col = col_indices.contiguous();

@@ -27,6 +27,9 @@ inline bool is_supported_floating(const Tensor& t) {
 void check_floating(const char* op, const char* name, const Tensor& t);
 void check_target(const char* op, const Tensor& target);
 void check_counts(const char* op, const char* name, const Tensor& counts);
+// That a target has no layout of sparse tensors, which no kernel knows: of one that has, a kernel
+// is given its parts.
+void check_dense(const char* op, const Tensor& target);
 void check_batch(const char* op, const char* name, const Tensor& t);
 void check_same_shape(const char* op, const char* name_a, const Tensor& a, const char* name_b,
                       const Tensor& b);

@@ -548,7 +548,7 @@ def _compressed(op: str, target: Tensor, like: Tensor, dim: int = -1) -> tuple[T
 
     It has as many columns as `like` has in `dim`.
     """
-    if target.layout == torch.strided:
+    if not isinstance(target, Tensor) or target.layout == torch.strided:  # of the former the operator says what it is
         return target, None, None
     if target.layout != torch.sparse_csr:
         raise ValueError(

@@ -249,6 +249,7 @@ def _layer(hidden: Tensor, activation: str | None, **weights: Tensor | None) -> 
 
 
 def _rows(target: Tensor) -> Tensor:
+    target = _dense(target)
     return target.flatten(1) if target.dim() > 1 else target[:, None]
 
 

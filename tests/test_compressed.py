@@ -96,6 +96,14 @@ def test_transforms_want_dense_targets(loss: Loss) -> None:
         function(leaves[0].detach())
 
 
+@pytest.mark.parametrize("name", ["linear_multinomial_nll", "linear_negative_binomial_nll"])
+def test_transforms_of_layers_want_dense_targets(name: str) -> None:
+    csr, theta = counts((3, 4)).to_sparse_csr(), [torch.zeros(4)] if "binomial_" in name else []
+    function = torch.func.grad(lambda h: getattr(fastvae, name)(h, torch.ones(4, 2), None, *theta, csr).sum())
+    with pytest.raises(ValueError, match=r"torch\.func a target must be dense, got torch\.sparse_csr"):
+        function(torch.ones(3, 2))
+
+
 @each_loss
 def test_no_dense_copy_is_made(loss: Loss, device: str) -> None:
     if device == "cuda":
@@ -139,6 +147,17 @@ def test_what_is_no_compressed_target_is_an_error() -> None:
         fastvae.poisson_nll(logits, dense.to_sparse_csr().requires_grad_())
     with pytest.raises(ValueError, match="target must be counts"):
         fastvae.poisson_nll(logits, dense.bool().to_sparse_csr())
+    for call in (
+        lambda x: fastvae.sigmoid_cross_entropy(logits, x),
+        lambda x: fastvae.binomial_nll(logits, x, 3),
+        lambda x: fastvae.gaussian_nll(logits, x, sigma=1.0),
+        lambda x: fastvae.linear_sigmoid_cross_entropy(torch.ones(2, 3), torch.ones(4, 3), None, x),
+        lambda x: fastvae.elbo_loss(logits, x, logits, logits),
+    ):
+        with pytest.raises(ValueError, match=r"^fastvae\.[a-z_]+: target must be dense, got the layout SparseCsr"):
+            call(dense.to_sparse_csr())
+    with pytest.raises(RuntimeError, match="'target' but instead found type 'list'"):
+        fastvae.multinomial_nll(logits, [[1, 2, 0, 0]] * 2)
     negative = dense.clone()
     negative[0, 3] = -1
     with pytest.raises(ValueError, match=r"target must be counts, none of them negative, got -1 at \[3\]"):

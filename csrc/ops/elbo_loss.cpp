@@ -165,6 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> elbo_loss(const Tensor& logits, const Tensor&
                                              const Tensor& mu, const Tensor& logvar,
                                              const MaybeTensor& beta, double beta_value,
                                              c10::string_view reduction, bool check_target) {
+  check_dense("fastvae.elbo_loss", target);
   const bool with_grad =
       writes_grad(logits.requires_grad(), logits, parse_reduction("fastvae.elbo_loss", reduction));
   const variable_list out = ElboLoss::apply(logits, target, mu, logvar, beta, beta_value, reduction,

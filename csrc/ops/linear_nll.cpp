@@ -135,6 +135,7 @@ Tensor linear_nll(c10::string_view name, const Tensor& hidden, const Tensor& wei
   const Likelihood likelihood = likelihood_of(name);
   const bool is_sparse = crow_indices.has_value();
   const std::string op = linear_op(likelihood);
+  check_dense(op.c_str(), target);
   // The layers' results are rows [.., B, D]: what is of the columns is as they are.
   const int64_t event = is_sparse ? 1 : target.dim() - 1;
   MaybeTensor shared = last;

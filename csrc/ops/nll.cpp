@@ -289,6 +289,7 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
   const likelihoods::Row& row = row_of(likelihood);
   const Reduction reduction = parse_reduction(row.op, reduction_name);
   const bool is_sparse = crow_indices.has_value();
+  check_dense(row.op, target);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), row.op,
                     ": a sparse target has no gradient, and this one requires one");
   // The forward pass writes the gradients of all parameters that want one, or none.
