@@ -185,6 +185,25 @@ def expected_levels(of, given, level):
     return -single.nll(elements, level.expand(len(elements), 1), reduction="none")
 
 
+@pytest.mark.parametrize("log_theta", [-200.0, -90.0, 0.0, 90.0, 200.0, math.inf])
+@pytest.mark.parametrize("name", ["negative-binomial", "zinb"])
+def test_draws_are_counts_however_small_or_large_theta_is(name, log_theta):
+    of = output(name, dtype=torch.float32)
+    of.log_theta.data.fill_(log_theta)
+    given = torch.zeros(2000, *of.shape)
+    draws = of.sample(given, library=1000.0, generator=torch.Generator().manual_seed(0))
+    assert draws.min() >= 0
+    if log_theta > 80:  # a Poisson distribution
+        mean = of.mean(given[:1], library=1000.0)[0]
+        assert (draws.mean(0) - mean).abs().max() < 5 * draws.std(0).max() / math.sqrt(2000)
+
+
+def test_draws_of_rates_that_no_integer_holds_are_not_negative():
+    of = output("poisson", dtype=torch.float32)
+    rates = torch.tensor([40.0, 43.0, 44.0, 60.0, 88.0])[:, None, None].expand(5, *E)
+    torch.testing.assert_close(of.sample(rates), rates.exp())
+
+
 def test_mean_of_the_continuous_bernoulli_is_smooth_at_its_middle():
     of = make_likelihood("continuous-bernoulli", (1,), 1.0, False, None)
     logits = torch.tensor([-9.0, -3, -0.1001, -0.0999, -1e-8, 0, 1e-8, 0.0999, 0.1001, 3, 9])[:, None]

@@ -86,7 +86,7 @@ class Poisson(Counts):
         return _real(parameters[0]).exp()
 
     def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
-        return torch.poisson(_real(parameters[0]).exp(), generator=generator)
+        return _poisson(_real(parameters[0]).exp(), generator)
 
 
 class CountsByLibrary(Counts):
@@ -167,10 +167,11 @@ class NegativeBinomial(CountsByLibrary):
 
     def _sample(self, parameters: tuple[Tensor, ...], library: Tensor | float, generator: Generator | None) -> Tensor:
         mean = self._shares(parameters[0]) * library
-        theta = self.theta.to(mean.dtype).expand_as(mean).contiguous()
+        # Of the theta that the loss has: neither 0 nor infinite.
+        theta = self.log_theta.to(mean.dtype).clamp(-80, 87).exp().expand_as(mean).contiguous()
         # A Poisson draw of a rate that is itself drawn from a gamma distribution.
-        rate = torch._standard_gamma(theta, generator=generator) * (mean / theta)
-        return torch.poisson(rate, generator=generator)
+        rate = torch._standard_gamma(theta, generator=generator) / theta * mean
+        return _poisson(rate, generator)
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
@@ -221,6 +222,12 @@ class Multinomial(CountsByLibrary):
             taken = torch.arange(most, device=rows.device) < totals.unsqueeze(-1)
             counts.scatter_add_(1, drawn, taken.to(counts.dtype))
         return counts.view(shares.shape)
+
+
+def _poisson(rate: Tensor, generator: Generator | None) -> Tensor:
+    """Draws; of rates whose draws int64, in which torch counts, does not hold, the rates: they are as near as float."""
+    drawn = torch.poisson(rate.clamp(max=2**60), generator=generator)
+    return torch.where(rate > 2**60, rate, drawn)
 
 
 def _real_dtype(x: Tensor) -> torch.dtype:
