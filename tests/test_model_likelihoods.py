@@ -289,6 +289,9 @@ def test_models_sample_means_and_draws(name):
                 sample(library=torch.ones(3))
             with pytest.raises(ValueError, match=r"^library must be a finite number, 0 or more, not -1.0$"):
                 sample(library=-1.0)
+            for wrong in (-1.0, math.nan, math.inf):
+                with pytest.raises(ValueError, match=f"^library must hold finite numbers, 0 or more, not {wrong}$"):
+                    sample(library=torch.where(each == 3, wrong, each))
             draws = sample(library=each.long() * 10, mean=False)
         else:
             with pytest.raises(ValueError, match=f"^the {name} likelihood has no library, got 30.0$"):

@@ -153,7 +153,8 @@ class Likelihood(nn.Module):
             library: the row sums, ``[B]`` or one for all, 1 by default; for likelihoods by library alone.
 
         Raises:
-            ValueError: a library that the likelihood has not, or of another shape.
+            ValueError: a library that the likelihood has not, of another shape, or with a number that is negative or
+                infinite (a tensor on another device than the CPU is not waited for).
         """
         return self._mean(self._numbers(decoded), self._library_of(decoded, library))
 
@@ -204,6 +205,10 @@ class Likelihood(nn.Module):
         batch = decoded.shape[: -len(self.shape)][-1:]
         if library.shape not in ((), batch):
             raise ValueError(f"library has shape {list(library.shape)}, expected {list(batch)} or a number")
+        if library.is_cpu and not torch.compiler.is_compiling():  # nobody waits for another device
+            wrong = library[~(library.isfinite() & (library >= 0))]
+            if len(wrong):
+                raise ValueError(f"library must hold finite numbers, 0 or more, not {wrong[0].item()}")
         dtype = torch.promote_types(decoded.dtype, torch.float32)
         return library.to(decoded.device, dtype).reshape(library.shape + (1,) * len(self.event))
 
