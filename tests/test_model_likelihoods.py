@@ -403,6 +403,22 @@ def test_rows_without_counts_have_a_loss_of_nothing(name):
     assert model.reconstruct(x)[2].abs().max() == 0
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("kind", [VAE, CVAE])
+@pytest.mark.parametrize("name", [*sorted(LIBRARY), "poisson"])
+def test_rows_of_counts_may_be_compressed(name, kind):
+    torch.manual_seed(0)
+    classes = {"condition_classes": 2} if kind is CVAE else {}
+    model, x = kind(12, hidden=(8,), latent_dim=2, likelihood=name, **classes).double(), rows(name, event=(12,))
+    x[torch.rand(x.shape) < 0.7] = 0
+    given = (torch.arange(B) % 2,) if kind is CVAE else ()
+    found = []
+    for form in (x, x.to_sparse_csr()):
+        loss = model.loss(form, *given, generator=torch.Generator().manual_seed(1)).loss
+        found.append([loss, *torch.autograd.grad(loss, model.parameters()), model.reconstruct(form, *given)])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

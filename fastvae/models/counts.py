@@ -100,6 +100,8 @@ class CountsByLibrary(Counts):
     def library(self, x: Tensor) -> Tensor:
         # int64 of integers; at least float32 of others, of which half precision would lose counts.
         dtype = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.int64
+        if x.layout == torch.sparse_csr:  # which torch reduces to a column, sparse too
+            return x.sum(1, keepdim=True, dtype=dtype).to_dense()[:, 0]
         return x.flatten(1).sum(1, dtype=dtype)
 
     def _shares(self, logits: Tensor) -> Tensor:

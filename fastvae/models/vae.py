@@ -64,7 +64,8 @@ class VAE(LatentVariableModel):
 
     Wherever a batch ``x`` is taken, it is ``[B, *E]``: uint8 read as x/255, bool read as 0 or 1, other integers and
     floating-point numbers read as they are (in [0, 1] for the Bernoulli likelihood). For a likelihood of counts a uint8
-    is the count itself; the encoder is then given log(1 + x), or x / total where there is a total.
+    is the count itself; the encoder is then given log(1 + x), or x / total where there is a total. MLPs take compressed
+    rows (``torch.sparse_csr``) of counts too, but for the binomial likelihood, and make no dense copy of them.
 
     Raises:
         ValueError: a size that is no positive integer, an unknown likelihood, network, activation or preset, a sigma
