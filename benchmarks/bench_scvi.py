@@ -77,20 +77,14 @@ def training_step(contender: str, data: anndata.AnnData, likelihood: str, batch:
     return step
 
 
-def resident(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split(f"{what}:")[1].split()[0])
-
-
 def resident_growth(contender: str) -> int:
     """Bytes by which the process is larger in some step of the largest case than before; in a process of its own."""
     step = training_step(contender, made_up_cells(), *CASES[1])
     Path("/proc/self/clear_refs").write_text("5")  # what came before does not count
-    before = resident("VmRSS")
+    before = timing.resident("VmRSS")
     for _ in range(5):
         step()
-    return resident("VmHWM") - before
+    return timing.resident("VmHWM") - before
 
 
 def resident_growth_elsewhere(contender: str) -> int:

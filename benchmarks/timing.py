@@ -18,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastvae
+from fastvae.machine import processor
 
 
 class Timing(NamedTuple):
@@ -90,6 +91,12 @@ def peak_memory(function: Callable[[], object]) -> int:
     return max(itertools.accumulate(changes, initial=0))
 
 
+def resident(what: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{what}:")[1].split()[0])
+
+
 def page_faults(function: Callable[[], object], calls: int = 5) -> float:
     """How many pages a call takes from the system, where it has been called before."""
     function()
@@ -142,13 +149,7 @@ def copy_bandwidth(size: int | None = None) -> float:
 
 def machine() -> dict[str, Any]:
     """The processor or GPU, the versions, the threads."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    if device.type == "cuda":
-        model = torch.cuda.get_device_name()
+    model = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     return {
         "processor": model,
         "cores": os.cpu_count(),

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.image
@@ -262,12 +263,15 @@ def test_sample_writes_a_picture(finished, tmp_path, capsys):
     assert (imread(path) != once).any()
 
 
-def test_info_prints_the_build(capsys):
+def test_info_prints_the_build_and_the_machine(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    for key in fastvae.build_info():
+    for key in (*fastvae.build_info(), "installed_in", "python", "system", "processor", "cores", "threads", "gpus"):
         assert re.search(rf"^{key} +\S", printed, re.MULTILINE)
     assert torch.__version__ in printed
+    assert f"numpy {version('numpy')}" in printed
+    assert "OMP_NUM_THREADS=7" in printed
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["sample", "--help"]])

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import fastvae
 from fastvae.cli.streams import lasting_streams
+from fastvae.machine import facts
 
 _INSTALL = 'pip install "fastvae-torch[train]"'  # quoted, as some shells want it
 
@@ -34,8 +35,8 @@ _TERMINATED = 143  # what a shell, and so a scheduler, takes for SIGTERM
 
 
 def info_command() -> None:
-    """Print what this installation of fastvae was built for and what it runs on."""
-    info = fastvae.build_info()
+    """Print what this installation of fastvae was built for and what it runs on, as a report of a fault needs it."""
+    info = {**fastvae.build_info(), **facts()}
     width = max(map(len, info))
     for key, value in info.items():
         shown = ", ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else value
