@@ -88,6 +88,7 @@ def operator_section(operator: str, sets: dict[str, Any]) -> str:
     bounds = dict(line.split(": ", 1) for line in head.splitlines())
     rows = [[r, bound, *(worst_of(operator, r, dtype, sets) for dtype in DTYPES)] for r, bound in bounds.items()]
     text = textwrap.fill(derivation, 120, break_long_words=False, break_on_hyphens=False)
+    text = re.sub(r"\n([-+*]) ", r" \1\n", text)  # at the beginning of a line a sign would make a list
     return f"### {operator}\n\n{table(['result', 'bound', *DTYPES], rows)}\n\n{text}"
 
 
