@@ -14,6 +14,8 @@ from fastvae.ops import binarize
 class Batches:
     """Batches of a data set, on the device where it is; each ``iter()`` is one epoch.
 
+    A batch is ``[B, *E]``, of the dtype of ``images``, or bool where ``binarize`` is set.
+
     Args:
         images: ``[N, *E]``. It is never copied as a whole.
         batch_size: images per batch; the last batch of an epoch holds what is left.
@@ -21,9 +23,6 @@ class Batches:
             device. Without it the batches are views of ``images`` in their own order.
         binarize: whether to draw each pixel anew, 1 with probability x/255, at every pass.
         noise: the source of those draws, by default torch's own.
-
-    Yields:
-        ``[B, *E]``: of the dtype of ``images``, or bool where ``binarize`` is set.
 
     Raises:
         ValueError: no images, or a batch size below 1.
