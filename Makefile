@@ -6,7 +6,7 @@ bin := $(VENV)/bin
 # Warnings are errors here, and not for users, whose compilers may know others.
 strict := -Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 
-.PHONY: install test test-slow train lint format bench dist-check cuda-check torch-check clean
+.PHONY: install test test-slow train docs lint format bench dist-check cuda-check torch-check clean
 
 # torch first, and from the constraints: the build finds it, and development has one version.
 $(VENV)/.torch: constraints.txt
@@ -16,7 +16,7 @@ $(VENV)/.torch: constraints.txt
 
 # Editable, and built anew when what is compiled changes.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint,integrations]"
+	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint,docs,integrations]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -29,6 +29,10 @@ test-slow: install
 
 train: install
 	$(bin)/fastvae train
+
+# The site, in site/: warnings are errors, and a link, anchor or image that leads nowhere is one.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 lint: install
 	$(bin)/ruff check .
@@ -61,4 +65,4 @@ torch-check: install
 	PYTHON=$(abspath $(bin))/python .ci/newest_torch.sh
 
 clean:
-	rm -rf build dist $(VENV) .venv-cuda .venv-torch-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site $(VENV) .venv-cuda .venv-torch-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

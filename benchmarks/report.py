@@ -251,6 +251,12 @@ Written by `python -m benchmarks.report` from `ops.json` and `train.json`; [how 
 {table.describe(train["machine"])}. "both": fastvae under torch.compile.
 
 {train_table(train)}
+
+## Other machines and measurements
+
+They are in the other files of this folder, whose rows the documentation's site shows here (`make docs`).
+
+<!-- rows: others -->
 """
 
 
