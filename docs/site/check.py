@@ -72,20 +72,13 @@ def faults(site: Path) -> Iterator[str]:
         yield f"{site}: has no page"
     for path, page in pages.items():
         name = path.relative_to(site)
-        for part in page.parts:
-            if part.startswith("data:"):
-                continue
-            if is_elsewhere(part):
-                yield f"{name}: asks another host for {part}"
-            elif not (found := file_of(site, path, part)) or not found.is_file():
-                yield f"{name}: has a part that is not there, {part}"
+        yield from (f"{name}: {fault}" for part in page.parts for fault in faults_of_part(site, path, part))
         for link in page.links:
             yield from (f"{name}: {fault}" for fault in faults_of_link(site, path, link, pages))
         yield from (f"{name}: has an image without a text in its place, {source}" for source in page.without_alt)
     for path in sorted(site.rglob("*.css")):
         for part in CSS_ADDRESS.findall(path.read_text("utf-8")):
-            if is_elsewhere(part):
-                yield f"{path.relative_to(site)}: asks another host for {part}"
+            yield from (f"{path.relative_to(site)}: {fault}" for fault in faults_of_part(site, path, part))
 
 
 def is_elsewhere(address: str) -> bool:
@@ -101,6 +94,15 @@ def file_of(site: Path, page: Path, address: str) -> Path | None:
     if not found.is_relative_to(site.resolve()):
         return None
     return found / "index.html" if found.is_dir() else found
+
+
+def faults_of_part(site: Path, path: Path, part: str) -> Iterator[str]:
+    if part.startswith("data:"):
+        return
+    if is_elsewhere(part):
+        yield f"asks another host for {part}"
+    elif not (found := file_of(site, path, part)) or not found.is_file():
+        yield f"has a part that is not there, {part}"
 
 
 def faults_of_link(site: Path, path: Path, link: str, pages: dict[Path, Page]) -> Iterator[str]:

@@ -186,5 +186,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig) -> None:
+    formulas.write_font(Path(config.site_dir, "site", "math.ttf"))
     for fault in check.faults(Path(config.site_dir)):
         log.warning(fault)
