@@ -68,6 +68,14 @@ ARGUMENTS: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
     "sigmoid_cross_entropy": {"": lambda: (real(3, B, D), images())},
 }
 
+# Where the eager lines lose digits; at most a tenth of it with the seeds 0 to 39.
+LESS_EXACT = {
+    "continuous_bernoulli_nll": 1e-10,  # torch's series near lambda = 1/2 has three terms
+    "discretized_logistic_nll": 1e-8,  # torch's softplus(x) is x from x = 20 on: e^-20 is 2e-9
+    "linear_negative_binomial_nll": 1e-12,  # differences of lgamma
+    "negative_binomial_nll": 1e-12,
+}
+
 
 def functions(page: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
@@ -105,13 +113,9 @@ def test_the_overview_names_every_operator() -> None:
 def test_the_lines_of_a_page_give_what_the_operator_gives(
     name: str, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64, for the noise that the operator drew.
-
-    Sums of 40 terms and products over 40 columns are off by some tens of 2^-53 of the largest; 1e-12 is far above that,
-    and 1e-9 is where eager lines cancel: differences of lgamma, and torch's own series for the continuous Bernoulli.
-    """
+    """In float64, for the noise that the operator drew: within some roundings, but for what LESS_EXACT says."""
     found, arguments = functions(PAGES[name]), ARGUMENTS[name][which]()
-    off = 1e-9 if name in ("continuous_bernoulli_nll", "discretized_logistic_nll") or "binomial" in name else 1e-12
+    off = LESS_EXACT.get(name, 1e-14)  # 40 terms or columns: seeds 0 to 39 are off by 1e-15 at most
     fused = values_and_gradients(found[f"fused{which}"], arguments)
     if name in ("reparameterize", "sample_kl", "sample_kl_packed"):
         mu, logvar = arguments if len(arguments) == 2 else arguments[0].chunk(2, 1)
