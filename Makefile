@@ -15,7 +15,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 # Editable, and built anew when what is compiled changes.
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt tests/hooks.cpp $(shell find csrc -type f)
 	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint,docs,integrations]"
 	touch $@
 

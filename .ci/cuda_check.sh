@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything about CUDA that needs no GPU. Builds the extension in an environment of its own against a CUDA build of
+# Everything about CUDA that needs no GPU. Builds the library in an environment of its own against a CUDA build of
 # PyTorch, the oldest supported, with warnings as errors: spilled registers and local memory among them. Then runs the
 # operators' tests on the CUDA kernels, compiled for the CPU. Needs nvcc. CUDA_ARCHITECTURES names fewer to compile for.
 set -euo pipefail
@@ -8,6 +8,7 @@ venv=$source/.venv-cuda
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive  # of two processes on a few cores
+export FASTVAE_HOOKS=1           # for the tests
 strict=-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 tests=(-q -n 2 --durations 8 -p no:cacheprovider -o pythonpath= -m "not slow")
 

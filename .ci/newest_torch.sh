@@ -14,8 +14,8 @@ if [ ! -e "$venv/.installed" ]; then
   touch "$venv/.installed"
 fi
 python=$venv/bin/python
-# Not editable: the environment for development keeps its own extension.
-FASTVAE_CUDA=0 "$python" -m pip install --quiet "torch==$torch" "$source[test]"
+# Not editable: the environment for development keeps its own library. With the tests' hooks.
+FASTVAE_HOOKS=1 FASTVAE_CUDA=0 "$python" -m pip install --quiet "torch==$torch" "$source[test]"
 cd "$source/tests"
 "$python" -c 'import fastvae, torch; print(fastvae.__file__, torch.__version__)'
 "$python" -m pytest -q -n 2 --dist loadfile --durations 8 -p no:cacheprovider -o pythonpath= \

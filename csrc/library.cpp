@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
 #include "ops.h"
 
 namespace {
@@ -12,6 +14,16 @@ namespace {
 const std::vector<at::Tag> pure = {at::Tag::pt2_compliant_tag};
 // Noise drawn from a generator: not a pure function of the arguments.
 const std::vector<at::Tag> seeded = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+
+std::string cpu_capability() { return fastvae::cpu::kernels().name; }
+
+c10::List<bool> set_flush_denormal(const c10::List<bool>& on) {
+  TORCH_CHECK_VALUE(!on.empty(), "set_flush_denormal: on must have a value");
+  const auto was_on = fastvae::cpu::set_flush_denormal({on.begin(), on.end()});
+  c10::List<bool> out;
+  for (const bool value : was_on) out.push_back(value);
+  return out;
+}
 
 }  // namespace
 
@@ -159,6 +171,12 @@ TORCH_LIBRARY(fastvae, m) {
       "Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor? lr_tensor, float lr, float beta1, "
       "float beta2, float eps, float weight_decay, bool maximize) -> ()",
       pure);
+
+  // Of no tensor: the instruction sets that are compiled, lowest first, and the one in use.
+  m.def("cpu_capabilities() -> str[]", fastvae::cpu::compiled);
+  m.def("cpu_capability() -> str", cpu_capability);
+  // See cpu/parallel.h.
+  m.def("set_flush_denormal(bool[] on) -> bool[]", set_flush_denormal);
 }
 
 namespace {

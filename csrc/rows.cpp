@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cuda/runtime.h"
@@ -413,7 +414,7 @@ Rows::Rows(const Tensor& shaped, int64_t event_dims, RowOrder order, at::ArrayRe
 }
 
 Tensor Rows::by_event(const Tensor& columns) const {
-  c10::SmallVector<int64_t, 8> sizes, place(order_.size());
+  std::vector<int64_t> sizes, place(order_.size());
   for (size_t i = 0; i < order_.size(); ++i) {
     sizes.push_back(event_[order_[i]]);
     place[order_[i]] = static_cast<int64_t>(i);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os as _os
+import re as _re
 import sys as _sys
 from typing import Any as _Any
 from typing import NoReturn as _NoReturn
@@ -31,30 +32,39 @@ if _strangers:
     )
 
 try:
-    from ._build import torch_version as _built_for
-except ModuleNotFoundError:
+    from . import _build
+except ImportError:
     _refuse(
         "fastvae is not built: this is its source folder. Run `pip install -e .` here, or start Python "
         "in another folder to use the installed package."
     )
 
 
-def _release(version: str) -> tuple[str, str]:
-    """'2.13.0+cpu' -> ('2.13', 'cpu'): what must agree for compiled code to fit."""
-    public, _, local = version.partition("+")
-    return ".".join(public.split(".")[:2]), local
+def _fits(torch_version: str) -> bool:
+    """Whether code that was compiled for one torch runs with another.
+
+    Releases of one minor version fit each other. CUDA kernels fit builds of torch with the same local version ("cu130")
+    alone, as they have its CUDA; without them any will do.
+    """
+    versions = (_build.torch_version, torch_version)
+    built, used = (_re.fullmatch(r"(\d+\.\d+)\.\d+(?:\+(.*))?", version) for version in versions)
+    if built is None or used is None:  # a nightly build, or somebody's own
+        return _build.torch_version == torch_version
+    return built[1] == used[1] and (not _build.cuda_architectures or built[2] == used[2])
 
 
-# Before the extension is loaded: with another torch it may fail to, or worse, not fail.
-if _release(_built_for) != _release(_torch.__version__):
+# Before the library is loaded: with another torch it may fail to, or worse, not fail.
+if not _fits(_torch.__version__):
     _refuse(
-        f"fastvae was compiled for torch {_built_for} but torch {_torch.__version__} is installed; "
+        f"fastvae was compiled for torch {_build.torch_version} but torch {_torch.__version__} is installed; "
         "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
     )
+# Beside _build.py, which an editable install has in another folder than this file.
+_library = _os.path.join(_os.path.dirname(_build.__file__), "libfastvae.so")
+_torch.ops.load_library(_library)  # type: ignore[no-untyped-call]
 
 from importlib.metadata import version as _version  # noqa: E402
 
-from . import _C as _C  # noqa: E402
 from . import models, nn, objectives, optim, reference  # noqa: E402
 from .distributions import DiagonalGaussian  # noqa: E402
 from .ops import (  # noqa: E402
@@ -146,8 +156,8 @@ def build_info() -> dict[str, object]:
     return {
         "version": __version__,
         "torch": _torch.__version__,
-        "built_for_torch": _built_for,
-        "cpu_capabilities": _C.cpu_capabilities(),
-        "cpu_capability": _C.cpu_capability(),
-        "cuda_architectures": _C.cuda_architectures.split(),
+        "built_for_torch": _build.torch_version,
+        "cpu_capabilities": _torch.ops.fastvae.cpu_capabilities(),
+        "cpu_capability": _torch.ops.fastvae.cpu_capability(),
+        "cuda_architectures": list(_build.cuda_architectures),
     }

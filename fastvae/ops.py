@@ -31,7 +31,6 @@ import torch
 from torch import Generator, Tensor
 from torch.utils import _pytree
 
-from . import _C as _C  # registers the operators
 from . import reference
 
 transformed = torch._C._are_functorch_transforms_active

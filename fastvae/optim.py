@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._guards import TracingContext
 
-from . import _C as _C  # registers the operators
-
 _adam_: Callable[..., None] = torch.ops.fastvae.adam_.default
 
 # On a CPU torch's fused Adam is as fast as the memory.

@@ -20,9 +20,8 @@ from typing import Any
 import elementary
 import sweeps
 import tolerances
+import torch
 from cases import FLOATS
-
-from fastvae import _C
 
 PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
 FIGURES = PAGE.with_suffix(".json")
@@ -113,8 +112,8 @@ def main() -> None:
         return
     if "--page" not in sys.argv:
         sets = {}
-        capabilities = _C.cpu_capabilities()
-        for capability in capabilities[: capabilities.index(_C.cpu_capability()) + 1]:
+        capabilities = torch.ops.fastvae.cpu_capabilities()
+        for capability in capabilities[: capabilities.index(torch.ops.fastvae.cpu_capability()) + 1]:
             environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability.lower()}
             command = [sys.executable, __file__, "--measure"]
             result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)

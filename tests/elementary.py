@@ -10,7 +10,7 @@ import numpy as np
 import tolerances
 from numpy.typing import NDArray
 
-from fastvae import _C
+from fastvae import _hooks
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -94,7 +94,7 @@ def worst(function: Function, stride: int) -> dict[str, float]:
     found = dict.fromkeys(("ulp", "relative", "absolute"), 0.0)
     for x, number in arguments(function, stride):
         exact = function.exact(number)
-        error = np.abs(_C.evaluate(function.name, x).astype(np.float64) - exact)
+        error = np.abs(_hooks.evaluate(function.name, x).astype(np.float64) - exact)
         size = np.abs(exact)
         # A float in [2^(k-1), 2^k) has its last place at 2^(k-24).
         last_place = np.ldexp(1.0, np.maximum(np.frexp(size)[1], -125) - 24)

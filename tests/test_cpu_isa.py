@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastvae
-from fastvae import _C
+from fastvae import _hooks
 
 HERE = Path(__file__).parent
 # Arithmetic, not plumbing: what an instruction set can change.
@@ -36,14 +36,14 @@ def run(capability: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def lower_capabilities() -> list[str]:
-    compiled: list[str] = _C.cpu_capabilities()
-    return compiled[: compiled.index(_C.cpu_capability())]
+    compiled: list[str] = torch.ops.fastvae.cpu_capabilities()
+    return compiled[: compiled.index(torch.ops.fastvae.cpu_capability())]
 
 
 @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
 def test_operators_on_a_lower_instruction_set(capability: str) -> None:
     if capability not in lower_capabilities():
-        pytest.skip(f"{capability} is not below {_C.cpu_capability()}, which the other tests run on")
+        pytest.skip(f"{capability} is not below {torch.ops.fastvae.cpu_capability()}, which the other tests run on")
     code = f"import fastvae; assert fastvae.build_info()['cpu_capability'] == '{capability}'"
     assert run(capability, "-c", code).returncode == 0
     command = [
@@ -68,12 +68,12 @@ def test_noise_is_the_same_on_every_instruction_set(tmp_path: Path) -> None:
     script = (
         "import sys, torch, fastvae; torch.manual_seed(5); z = torch.zeros(101, 77); "
         "torch.save((fastvae.reparameterize(z, z), fastvae.binarize(z + 0.5), "
-        "fastvae._C.words(1, 2, 3, 1000).tolist()), sys.argv[1])"
+        "fastvae._hooks.words(1, 2, 3, 1000).tolist()), sys.argv[1])"
     )
     torch.manual_seed(5)
     zero = torch.zeros(101, 77)
     normal, draws = fastvae.reparameterize(zero, zero), fastvae.binarize(zero + 0.5)
-    words = _C.words(1, 2, 3, 1000).tolist()
+    words = _hooks.words(1, 2, 3, 1000).tolist()
     for capability in lower_capabilities():
         file = tmp_path / capability
         result = run(capability, "-c", script, str(file))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from fastvae import _C
+from fastvae import _hooks
 
-F = _C.formulas
+F = _hooks.formulas
 RANDOM = np.random.default_rng(7)
 A, B, C, D = RANDOM.normal(size=(4, 1000)) * 2
 U = RANDOM.random(1000)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastvae
-from fastvae import _C
+from fastvae import _hooks
 
 each_function = pytest.mark.parametrize("function", elementary.FUNCTIONS, ids=lambda f: f.name)
 
@@ -28,8 +28,8 @@ def assert_within_bounds(function: elementary.Function, found: dict[str, float])
 def test_elementary_function_is_within_its_bound_and_as_stated(function: elementary.Function) -> None:
     found = elementary.worst(function, stride=67 if function.ranges else 4099)  # primes: no digit is favoured
     assert_within_bounds(function, found)
-    if _C.cpu_capability() in accuracy.figures():
-        stated = accuracy.figures()[_C.cpu_capability()]["functions"][function.name]
+    if torch.ops.fastvae.cpu_capability() in accuracy.figures():
+        stated = accuracy.figures()[torch.ops.fastvae.cpu_capability()]["functions"][function.name]
         for name, error in found.items():  # the page's figures are those of every float, these of a few
             assert 0.8 * stated[name] <= error <= stated[name]
 
@@ -45,11 +45,11 @@ def test_exponentials_have_their_limits(name: str, sign: int, vanishing: float) 
     # Where the limit lies is a float: one of the two neighbours of the exact place.
     edge = sign * np.log(vanishing)
     x = np.array([edge - sign * 1e-5, sign * -104, sign * -1e30, sign * -np.inf, edge + sign * 1e-5], dtype=np.float32)
-    y = _C.evaluate(name, x)
+    y = _hooks.evaluate(name, x)
     assert y[:4].tolist() == [0, 0, 0, 0]
     assert y[4] >= vanishing
-    assert np.isnan(_C.evaluate(name, np.array([np.nan], dtype=np.float32))).all()
-    assert _C.evaluate("exp", np.array([88.72284, 1e30, np.inf], dtype=np.float32)).tolist() == [np.inf] * 3
+    assert np.isnan(_hooks.evaluate(name, np.array([np.nan], dtype=np.float32))).all()
+    assert _hooks.evaluate("exp", np.array([88.72284, 1e30, np.inf], dtype=np.float32)).tolist() == [np.inf] * 3
 
 
 def test_what_is_left_of_an_exponential_has_its_limits() -> None:
@@ -60,22 +60,22 @@ def test_what_is_left_of_an_exponential_has_its_limits() -> None:
         "exp_less_one": [inf, inf, inf, -1, -1, -1, 0, x[-1]],
         "exp_less_line": [inf, inf, inf, 86, -x[4], inf, 0, 0],
     }.items():
-        assert _C.evaluate(name, x).tolist() == limits
-        assert np.isnan(_C.evaluate(name, np.array([np.nan], dtype=np.float32))).all()
+        assert _hooks.evaluate(name, x).tolist() == limits
+        assert np.isnan(_hooks.evaluate(name, np.array([np.nan], dtype=np.float32))).all()
         # Up to where it overflows, though 2^n there does.
         largest = np.float32(88.72283)
-        assert np.isclose(_C.evaluate(name, np.array([largest])), np.exp(float(largest)), rtol=1e-6)
+        assert np.isclose(_hooks.evaluate(name, np.array([largest])), np.exp(float(largest)), rtol=1e-6)
 
 
 def test_log1p_keeps_nan_and_exponential_variates_are_positive() -> None:
-    assert np.isnan(_C.evaluate("log1p", np.array([np.nan], dtype=np.float32))).all()
+    assert np.isnan(_hooks.evaluate("log1p", np.array([np.nan], dtype=np.float32))).all()
     words = np.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], dtype=np.uint32)
-    assert (_C.evaluate("exponential", words.view(np.float32)) > 0).all()
+    assert (_hooks.evaluate("exponential", words.view(np.float32)) > 0).all()
 
 
 def test_unknown_function_is_named() -> None:
     with pytest.raises(ValueError, match="no elementary function named tan"):
-        _C.evaluate("tan", np.zeros(1, dtype=np.float32))
+        _hooks.evaluate("tan", np.zeros(1, dtype=np.float32))
 
 
 def copied(x: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
@@ -118,11 +118,11 @@ def test_every_float16_is_read_exactly(flush: bool) -> None:
     """Also where a thread takes numbers below 2^-126 for 0: the smallest float16 is 2^-24."""
     halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(256, 256)
     expected = halves.float()
-    before = _C.set_flush_denormal([flush])
+    before = torch.ops.fastvae.set_flush_denormal([flush])
     try:
         # A sigma of 0, so that a sample is its mean.
         z = fastvae.reparameterize(halves, torch.full(halves.shape, -math.inf))
     finally:
-        _C.set_flush_denormal(before)
+        torch.ops.fastvae.set_flush_denormal(before)
     assert z.dtype == torch.float32
     torch.testing.assert_close(z, expected, rtol=0, atol=0, equal_nan=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 import fastvae
-from fastvae import _C
+from fastvae import _hooks
 
 Normals = NDArray[np.float32]
 Damage = Callable[[Normals], Normals]
@@ -201,7 +201,7 @@ def test_noise_of_consecutive_keys_is_independent(kind: str) -> None:
 
 
 def test_noise_words_have_fair_bits() -> None:
-    words, next_key = (_C.words(seed, 0, 0, 1_000_000) for seed in (7, 8))
+    words, next_key = (_hooks.words(seed, 0, 0, 1_000_000) for seed in (7, 8))
     assert_sound(bits(words))
     assert_sound(labelled("against the next word", bits(words[:-1] ^ words[1:])))
     assert_sound(labelled("against the next key", bits(words ^ next_key)))
@@ -247,7 +247,7 @@ DAMAGE: list[tuple[str, Callable[[], PValues], list[str]]] = [
         lambda: neighbours(one_stream(damage=lambda x: copy_neighbours(x, -1)), [1]),
         ["lag 1: x^2 by x^2"],
     ),
-    ("a bit set too often", lambda: bits(set_bit_3(_C.words(7, 0, 0, 1_000_000))), ["bit 3"]),
+    ("a bit set too often", lambda: bits(set_bit_3(_hooks.words(7, 0, 0, 1_000_000))), ["bit 3"]),
     ("least probability doubled", lambda: ones(2.0**-23, 2.0**-24, calls=1000), ["ones"]),
 ]
 

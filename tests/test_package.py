@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 import fastvae
 
 SOURCE = Path(fastvae.__file__).parent
+LIBRARY = Path(fastvae._build.__file__).with_name("libfastvae.so")
 
 
 def python(code: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,21 +58,59 @@ def test_public_names_are_there_and_documented() -> None:
 
 
 def test_bare_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
-    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C*", "_build.py", "__pycache__"))
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("*.so", "_build.py", "__pycache__"))
     result = python("import fastvae", tmp_path)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: fastvae is not built: this is its source folder. Run `pip install -e .`")
 
 
-def test_another_torch_is_refused_before_the_extension_is_loaded(tmp_path: Path) -> None:
-    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
-    for other in ("2.10.1+cpu", torch.__version__.split("+")[0] + "+another"):
-        (tmp_path / "fastvae" / "_build.py").write_text(f'torch_version = "{other}"\n')
-        last = python("import fastvae", tmp_path).stderr.strip().splitlines()[-1]
-        assert last.startswith(
-            f"ImportError: fastvae was compiled for torch {other} but torch {torch.__version__} is installed; "
-            "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
-        ), last
+MINOR, LOCAL = re.match(r"(\d+\.\d+)[^+]*(.*)", torch.__version__).groups()  # type: ignore[union-attr]
+
+
+def build(torch_version: str, cuda_architectures: Sequence[str] = ()) -> str:
+    """What CMake writes beside the library."""
+    return f"torch_version = {torch_version!r}\ncuda_architectures = {list(cuda_architectures)}\n"
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "cuda_architectures"),
+    [
+        ("2.10.1+cpu", []),
+        (f"{MINOR}.0+another", ["90-real"]),  # kernels for another CUDA
+        (f"{MINOR}.0.dev20260101{LOCAL}", []),  # any day may change what the library calls
+    ],
+)
+def test_another_torch_is_refused_before_the_library_is_loaded(
+    tmp_path: Path, torch_version: str, cuda_architectures: list[str]
+) -> None:
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "fastvae" / "_build.py").write_text(build(torch_version, cuda_architectures))
+    last = python("import fastvae", tmp_path).stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        f"ImportError: fastvae was compiled for torch {torch_version} but torch {torch.__version__} is installed; "
+        "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
+    ), last
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "cuda_architectures"), [(f"{MINOR}.99+another", []), (f"{MINOR}.99{LOCAL}", ["90-real"])]
+)
+def test_another_build_of_the_same_torch_is_taken(
+    tmp_path: Path, torch_version: str, cuda_architectures: list[str]
+) -> None:
+    """Of the same minor version; without CUDA kernels, whatever the CUDA of the two."""
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(LIBRARY, tmp_path / "fastvae")
+    (tmp_path / "fastvae" / "_build.py").write_text(build(torch_version, cuda_architectures))
+    result = python("import fastvae; print(fastvae.__file__)", tmp_path)
+    assert result.stdout.strip() == str(tmp_path / "fastvae" / "__init__.py"), result.stderr
+
+
+def test_operators_need_the_library_alone() -> None:
+    """Not this package: whatever loads torch can load them."""
+    code = f"import sys, torch; torch.ops.load_library({str(LIBRARY)!r}); one = torch.ones(2, 3); "
+    result = python(code + "print(torch.ops.fastvae.gaussian_kl(one, 0 * one).tolist(), 'fastvae' in sys.modules)")
+    assert result.stdout.strip() == "[1.5, 1.5] False", result.stderr
 
 
 @pytest.mark.parametrize("package", ["ops", "runtime"])
@@ -87,12 +127,12 @@ def test_files_of_another_project_in_our_folder_are_named(tmp_path: Path, packag
 SCRIPT = "import sys\nfrom fastvae.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
 
 
-@pytest.mark.parametrize("build", ['torch_version = "2.10.1+cpu"\n', None], ids=["another torch", "not built"])
-def test_command_that_cannot_be_imported_is_one_line(tmp_path: Path, build: str | None) -> None:
+@pytest.mark.parametrize("built", [True, False], ids=["another torch", "not built"])
+def test_command_that_cannot_be_imported_is_one_line(tmp_path: Path, built: bool) -> None:
     """And an import, of whatever program, still an ImportError."""
-    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("_C*", "_build.py", "__pycache__"))
-    if build is not None:
-        (tmp_path / "fastvae" / "_build.py").write_text(build)
+    shutil.copytree(SOURCE, tmp_path / "fastvae", ignore=shutil.ignore_patterns("*.so", "_build.py", "__pycache__"))
+    if built:
+        (tmp_path / "fastvae" / "_build.py").write_text(build("2.10.1+cpu"))
     scripts = {"bin/fastvae": SCRIPT, "bin/other": SCRIPT, "other/__init__.py": "import fastvae"}
     for name, text in (scripts | {"torch/__init__.py": "__version__ = '2.13.0'"}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvae import _C
+from fastvae import _hooks
 
 THREADS, WARP, BLOCKS = 256, 32, 1024
 VECTORS = [4, 8, 16]  # elements of 4, of 2 bytes and of one in 16
@@ -21,7 +21,7 @@ ROWS = [0, 1, 2, 3, 7, 8, 9, 31, 33, 100, 129]
 @pytest.mark.parametrize("rows", ROWS)
 def test_every_element_is_visited_once(rows: int, vector: int, summed: bool) -> None:
     for columns in COLUMNS:
-        counts = _C.visits(rows, columns, vector, summed)
+        counts = _hooks.visits(rows, columns, vector, summed)
         assert counts.shape == (rows, columns)
         assert (counts == 1).all(), (rows, columns, np.argwhere(counts != 1)[:5])
 
@@ -30,21 +30,21 @@ def test_every_element_is_visited_once(rows: int, vector: int, summed: bool) -> 
 def test_other_cuts_visit_every_element_once(least: int, busy: int) -> None:
     """Those of the loops, of elements one by one and of what only reads, with rows enough to halve groups."""
     for rows, columns, vector in ((2**15, 50, 4), (2**16, 30, 4), (2**17, 20, 4), (2**14, 784, 8), (2**15, 196, 4)):
-        lanes = _C.place(rows, columns, vector, True, 0, 0, least, busy)["lanes"]
+        lanes = _hooks.place(rows, columns, vector, True, 0, 0, least, busy)["lanes"]
         assert lanes >= min(least, 1 << (-(-columns // vector) - 1).bit_length())
-        assert (_C.visits(rows, columns, vector, True, least, busy) == 1).all()
+        assert (_hooks.visits(rows, columns, vector, True, least, busy) == 1).all()
 
 
 @settings(max_examples=200, deadline=None)
 @given(rows=st.integers(0, 2000), columns=st.integers(0, 300), vector=st.sampled_from(VECTORS), summed=st.booleans())
 def test_every_element_of_many_small_rows_is_visited_once(rows: int, columns: int, vector: int, summed: bool) -> None:
-    assert (_C.visits(rows, columns, vector, summed) == 1).all()
+    assert (_hooks.visits(rows, columns, vector, summed) == 1).all()
 
 
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 12), columns=st.integers(1, 400_000), vector=st.sampled_from(VECTORS), summed=st.booleans())
 def test_every_element_of_a_few_long_rows_is_visited_once(rows: int, columns: int, vector: int, summed: bool) -> None:
-    assert (_C.visits(rows, columns, vector, summed) == 1).all()
+    assert (_hooks.visits(rows, columns, vector, summed) == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_every_element_of_a_few_long_rows_is_visited_once(rows: int, columns: in
     ],
 )
 def test_the_cut_of_usual_sizes(rows: int, columns: int, vector: int, lanes: int, segments: int) -> None:
-    cut = _C.place(rows, columns, vector, True, 0, 0)
+    cut = _hooks.place(rows, columns, vector, True, 0, 0)
     assert (cut["lanes"], cut["segments"]) == (lanes, segments)
     assert cut["blocks"] == -(-rows * segments * lanes // THREADS)
 
@@ -77,7 +77,7 @@ def test_the_cut_of_usual_sizes(rows: int, columns: int, vector: int, lanes: int
 @pytest.mark.parametrize("rows", [*ROWS, 1000, 3001])
 def test_sums_over_the_rows_visit_every_element_once_and_every_part_has_one_thread(rows: int, vector: int) -> None:
     for columns in (c for c in COLUMNS if c <= 4098 and rows * c < 2_000_000):
-        counts = _C.column_visits(rows, columns, vector)
+        counts = _hooks.column_visits(rows, columns, vector)
         assert counts.shape == (rows, columns)
         assert (counts == 1).all(), (rows, columns, np.argwhere(counts != 1)[:5])
 
@@ -88,7 +88,7 @@ def test_many_rows_leave_blocks_enough_and_few_threads_idle(columns: int, vector
     """Of groups that are smaller than they could be, there are as many threads as fill a GPU; but 4 in a group."""
     vectors = -(-columns // vector)
     for rows in (2**14, 2**16, 2**18, 2**20):
-        lanes = _C.place(rows, columns, vector, True, 0, 0)["lanes"]
+        lanes = _hooks.place(rows, columns, vector, True, 0, 0)["lanes"]
         largest = min(WARP, 1 << max(0, vectors - 1).bit_length())
         assert lanes == largest or rows * lanes >= BLOCKS * THREADS
         if lanes > 4 and rows * lanes // 2 >= BLOCKS * THREADS:
@@ -108,10 +108,10 @@ def test_places_of_any_size_are_in_range_and_aligned(
     rows: int, columns: int, vector: int, summed: bool, data: st.DataObject
 ) -> None:
     """64-bit arithmetic, groups within a warp or of a block, vectors at multiples of their length."""
-    blocks = _C.place(rows, columns, vector, summed, 0, 0)["blocks"]
+    blocks = _hooks.place(rows, columns, vector, summed, 0, 0)["blocks"]
     assert blocks < 2**31 or rows * columns > 2**37  # what one launch can have
     block, thread = data.draw(st.integers(0, blocks - 1)), data.draw(st.integers(0, THREADS - 1))
-    p = _C.place(rows, columns, vector, summed, block, thread)
+    p = _hooks.place(rows, columns, vector, summed, block, thread)
     assert p["lanes"] in {1, 2, 4, 8, 16, WARP, THREADS}
     assert p["segments"] == 1 or p["lanes"] == THREADS
     assert p["segments"] <= (BLOCKS if summed else -(-columns // (8 * THREADS * vector)) + BLOCKS)
@@ -119,7 +119,7 @@ def test_places_of_any_size_are_in_range_and_aligned(
     assert p["step"] == p["lanes"] * vector
     assert p["row"] == p["group"] // p["segments"]
     assert 0 < p["end"] <= columns
-    last = _C.place(rows, columns, vector, summed, blocks - 1, THREADS - 1)
+    last = _hooks.place(rows, columns, vector, summed, blocks - 1, THREADS - 1)
     assert last["row"] >= rows - 1
     if last["row"] == rows - 1:
         assert last["end"] == columns
@@ -129,6 +129,6 @@ def test_places_of_any_size_are_in_range_and_aligned(
     "sizes", [[1], [2047, 2048, 2049, 1, 4096], list(range(1, 49)), [5000] * 33, [70_001, 3, 65_537]], ids=str
 )
 def test_tensors_one_after_the_other_are_visited_once(sizes: list[int]) -> None:
-    counts = _C.visits_of_each(sizes)
+    counts = _hooks.visits_of_each(sizes)
     assert [len(of) for of in counts] == sizes
     assert all((of == 1).all() for of in counts)

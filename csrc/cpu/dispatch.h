@@ -10,8 +10,9 @@
 
 namespace fastvae::cpu {
 
-// The best compiled set that torch found this CPU capable of; ATEN_CPU_CAPABILITY lowers it.
-const Kernels& kernels();
+// The best compiled set that torch found this CPU capable of; ATEN_CPU_CAPABILITY lowers it. Seen
+// outside the library, because the tests' hooks call it.
+__attribute__((visibility("default"))) const Kernels& kernels();
 
 // Names of the compiled sets, lowest first.
 std::vector<std::string> compiled();

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fastvae import _C
+from fastvae import _build
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ def is_loss_of_a_process(error: BaseException) -> bool:
 
 def torch_device(name: str | torch.device | None, local_rank: int = 0) -> torch.device:
     """The device of that name, or the best one; see :func:`world`."""
-    kernels = _C.cuda_architectures not in ("", "emulated")
+    kernels = _build.cuda_architectures not in ([], ["emulated"])
     if name is None:
         name = "cuda" if kernels and torch.cuda.is_available() else "cpu"
     try:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastvae import _C
 from fastvae.models.networks import Preset
 from fastvae.objectives import Schedule
 from fastvae.optim import Adam
@@ -85,11 +84,11 @@ def flush_denormal() -> Iterator[None]:
     gets back what it had, but for those started meanwhile, which inherit it, and those that a smaller
     ``torch.set_num_threads`` meanwhile leaves out.
     """
-    was_on = _C.set_flush_denormal([True])
+    was_on = torch.ops.fastvae.set_flush_denormal([True])
     try:
         yield
     finally:
-        _C.set_flush_denormal(was_on)
+        torch.ops.fastvae.set_flush_denormal(was_on)
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

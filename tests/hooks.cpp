@@ -1,6 +1,5 @@
-// The extension module: build information, a switch of the threads, and hooks for the tests. The
-// operators are not here but in torch's registry (library.cpp), so no tensor crosses pybind11 and
-// libtorch_python is not linked.
+// What the tests look inside the library by, over numpy arrays: parts that no operator shows alone.
+// No wheel has it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,7 +8,6 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/parallel.h"
 #include "likelihoods.h"
 #include "tiling.h"
 
@@ -175,22 +173,7 @@ void add_formulas(py::module_ m) {
 
 }  // namespace
 
-#ifndef FASTVAE_CUDA
-#define FASTVAE_CUDA ""
-#endif
-
-PYBIND11_MODULE(_C, m) {
-  m.attr("cuda_architectures") = FASTVAE_CUDA;
-  m.def("cpu_capabilities", &fastvae::cpu::compiled, "Instruction sets compiled, lowest first.");
-  m.def(
-      "cpu_capability", [] { return fastvae::cpu::kernels().name; }, "The instruction set in use.");
-  m.def(
-      "set_flush_denormal",
-      [](const std::vector<bool>& on) {
-        if (on.empty()) throw py::value_error("set_flush_denormal: on must have a value");
-        return fastvae::cpu::set_flush_denormal(on);
-      },
-      py::arg("on"));
+PYBIND11_MODULE(_hooks, m) {
   m.def("evaluate", &evaluate, py::arg("function"), py::arg("x"));
   m.def("words", &words, py::arg("seed"), py::arg("offset"), py::arg("first_block"),
         py::arg("blocks"));
