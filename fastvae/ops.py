@@ -737,11 +737,11 @@ def _less_coefficient(nll: Tensor, samples: int, target: Tensor, reduction: str)
             torch.segment_reduce(t, "sum", offsets=crow, initial=0, unsafe=True) for t in (x, torch.lgamma(x + 1))
         )
         by_row = torch.lgamma(total + 1) - factorials
+    elif torch.compiler.is_compiling():  # which makes one loop of it
+        by_row = _log_coefficients(target)
     else:
-        # A compiler makes one loop of all rows.
         rows = max(1, _FACTORIALS_AT_ONCE // max(1, math.prod(target.shape[1:])))
-        parts = [target] if torch.compiler.is_compiling() else torch.split(target, rows)
-        by_row = torch.cat([_log_coefficients(part) for part in parts])
+        by_row = torch.cat([_log_coefficients(part) for part in torch.split(target, rows)])
     if reduction == "mean":
         by_row = by_row.mean()
     elif reduction == "sum":
@@ -750,7 +750,7 @@ def _less_coefficient(nll: Tensor, samples: int, target: Tensor, reduction: str)
 
 
 def _log_coefficients(target: Tensor) -> Tensor:
-    x = target.reshape(len(target), math.prod(target.shape[1:])).double()
+    x = target.reshape(target.shape[0], math.prod(target.shape[1:])).double()
     return torch.lgamma(x.sum(1) + 1) - torch.lgamma(x + 1).sum(1)
 
 

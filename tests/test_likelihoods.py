@@ -237,6 +237,20 @@ def test_the_multinomial_coefficient_is_part_of_the_derivative_by_counts() -> No
         torch.testing.assert_close(*found)
 
 
+def test_the_multinomial_coefficient_is_exported_for_any_batch() -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+            return fastvae.linear_multinomial_nll(hidden, weight, None, counts, constant=True)
+
+    def arguments(batch: int) -> tuple[torch.Tensor, ...]:
+        return torch.randn(batch, 3), torch.randn(9, 3), torch.randint(0, 5, (batch, 9))
+
+    rows = {0: torch.export.Dim("rows")}
+    exported = torch.export.export(Loss(), arguments(6), dynamic_shapes=(rows, None, rows))
+    many = arguments(40)
+    torch.testing.assert_close(exported.module()(*many), Loss()(*many))
+
+
 def test_multinomial_nll_of_one_item_is_the_cross_entropy() -> None:
     logits, classes = torch.randn(5, 7), torch.randint(0, 7, (5,))
     target = torch.nn.functional.one_hot(classes, 7)
