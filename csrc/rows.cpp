@@ -211,6 +211,20 @@ void check_shared(const char* op, const char* name_all, const Tensor& all, const
 
 namespace {
 
+// By its indices, int64 [dimensions].
+Tensor place_of_first_false(const Tensor& all) {
+  return all.logical_not().nonzero()[0].contiguous();
+}
+
+double value_at(Tensor values, const Tensor& place) {
+  for (int64_t i = 0; i < place.size(0); ++i) values = values.select(0, place[i].item<int64_t>());
+  return values.item<double>();
+}
+
+at::IntArrayRef numbers_of(const Tensor& place) {
+  return {place.const_data_ptr<int64_t>(), static_cast<size_t>(place.size(0))};
+}
+
 // That all values lie between `least` and `most`, or an error that says which does not. Compared in
 // double, where a bound that float has not is no infinity.
 void check_range(const char* op, const char* name, const Tensor& values, double least, double most,
@@ -224,12 +238,9 @@ void check_range(const char* op, const char* name, const Tensor& values, double 
   }
   if (low.item<double>() >= least && high.item<double>() <= most) return;
   const Tensor known = values.to(at::kDouble);
-  const Tensor bad =
-      known.ge(least).logical_and_(known.le(most)).logical_not_().nonzero()[0].contiguous();
-  Tensor value = known;
-  for (int64_t i = 0; i < bad.size(0); ++i) value = value.select(0, bad[i].item<int64_t>());
-  TORCH_CHECK_VALUE(false, op, ": ", name, " ", expected, ", got ", value.item<double>(), " at ",
-                    at::IntArrayRef(bad.const_data_ptr<int64_t>(), bad.size(0)), hint);
+  const Tensor bad = place_of_first_false(known.ge(least).logical_and_(known.le(most)));
+  TORCH_CHECK_VALUE(false, op, ": ", name, " ", expected, ", got ", value_at(known, bad), " at ",
+                    numbers_of(bad), hint);
 }
 
 }  // namespace
@@ -247,11 +258,16 @@ void check_not_negative(const char* op, const char* name, const Tensor& counts) 
 
 void check_not_above(const char* op, const Tensor& counts, const Tensor& total, const char* name) {
   if (counts.is_meta() || counts.numel() == 0) return;
-  const Tensor fits = counts.le(total).all();
-  if (!counts.is_cpu())
-    at::_assert_async(fits, std::string(op) + ": target must lie between 0 and " + name);
-  else
-    TORCH_CHECK_VALUE(fits.item<bool>(), op, ": target must lie between 0 and ", name);
+  const Tensor fits = counts.le(total);
+  if (!counts.is_cpu()) {
+    at::_assert_async(fits.all(), std::string(op) + ": target must lie between 0 and " + name);
+    return;
+  }
+  if (fits.all().item<bool>()) return;
+  const Tensor bad = place_of_first_false(fits);
+  TORCH_CHECK_VALUE(false, op, ": target must lie between 0 and ", name, ", got ",
+                    value_at(counts.expand_as(fits), bad), " with a ", name, " of ",
+                    value_at(total.expand_as(fits), bad), " at ", numbers_of(bad));
 }
 
 KernelsFor::KernelsFor(const Tensor& t) {

@@ -400,12 +400,12 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
         "counts above total",
         lambda: fastvae.binomial_nll(X(3, 4), X(3, 4).int() + 6, 5, check_target=True),
-        "fastvae.binomial_nll: target must lie between 0 and total",
+        "fastvae.binomial_nll: target must lie between 0 and total, got 6 with a total of 5 at [0, 0]",
     ),
     (
         "counts above a column's total",
-        lambda: fastvae.binomial_nll(X(2, 3), X(2, 3) + 6, torch.tensor([6, 7, 5]), check_target=True),
-        "fastvae.binomial_nll: target must lie between 0 and total",
+        lambda: fastvae.binomial_nll(X(2, 2, 3), X(2, 3) + 6, torch.tensor([6, 7, 5]), check_target=True),
+        "fastvae.binomial_nll: target must lie between 0 and total, got 6 with a total of 5 at [0, 2]",
     ),
     (
         "counts out of a total below 0",

@@ -138,7 +138,8 @@ void Given::check(const char* op, bool check_target_values) const {
   }
   if (!check_target_values) return;
   if (row.data == Data::probabilities) check_probabilities(op, target);
-  if (row.data == Data::counts) check_not_negative(op, "target", target);
+  if (row.data == Data::counts)
+    check_not_negative(op, is_sparse() ? "the values of a sparse target" : "target", target);
   if (row.last_is_count) check_not_above(op, target, last(), row.parameters[row.count - 1]);
 }
 
