@@ -66,7 +66,7 @@ def test_operators_on_a_lower_instruction_set(capability: str) -> None:
 def test_noise_is_the_same_on_every_instruction_set(tmp_path: Path) -> None:
     """The same words to the bit; normals up to the rounding of multiply-add, which the lowest set has not."""
     script = (
-        "import sys, torch, fastvae; torch.manual_seed(5); z = torch.zeros(101, 77); "
+        "import sys, torch, fastvae, fastvae._hooks; torch.manual_seed(5); z = torch.zeros(101, 77); "
         "torch.save((fastvae.reparameterize(z, z), fastvae.binarize(z + 0.5), "
         "fastvae._hooks.words(1, 2, 3, 1000).tolist()), sys.argv[1])"
     )
