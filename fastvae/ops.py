@@ -825,8 +825,8 @@ def linear_negative_binomial_nll(
         hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layers take, before ``activation``.
         weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
         bias: ``[D]``, of the same dtype, or None.
-        log_theta: ``[*E]``, one for each column, 0-d for one for all, or of rows ``[B, D]`` also what is broadcast to
-            them; as for :func:`negative_binomial_nll`.
+        log_theta: ``[*E]``, one for each column, 0-d for one for all, or of targets ``[B, D]`` and ``[B]`` also what is
+            broadcast to them; as for :func:`negative_binomial_nll`.
         target: ``[B, *E]`` with D elements each, or compressed rows ``[B, D]``, as for :func:`negative_binomial_nll`.
         log_library: ``[B]`` or ``[K, B]``, as for :func:`negative_binomial_nll`.
         zero_weight: of the shape and dtype of ``weight``, for ``zero_logits = f(hidden) @ zero_weight.T + zero_bias``,
