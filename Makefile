@@ -6,7 +6,8 @@ bin := $(VENV)/bin
 # Warnings are errors here, and not for users, whose compilers may know others.
 strict := -Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 
-.PHONY: install test test-slow train docs lint format bench dist-check cuda-check torch-check clean
+.PHONY: install test test-slow train docs lint format bench dist-check cuda-check index-check torch-check wheels \
+	clean
 
 # torch first, and from the constraints: the build finds it, and development has one version.
 $(VENV)/.torch: constraints.txt
@@ -16,7 +17,7 @@ $(VENV)/.torch: constraints.txt
 
 # Editable, and built anew when what is compiled changes.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt tests/hooks.cpp $(shell find csrc -type f)
-	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint,docs,integrations]"
+	$(bin)/python -m pip install --quiet -c constraints.txt $(strict) -e ".[test,lint,docs,integrations,release]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -60,9 +61,25 @@ dist-check: install
 cuda-check: install
 	PYTHON=$(abspath $(bin))/python .ci/cuda_check.sh
 
-# The tests on the newest PyTorch that is known to work, before a release: minutes, and 6 GB for a CUDA build of it.
-torch-check: install
-	PYTHON=$(abspath $(bin))/python .ci/newest_torch.sh
+# pip and uv install what dist-check built from an index on this machine; other versions of PyTorch are refused.
+index-check: install
+	$(bin)/python .ci/index_check.py build/index $(bin)/python $(wildcard .venv-cuda/bin/python)
+
+# An environment for each of other versions of PyTorch: 6 GB where it is a CUDA build.
+.venv-torch-%/.installed:
+	$(PYTHON) -m venv .venv-torch-$*
+	.venv-torch-$*/bin/python -m pip install --quiet torch==$* numpy
+	touch $@
+
+# The tests on the newest PyTorch that is known to work, before a release: minutes.
+TORCH ?= 2.14.1
+torch-check: .venv-torch-$(TORCH)/.installed
+	NEWEST=$(CURDIR)/.venv-torch-$(TORCH)/bin/python .ci/newest_torch.sh
+
+# Release wheels for these versions of PyTorch and the index of them, in dist/index; see .ci/wheels.sh.
+TORCHES ?= 2.11.0 2.13.0 2.14.1
+wheels: install $(TORCHES:%=.venv-torch-%/.installed)
+	PYTHON=$(abspath $(bin))/python .ci/wheels.sh $(TORCHES:%=$(CURDIR)/.venv-torch-%/bin/python)
 
 clean:
 	rm -rf build dist site $(VENV) .venv-cuda .venv-torch-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

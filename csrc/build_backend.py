@@ -31,7 +31,8 @@ def _require_torch() -> None:
     if probe.returncode:
         sys.exit(
             f"fastvae: install PyTorch first (pip install torch); {python} does not see it. "
-            "uv and python -m build hide it: use --no-build-isolation, or set FASTVAE_TORCH_PYTHON=PYTHON."
+            "uv and python -m build hide it: run uv in the folder of the source, use --no-build-isolation, or set "
+            "FASTVAE_TORCH_PYTHON=PYTHON."
         )
     version = probe.stdout.strip()
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 11):

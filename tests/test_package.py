@@ -179,6 +179,12 @@ def test_the_other_project_is_found_in_what_people_write(wrong: str) -> None:
     assert not ANOTHER_PROJECT.search(f"pip install {wrong.replace('fastvae', 'fastvae-torch')}")
 
 
+def test_citation_names_the_version() -> None:
+    lines = [(Path(__file__).parents[1] / name).read_text().splitlines() for name in ("CITATION.cff", "pyproject.toml")]
+    (cited,), (released,) = ([line for line in of if re.match(r"version\b", line)] for of in lines)
+    assert f'version = "{cited.removeprefix("version: ")}"' == released
+
+
 @pytest.mark.parametrize("writable", [True, False])
 @pytest.mark.parametrize("settings", [None, {"build-dir": "elsewhere"}])
 def test_source_that_cannot_be_written_is_built_elsewhere(monkeypatch, writable, settings):
