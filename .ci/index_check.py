@@ -189,6 +189,7 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(str(__doc__))
     try:
-        main(Path(sys.argv[1]).absolute(), sys.argv[2:])
+        # Commands run in another folder; a link to a Python, as that of a venv, is not followed.
+        main(Path(sys.argv[1]).absolute(), [os.path.abspath(shutil.which(python) or python) for python in sys.argv[2:]])
     except CheckError as failed:
         sys.exit(f"{sys.argv[0]}: {failed}")
