@@ -24,26 +24,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastvae.data import load
-from fastvae.evaluation import evaluate
 from fastvae.models import VAE
-from fastvae.training import TrainConfig, train
 
-from . import table
+from . import table, time_to_quality
 from .cases import eager_elbo, eager_sample
+from .time_to_quality import Curve
 from .timing import machine, resident, save
 
 # Pythae's default: one hidden layer in the encoder and one in the decoder.
 PIXELS, HIDDEN, LATENT = 784, 512, 16
 BATCH, RATE = 100, 1e-3
 
-Curve = list[dict[str, float]]
-
 
 class Tests:
     """The test ELBO of a network, always by the same code, and no part of the seconds."""
 
-    def __init__(self, data_dir: str | None) -> None:
-        self.images = load("mnist", data_dir).test.flatten(1)
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
         self.curve: Curve = []
         self.seconds = 0.0
 
@@ -53,8 +50,13 @@ class Tests:
     def stop(self, encoder: nn.Module, decoder: nn.Module) -> None:
         self.seconds += time.perf_counter() - self.started
         model = VAE(PIXELS, latent_dim=LATENT, encoder=encoder, decoder=decoder)
-        elbo = evaluate(model, self.images, generator=torch.Generator().manual_seed(0)).elbo
-        self.curve.append({"seconds": self.seconds, "test_elbo": elbo})
+        self.curve.append({"seconds": self.seconds, "test_elbo": time_to_quality.test_elbo(model, self.images)})
+
+
+def grey_images(data_dir: str | None) -> tuple[Tensor, Tests]:
+    """Those to train on, in [0, 1], and the tests; the bytes are let go."""
+    data = load("mnist", data_dir)
+    return data.train.float() / 255, Tests(data.test)
 
 
 def with_pythae(data_dir: str | None, epochs: int, seed: int) -> Curve:
@@ -64,8 +66,7 @@ def with_pythae(data_dir: str | None, epochs: int, seed: int) -> Curve:
     from pythae.trainers import BaseTrainerConfig
     from pythae.trainers.training_callbacks import TrainingCallback
 
-    tests = Tests(data_dir)
-    images = load("mnist", data_dir).train[:, None].float() / 255
+    images, tests = grey_images(data_dir)
 
     class Moments(nn.Module):
         def __init__(self, encoder: nn.Module) -> None:
@@ -93,7 +94,7 @@ def with_pythae(data_dir: str | None, epochs: int, seed: int) -> Curve:
             output_dir=folder, num_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=RATE,
             keep_best_on_train=True, no_cuda=True, seed=seed,
         )  # fmt: skip
-        TrainingPipeline(model=model, training_config=training)(images, callbacks=[Epochs()])
+        TrainingPipeline(model=model, training_config=training)(images[:, None], callbacks=[Epochs()])
     return tests.curve
 
 
@@ -101,8 +102,8 @@ def usual(compiled: bool) -> Callable[[str | None, int, int], Curve]:
     """The loop that PyTorch's examples have, with the loss of logits."""
 
     def run(data_dir: str | None, epochs: int, seed: int) -> Curve:
-        tests = Tests(data_dir)
-        images = load("mnist", data_dir).train.flatten(1).float() / 255
+        images, tests = grey_images(data_dir)
+        images = images.flatten(1)
         torch.manual_seed(seed)
         encoder = nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT))
         decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS))
@@ -130,19 +131,11 @@ def usual(compiled: bool) -> Callable[[str | None, int, int], Curve]:
 
 
 def ours(data_dir: str | None, epochs: int, seed: int) -> Curve:
-    """``fastvae train``: with its checkpoints and metrics."""
-    config = TrainConfig(
-        dataset="mnist", data_dir=data_dir, hidden=(HIDDEN,), latent_dim=LATENT, batch_size=BATCH, learning_rate=RATE,
-        epochs=epochs, seed=seed,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        history = train(config, Path(folder) / "run").history
-    seconds = 0.0
-    curve = []
-    for entry in history:
-        seconds += entry["seconds"]
-        curve.append({"seconds": seconds, "test_elbo": entry["test"]["elbo"]})
-    return curve
+        return time_to_quality.ours(
+            Path(folder), data_dir, "fastvae", hidden=(HIDDEN,), latent_dim=LATENT, batch_size=BATCH,
+            learning_rate=RATE, epochs=epochs, seed=seed,
+        )  # fmt: skip
 
 
 CONTENDERS: dict[str, Callable[[str | None, int, int], Curve]] = {
@@ -206,22 +199,12 @@ def show(found: list[dict[str, Any]]) -> None:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    from fastvae.plots import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
     colours = ("#CC79A7", "#0072B2", "#009E73", "#D55E00")
-    for (name, runs), colour in zip(result["runs"].items(), colours, strict=True):
-        for run in runs:
-            points = [[point[key] for point in run["curve"]] for key in ("seconds", "test_elbo")]
-            label = name if run is runs[0] else None
-            axes.plot(*points, color=colour, marker=".", linewidth=1, label=label)
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds of training")
-    axes.set_ylabel("test ELBO, nats")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(file, dpi=100)
+    with time_to_quality.elbo_against_seconds(file) as axes:
+        for (name, runs), colour in zip(result["runs"].items(), colours, strict=True):
+            for run in runs:
+                label = name if run is runs[0] else None
+                time_to_quality.draw(axes, run["curve"], color=colour, linewidth=1, label=label)
 
 
 def main() -> None:

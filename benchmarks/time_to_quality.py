@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,8 @@ STEPS = 1200  # of the tutorial's training through this package, two epochs, of 
 Curve = list[dict[str, float]]
 
 
-def test_elbo(model: VAE, data: Images) -> float:
-    return evaluate(model, data.test.flatten(1), generator=torch.Generator().manual_seed(0)).elbo
+def test_elbo(model: VAE, images: Tensor) -> float:
+    return evaluate(model, images.flatten(1), generator=torch.Generator().manual_seed(0)).elbo
 
 
 def plain(data: Images, epochs: int) -> Curve:
@@ -60,12 +62,13 @@ def plain(data: Images, epochs: int) -> Curve:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         seconds += time.perf_counter() - started
-        curve.append({"seconds": seconds, "test_elbo": test_elbo(model, data)})
+        curve.append({"seconds": seconds, "test_elbo": test_elbo(model, data.test)})
         show("plain PyTorch", epoch, epochs, curve)
     return curve
 
 
 def ours(folder: Path, data_dir: str | None, name: str, **options: Any) -> Curve:
+    """``fastvae train`` on MNIST, with its checkpoints and metrics."""
     config = TrainConfig(dataset="mnist", data_dir=data_dir, **options)
     curve: Curve = []
     for entry in train(config, folder / name).history:
@@ -84,25 +87,35 @@ def show(name: str, epoch: int, epochs: int, curve: Curve) -> None:
     print(f"{name:<16} {epoch:>3}/{epochs} {curve[-1]['seconds']:>7.0f} s {curve[-1]['test_elbo']:>8.2f}", flush=True)
 
 
-def plot(result: dict[str, Any], file: Path) -> None:
+@contextmanager
+def elbo_against_seconds(file: Path) -> Iterator[Any]:
+    """Axes to draw curves into; then the picture is written."""
     from fastvae.plots import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    lines = (("plain", "#0072B2", "-", "plain PyTorch"), ("before", "#D55E00", "-", "fastvae, before"))
-    for name, colour, line, title in (*lines, ("after", "#D55E00", ":", "fastvae, after")):
-        curve = result[name]
-        label = f"{title}: batch {BATCH if name == 'plain' else RECIPE['batch_size']}"
-        points = [[point[key] for point in curve] for key in ("seconds", "test_elbo")]
-        axes.plot(*points, line, color=colour, marker=".", label=label)
-    axes.axhline(result["target"], color="#000000", linewidth=0.8, label=f"after 60,000 steps: {result['target']:.1f}")
+    yield axes
     axes.set_xscale("log")
-    axes.set_ylim(bottom=-130)
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("test ELBO, nats")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=100)
+
+
+def draw(axes: Any, curve: Curve, *style: str, **options: Any) -> None:
+    axes.plot(*([point[key] for point in curve] for key in ("seconds", "test_elbo")), *style, marker=".", **options)
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    lines = (("plain", "#0072B2", "-", "plain PyTorch"), ("before", "#D55E00", "-", "fastvae, before"))
+    with elbo_against_seconds(file) as axes:
+        for name, colour, line, title in (*lines, ("after", "#D55E00", ":", "fastvae, after")):
+            label = f"{title}: batch {BATCH if name == 'plain' else RECIPE['batch_size']}"
+            draw(axes, result[name], line, color=colour, label=label)
+        target = result["target"]
+        axes.axhline(target, color="#000000", linewidth=0.8, label=f"after 60,000 steps: {target:.1f}")
+        axes.set_ylim(bottom=-130)
 
 
 def main() -> None:
