@@ -251,10 +251,11 @@ struct multinomial_nll : Defaults {
   static constexpr Shares shares = Shares::always;
   static constexpr bool is_linear = true;
 
-  // -x log p, without the coefficient, which no parameter changes; a is log p.
+  // -x log p, without the coefficient, which no parameter changes; a is log p. A count of 0 makes 0
+  // of the logarithm of 0, and not of NaN.
   template <class T>
   FASTVAE_FN auto of(T a, T x) {
-    return element(product_or_zero(x, -a), -a, -x);
+    return element(a < T(0) ? product_or_zero(x, -a) : x * -a, -a, -x);
   }
 };
 

@@ -297,6 +297,27 @@ def test_shares_have_their_limits() -> None:
     assert all(not g.isnan().any() for g in torch.autograd.grad(nll.sum(), [logits, empty]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("columns", [3, 40])
+def test_shares_of_nan_are_nan(columns: int, count: int, dtype: torch.dtype) -> None:
+    """Of rows without counts too, as of the others: a loss of 0 would hide a network that broke."""
+    hidden = torch.tensor([[1.0], [math.nan]], dtype=dtype)
+    weight = torch.ones(columns, 1, dtype=dtype)
+    logits = torch.nn.functional.linear(hidden, weight)
+    counts, theta = torch.full((2, columns), count), torch.ones(columns, dtype=dtype)
+    for nll in (
+        fastvae.multinomial_nll(logits, counts),
+        fastvae.multinomial_nll(logits, counts.float().to_sparse_csr()),
+        fastvae.linear_multinomial_nll(hidden, weight, None, counts),
+        fastvae.linear_multinomial_nll(hidden, weight, None, counts.float().to_sparse_csr()),
+        fastvae.negative_binomial_nll(logits, theta, counts, log_library=torch.ones(2)),
+        fastvae.negative_binomial_nll(logits, theta, counts.float().to_sparse_csr(), log_library=torch.ones(2)),
+        fastvae.reference.multinomial_nll(logits, counts),
+    ):
+        assert nll.isnan().tolist() == [False, True]
+
+
 def test_logits_of_shares_may_be_large() -> None:
     """A common offset of 1e4 costs no accuracy: the largest one is taken away before anything is rounded."""
     logits, counts = torch.randn(4, 300), torch.randint(0, 5, (4, 300))
