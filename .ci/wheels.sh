@@ -7,7 +7,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-FASTVAE_TORCH_PYTHON=$PYTHON "$PYTHON" -m build --sdist --outdir "$work" . >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+"$PYTHON" -m build --sdist --outdir "$work" . >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 for python; do
   rm -rf "$work/wheel"
   "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" "$work"/fastvae_torch-*.tar.gz

@@ -57,7 +57,8 @@ def _fits(torch_version: str) -> bool:
 if not _fits(_torch.__version__):
     _refuse(
         f"fastvae was compiled for torch {_build.torch_version} but torch {_torch.__version__} is installed; "
-        "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
+        "install a wheel for that torch, or build it again: "
+        "pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
     )
 # Beside _build.py, which an editable install has in another folder than this file.
 _library = _os.path.join(_os.path.dirname(_build.__file__), "libfastvae.so")

@@ -88,7 +88,8 @@ def test_another_torch_is_refused_before_the_library_is_loaded(
     last = python("import fastvae", tmp_path).stderr.strip().splitlines()[-1]
     assert last.startswith(
         f"ImportError: fastvae was compiled for torch {torch_version} but torch {torch.__version__} is installed; "
-        "build it again: pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
+        "install a wheel for that torch, or build it again: "
+        "pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
     ), last
 
 
