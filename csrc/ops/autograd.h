@@ -36,6 +36,9 @@ inline void refuse_tangent(const Tensor& t) {
   TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t._fw_grad(0).defined(),
                               "fastvae: there are forward-mode derivatives under torch.func alone");
 }
+inline void refuse_tangent(const MaybeTensor& t) {
+  if (t.has_value()) refuse_tangent(*t);
+}
 
 // The same below autograd, and below autocast, which a backward pass may be run under: the operands
 // were cast when the forward pass was, and torch's products in here have the dtype that they have.

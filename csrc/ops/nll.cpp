@@ -209,52 +209,72 @@ std::pair<Tensor, Tensor> likelihood_grads(AutogradContext* ctx, Likelihood like
 
 namespace {
 
+// What a call has beside the tensors that autograd follows.
+struct Call {
+  Likelihood likelihood;
+  double scale_value;
+  Reduction reduction;
+  MaybeTensor crow_indices, col_indices;
+  std::array<bool, 4> written;
+  bool check_target;
+};
+
+Tensor without_gradients(const Tensor& a, const Tensor& target, const MaybeTensor& b,
+                         const MaybeTensor& c, const MaybeTensor& scale,
+                         const MaybeTensor& log_library, const Call& own) {
+  return call<nll_forward>("fastvae::nll_forward", row_of(own.likelihood).name, a, b, c, target,
+                           scale, own.scale_value, is_of_shares(own.likelihood, log_library),
+                           log_library, own.crow_indices, own.col_indices, own.check_target);
+}
+
 struct NLL : Function<NLL> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, Likelihood likelihood, const Tensor& a,
-                               const MaybeTensor& b, const MaybeTensor& c, const Tensor& target,
-                               const MaybeTensor& scale, const MaybeTensor& log_library,
-                               const MaybeTensor& crow_indices, const MaybeTensor& col_indices,
-                               double scale_value, bool of_shares, Reduction reduction,
-                               std::array<bool, 4> written, bool check_target) {
-    const char* name = row_of(likelihood).name;
+  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& target,
+                               const MaybeTensor& b, const MaybeTensor& c, const MaybeTensor& scale,
+                               const MaybeTensor& log_library, const Call& own) {
     Tensor rows;
-    if (written[0] || written[1] || written[2] || written[3]) {
+    if (own.written != std::array<bool, 4>{}) {
       std::array<Tensor, 4> grads;
-      std::tie(rows, grads[0], grads[1], grads[2], grads[3]) =
-          call<nll_with_grads>("fastvae::nll_with_grads", name, a, b, c, target, scale, scale_value,
-                               of_shares, log_library, crow_indices, col_indices,
-                               reduction == Reduction::mean, written, check_target);
+      std::tie(rows, grads[0], grads[1], grads[2], grads[3]) = call<nll_with_grads>(
+          "fastvae::nll_with_grads", row_of(own.likelihood).name, a, b, c, target, scale,
+          own.scale_value, is_of_shares(own.likelihood, log_library), log_library, own.crow_indices,
+          own.col_indices, own.reduction == Reduction::mean, own.written, own.check_target);
       variable_list kept;
-      for (size_t i = 0; i < 4; ++i) kept.push_back(if_wanted(written[i], grads[i]));
+      for (size_t i = 0; i < 4; ++i) kept.push_back(if_wanted(own.written[i], grads[i]));
       keep_written(ctx, std::move(kept));
     } else {
-      rows = call<nll_forward>("fastvae::nll_forward", name, a, b, c, target, scale, scale_value,
-                               of_shares, log_library, crow_indices, col_indices, check_target);
+      rows = without_gradients(a, target, b, c, scale, log_library, own);
     }
-    const auto saved = [](const MaybeTensor& t) { return t.value_or(Tensor()); };
-    ctx->save_for_backward({a, saved(b), saved(c), target, saved(scale), saved(log_library),
-                            saved(crow_indices), saved(col_indices)});
-    ctx->saved_data["likelihood"] = static_cast<int64_t>(likelihood);
-    ctx->saved_data["scale_value"] = scale_value;
-    ctx->saved_data["of_shares"] = of_shares;
-    ctx->saved_data["reduction"] = static_cast<int64_t>(reduction);
-    return {reduce(rows, reduction)};
+    variable_list saved = {a, target};  // what most calls have comes first
+    for (const MaybeTensor* t : {&b, &c, &scale, &log_library, &own.crow_indices, &own.col_indices})
+      saved.push_back(t->value_or(Tensor()));
+    while (!saved.back().defined()) saved.pop_back();
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["likelihood"] = static_cast<int64_t>(own.likelihood);
+    ctx->saved_data["reduction"] = static_cast<int64_t>(own.reduction);
+    if (own.scale_value != 1) ctx->saved_data["scale_value"] = own.scale_value;
+    return {reduce(rows, own.reduction)};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Given given(
-        static_cast<Likelihood>(ctx->saved_data["likelihood"].toInt()), saved[0], maybe(saved[1]),
-        maybe(saved[2]), saved[3], maybe(saved[4]), ctx->saved_data["scale_value"].toDouble(),
-        ctx->saved_data["of_shares"].toBool(), maybe(saved[5]), maybe(saved[6]), maybe(saved[7]));
+    variable_list saved = ctx->get_saved_variables();
+    saved.resize(8);
+    const auto likelihood = static_cast<Likelihood>(ctx->saved_data["likelihood"].toInt());
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
+    const auto scale = ctx->saved_data.find("scale_value");
+    const MaybeTensor log_library = maybe(saved[5]);
+    const Given given(
+        likelihood, saved[0], maybe(saved[2]), maybe(saved[3]), saved[1], maybe(saved[4]),
+        scale == ctx->saved_data.end() ? 1 : scale->second.toDouble(),
+        is_of_shares(likelihood, log_library), log_library, maybe(saved[6]), maybe(saved[7]));
     const auto per_row = [&] { return unreduce(grads[0], reduction, given.rows()); };
-    // Absent tensors have no index.
+    // In the order of the masks, of which this is the place of each input; absent tensors have no
+    // index.
+    constexpr size_t order[] = {0, 3, 1, 2, 4, 5};
     std::array<bool, 6> wanted;
     for (size_t i = 0, next = 0; i < wanted.size(); ++i)
-      wanted[i] = saved[i].defined() && ctx->needs_input_grad(next++);
+      wanted[order[i]] = saved[i].defined() && ctx->needs_input_grad(next++);
     std::array<Tensor, 6> g;
     if (graph_wanted()) {
       g = differentiable_gradients(given, per_row(), wanted);
@@ -264,16 +284,16 @@ struct NLL : Function<NLL> {
       const variable_list written = take_written(ctx, grads[0]);
       for (size_t i = 0; i < written.size(); ++i)
         if (written[i].defined()) mask[place[i]] = false;
-      if (std::find(mask.begin(), mask.end(), true) != mask.end())
+      if (mask != std::array<bool, 6>{})
         std::tie(g[0], g[1], g[2], g[3], g[4], g[5]) = call<nll_backward>(
-            "fastvae::nll_backward", per_row(), given.row().name, saved[0], maybe(saved[1]),
-            maybe(saved[2]), saved[3], given.scale, given.scale_value, given.of_shares,
+            "fastvae::nll_backward", per_row(), given.row().name, saved[0], maybe(saved[2]),
+            maybe(saved[3]), saved[1], given.scale, given.scale_value, given.of_shares,
             given.log_library, given.crow_indices, given.col_indices, mask);
       for (size_t i = 0; i < written.size(); ++i)
         if (written[i].defined()) g[place[i]] = written[i];
     }
-    variable_list result(15);
-    for (size_t i = 0; i < g.size(); ++i) result[i + 1] = if_wanted(wanted[i], g[i]);
+    variable_list result(7);
+    for (size_t i = 0; i < g.size(); ++i) result[i] = if_wanted(wanted[order[i]], g[order[i]]);
     return result;
   }
 };
@@ -292,20 +312,22 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
   check_dense(row.op, target);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), row.op,
                     ": a sparse target has no gradient, and this one requires one");
+  Call own = {likelihood, scale_value, reduction, crow_indices, col_indices, {}, check_target};
+  const auto follows = [](const MaybeTensor& t) { return t.has_value() && t->requires_grad(); };
+  if (!graph_wanted() || !(follows(a) || follows(target) || follows(b) || follows(c) ||
+                           follows(scale) || follows(log_library)))
+    return reduce(without_gradients(a, target, b, c, scale, log_library, own), reduction);
   // The forward pass writes the gradients of all parameters that want one, or none.
-  std::array<bool, 4> written = {};
   const std::array<const Tensor*, 3> parameters = {&a, b ? &*b : nullptr, c ? &*c : nullptr};
   bool all = writes_grad(true, a, reduction);
   for (size_t i = 0; i < 3; ++i) {
-    written[i] = parameters[i] != nullptr && parameters[i]->requires_grad();
-    all = all && (!written[i] || parameters[i]->sym_sizes() == a.sym_sizes() ||
+    own.written[i] = parameters[i] != nullptr && parameters[i]->requires_grad();
+    all = all && (!own.written[i] || parameters[i]->sym_sizes() == a.sym_sizes() ||
                   is_of_columns(*parameters[i], a, is_sparse ? 1 : target.dim() - 1));
   }
-  written[3] = log_library.has_value() && log_library->requires_grad();
-  if (!all) written = {};
-  return NLL::apply(likelihood, a, b, c, target, scale, log_library, crow_indices, col_indices,
-                    scale_value, is_of_shares(likelihood, log_library), reduction, written,
-                    check_target)[0];
+  own.written[3] = follows(log_library);
+  if (!all) own.written = {};
+  return NLL::apply(a, target, b, c, scale, log_library, own)[0];
 }
 
 }  // namespace fastvae::ops

@@ -5,34 +5,45 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/sum.h>
+#include <c10/core/CPUAllocator.h>
 
 #include "../memory.h"
 #include "../rows.h"
 
 namespace fastvae::ops {
 
+namespace {
+
+constexpr c10::DispatchKeySet kCPU(c10::DispatchKey::CPU);
+
+// Below the dispatcher, which takes longer than the rest where a pass has several of them.
+Tensor nothing(const Tensor& beside, at::ScalarType dtype) {
+  if (!beside.is_cpu()) return at::empty({0}, like(beside, dtype));
+  return at::detail::empty_generic({0}, c10::GetCPUAllocator(), kCPU, dtype, std::nullopt);
+}
+
+}  // namespace
+
 Tensor empty(c10::SymIntArrayRef size, const at::TensorOptions& options) {
   if (options.device().is_cpu()) {
     const auto known = C10_AS_INTARRAYREF_SLOW(size);
     if (c10::multiply_integers(known) * options.dtype().itemsize() >= kLargeResult)
-      return at::detail::empty_generic(known, recycling_allocator(),
-                                       c10::DispatchKeySet(c10::DispatchKey::CPU),
+      return at::detail::empty_generic(known, recycling_allocator(), kCPU,
                                        c10::typeMetaToScalarType(options.dtype()), std::nullopt);
   }
   return at::empty_symint(size, options);
 }
 
 Tensor grad_like(const Tensor& input, bool wanted) {
-  if (!wanted) return at::empty({0}, input.options());
+  if (!wanted) return nothing(input, input.scalar_type());
   if (!input.is_cpu() || input.nbytes() < kLargeResult) return at::empty_like(input);
   const Tensor layout = at::empty_like(input, input.options().device(at::kMeta));
   return at::detail::empty_strided_generic(layout.sizes(), layout.strides(), recycling_allocator(),
-                                           c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                           layout.scalar_type());
+                                           kCPU, layout.scalar_type());
 }
 
 Tensor row_major_grad(const Tensor& input, at::ScalarType dtype, bool wanted) {
-  return wanted ? empty(input.sym_sizes(), like(input, dtype)) : at::empty({0}, like(input, dtype));
+  return wanted ? empty(input.sym_sizes(), like(input, dtype)) : nothing(input, dtype);
 }
 
 bool same_for_all_rows(const Tensor& t, int64_t event_dims) {
