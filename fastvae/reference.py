@@ -597,7 +597,7 @@ def binarize(
     recorded = torch.is_grad_enabled() and images.requires_grad
     tangent = forward_ad.unpack_dual(images).tangent  # type: ignore[no-untyped-call]
     if dtype != torch.bool and (recorded or tangent is not None):
-        raise ValueError("a draw has no derivative: images must not require a gradient")
+        raise ValueError("a draw has no derivative: images must not require one")
     if index is not None:
         if index.dtype != torch.int64 or index.dim() != 1:
             raise ValueError(f"index must be int64 [B], got {index.dtype} {list(index.shape)}")

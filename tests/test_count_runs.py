@@ -274,7 +274,7 @@ def test_runs_refuse_what_is_no_data_of_the_likelihood(tmp_path, capsys):
     error = fails(capsys, *counts, "--likelihood", "discretized-logistic", *out)
     assert "holds numbers of type int64, expected uint8 levels for a discretised logistic likelihood" in error
     assert "likelihood binomial needs total" in fails(capsys, *counts, "--likelihood", "binomial", *out)
-    assert "total is of the binomial likelihood" in fails(capsys, *counts, "--total", 16, *out)
+    assert "total belongs to the binomial likelihood" in fails(capsys, *counts, "--total", 16, *out)
     assert "learn_sigma needs" in fails(capsys, *counts, "--likelihood", "zinb", "--learn-sigma", *out)
     for option in (["--binarize", "dynamic"], ["--model", "cvae"]):
         error = fails(capsys, "train", "--likelihood", "binomial", *option, *out)

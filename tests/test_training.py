@@ -525,7 +525,7 @@ def test_evaluate_weighs_every_image_alike():
         ({"model": "cvae", "condition": "none"}, "condition must be one of column, labels, not 'none'"),
         ({"model": "cvae", "hidden": ()}, "hidden must name at least one layer for a cvae"),
         ({"gradient": "stl"}, "gradient stl is of the importance-weighted bound: importance_samples must be 2 or more"),
-        ({"learn_sigma": True}, "learn_sigma needs the gaussian likelihood"),
+        ({"learn_sigma": True}, "learn_sigma needs the likelihood gaussian"),
         ({"importance_samples": 5, "beta": 0.5}, "beta, anneal and free_bits weigh the ELBO"),
         ({"importance_samples": 5, "anneal": "cosine"}, "beta, anneal and free_bits weigh the ELBO"),
         ({"beta": math.nan}, "beta must be a finite number, 0 or more, not nan"),

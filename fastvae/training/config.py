@@ -203,7 +203,9 @@ class TrainConfig:
         if self.model == "vae" and self.condition != "column":
             raise ValueError(f"a vae has no condition: model must be cvae or regressor for {self.condition}")
         if self.model != "vae" and self.network == "mlp" and not self.hidden:
-            raise ValueError(f"hidden must name at least one layer for a {self.model}: the condition joins there")
+            raise ValueError(
+                f"hidden must name at least one layer for a {self.model}: the condition joins a hidden layer"
+            )
         if self.model == "regressor":
             for name, nothing in (("importance_samples", 1), ("beta", 1), ("free_bits", 0), ("anneal", None)):
                 if getattr(self, name) != nothing:
