@@ -2,7 +2,8 @@
 
 The condition has a network of its own, whose outputs are added to layers of the encoder and the decoder before their
 ReLU. With hidden sizes (h1, ..., hn) it runs from C over layers of these sizes to one more layer of size hn. Its layer
-of size h(n-1), or h1 if n = 1, joins the encoder's layer of the same size, and its additional layer joins the decoder's first one.
+of size h(n-1), or h1 if n = 1, joins the encoder's layer of the same size. Its additional layer joins the decoder's
+first layer.
 """
 
 from __future__ import annotations

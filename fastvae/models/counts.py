@@ -49,7 +49,8 @@ class Binomial(Counts):
         super().__init__(event, sigma, learn_sigma, total)
         if not isinstance(total, int) or isinstance(total, bool) or total < 1:
             raise ValueError(
-                f"the binomial likelihood needs total, the largest possible count, as a positive integer, not {total}"
+                "the binomial likelihood needs total, the largest count that is possible, as a positive integer, not "
+                f"{total}"
             )
         self.total = self._trials = total
 
