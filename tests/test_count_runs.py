@@ -278,7 +278,7 @@ def test_runs_refuse_what_is_no_data_of_the_likelihood(tmp_path, capsys):
     assert "learn_sigma needs" in fails(capsys, *counts, "--likelihood", "zinb", "--learn-sigma", *out)
     for option in (["--binarize", "dynamic"], ["--model", "cvae"]):
         error = fails(capsys, "train", "--likelihood", "binomial", *option, *out)
-        assert "draws binary pixels, of which the likelihood binomial is not" in error
+        assert "draws binary pixels, which do not fit the likelihood binomial" in error
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
     # Trained, and then shown other data.
     command(capsys, *counts, "--likelihood", "poisson", *SMALL, "--epochs", 1, *out)

@@ -524,7 +524,7 @@ def test_evaluate_weighs_every_image_alike():
         ({"condition": "labels"}, "a vae has no condition: model must be cvae or regressor for labels"),
         ({"model": "cvae", "condition": "none"}, "condition must be one of column, labels, not 'none'"),
         ({"model": "cvae", "hidden": ()}, "hidden must name at least one layer for a cvae"),
-        ({"gradient": "stl"}, "gradient stl is of the importance-weighted bound: importance_samples must be 2 or more"),
+        ({"gradient": "stl"}, "gradient stl needs the importance-weighted bound: importance_samples must be 2 or more"),
         ({"learn_sigma": True}, "learn_sigma needs the likelihood gaussian"),
         ({"importance_samples": 5, "beta": 0.5}, "beta, anneal and free_bits weigh the ELBO"),
         ({"importance_samples": 5, "anneal": "cosine"}, "beta, anneal and free_bits weigh the ELBO"),
