@@ -78,8 +78,8 @@ class Progress(NamedTuple):
     images_per_epoch: int
     """Number of images in an epoch."""
     loss: float
-    """The training loss in nats per image. ``loss``, ``reconstruction`` and ``kl`` are means over the epoch so far; until
-    the epoch is over, they are means over this process' own images."""
+    """The training loss in nats per image. ``loss``, ``reconstruction`` and ``kl`` are means over the epoch so far;
+    until the epoch is over, they are means over this process' own images."""
     reconstruction: float
     """The reconstruction term of the ELBO, in nats per image."""
     kl: float
@@ -365,7 +365,7 @@ class _Run:
         if optimized is None:
             optimized = names if checkpoint.position.step > 0 else []
         if not set(optimized) <= {names[index] for index in state}:
-            raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser's state is not the model's)")
+            raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser state does not fit the model)")
         checkpoint.read(tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
