@@ -466,7 +466,7 @@ def test_what_cannot_be_binarized_is_named_before_the_first_step(tmp_path, model
 
 def test_column_is_of_grey_images_only(tmp_path):
     config = small(model="cvae")
-    with pytest.raises(ValueError, match=r"the data has rows \[7\] of uint8, but condition column is of images"):
+    with pytest.raises(ValueError, match=r"the data has rows \[7\] of uint8, but condition column needs images"):
         train(config, tmp_path / "run", dataset=Dataset.from_arrays(images((7,))))
 
 
