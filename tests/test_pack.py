@@ -145,7 +145,7 @@ def test_a_file_is_none_of_the_formats_that_run_programs(tmp_path: Path, monkeyp
             picture(1).save(tmp_path / f"{name}.{name}")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("Ghostscript was started"))
     packed = pack(tmp_path, tmp_path / "out.npy", size=4, skip_bad=True)
-    assert packed.skipped == [f"{tmp_path / 'a.png'} (no image)"]
+    assert packed.skipped == [f"{tmp_path / 'a.png'} (not an image)"]
     assert packed.shape == (3, 4, 4)
 
 
@@ -333,7 +333,7 @@ def test_first_ten_bad_files_are_named_and_the_others_counted(
 ) -> None:
     for number in range(13):
         (tmp_path / f"{number:02}.png").touch()
-    assert_fails(capsys, [tmp_path, tmp_path / "o.npy", "--size", 8, "--skip-bad"], "09.png (no image) and 3 more")
+    assert_fails(capsys, [tmp_path, tmp_path / "o.npy", "--size", 8, "--skip-bad"], "09.png (not an image) and 3 more")
     assert "10.png" not in capsys.readouterr().err
     assert not (tmp_path / "o.npy").exists()
 
@@ -346,7 +346,7 @@ def test_decompression_bomb_is_a_bad_file(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_999 // factor)
     packed = pack(folder, tmp_path / "out.npy", size=4, skip_bad=True)
     assert packed.images == 30
-    assert packed.skipped == [f"{folder / 'class 2' / 'bomb.png'} (more pixels than Pillow takes for safe)"]
+    assert packed.skipped == [f"{folder / 'class 2' / 'bomb.png'} (more pixels than Pillow considers safe)"]
     assert not recwarn.list
 
 
