@@ -228,7 +228,7 @@ def test_load_says_which_files_were_looked_for(tmp_path, content, missing):
         load("mnist", tmp_path)
     assert str(error.value) == (
         f"mnist is not in {tmp_path}: found no {missing} (or {missing.replace('-idx', '.idx')}; plain or .gz, all four "
-        "in one folder) in its subfolders mnist, MNIST/raw and raw, or in itself"
+        "in one folder) there or in its subfolders mnist, MNIST/raw and raw"
     )
 
 
