@@ -144,7 +144,7 @@ def test_train_takes_the_options_of_networks_and_objectives(tmp_path, capsys):
     assert saved_config(out).hidden == (16, 8)
     capsys.readouterr()
     assert main(["train", "--hidden", "16,wide"]) == 2
-    assert "'16,wide' is no list of widths such as 200,200" in capsys.readouterr().err
+    assert "'16,wide' is not a list of widths such as 200,200" in capsys.readouterr().err
 
 
 def grid_in(picture, columns):

@@ -107,7 +107,7 @@ def test_cells_train_evaluate_sample_and_encode_by_the_command_line(likelihood, 
     assert "excludes --traverse and --grid" in error
     command(capsys, "sample", whole, "--traverse", 2, "--out", tmp_path / "traversal.npy")
     assert np.load(tmp_path / "traversal.npy").shape == (22, 60)
-    assert "are no images" in fails(capsys, "sample", whole, "--out", tmp_path / "x.png")
+    assert "are not images" in fails(capsys, "sample", whole, "--out", tmp_path / "x.png")
 
 
 def test_a_cvae_is_given_the_types_of_cells(h5ad, tmp_path, capsys):

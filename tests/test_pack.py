@@ -317,7 +317,7 @@ def test_bad_files_are_named_all_at_once_and_what_was_read_is_kept(
     assert main(["pack", str(folder), str(out), "--size", "8", "--skip-bad"]) == 0
     assert sorted(decoded) == bad
     left_out, packed = capsys.readouterr().out.splitlines()
-    assert left_out.startswith("left out 4: ")
+    assert left_out.startswith("left out 4 files: ")
     assert packed == f"30 images [3, 8, 8] of 3 classes in {out}"
     for path in bad:
         assert path in left_out
@@ -362,7 +362,7 @@ def test_what_users_get_wrong_is_one_line(folder: Path, tmp_path: Path, capsys: 
         ([tmp_path / "there.npy", out, "--size", 8], "neither a folder of images nor a .txt file"),
         ([folder, out, "--size", 0], "at least 1"),
         ([folder, out, "--size", "8x0"], "at least 1"),
-        ([folder, out, "--size", "8x8x8"], "'8x8x8' is no size such as 64 or 64x48"),
+        ([folder, out, "--size", "8x8x8"], "'8x8x8' is not a size such as 64 or 64x48"),
         ([folder, out], "--size"),
         ([folder, tmp_path / "out.png", "--size", 8], "does not end in .npy"),
         ([folder, tmp_path / "there.npy", "--size", 8], "--overwrite"),
