@@ -36,7 +36,7 @@ def pack_command(
     fit: Annotated[
         Fit,
         typer.Option(
-            help="How images of another shape are fitted: crop keeps the centre, stretch distorts, pad adds black "
+            help="What happens to images of another shape: crop keeps the centre, stretch distorts, pad adds black "
             "borders."
         ),
     ] = "crop",
