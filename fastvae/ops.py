@@ -209,7 +209,7 @@ def gaussian_kl(
         prior_mu: mean of the prior, floating point, of the shape of ``mu`` or broadcast to it (``[*E]`` if all rows
             share it). It is read in place and never expanded; its gradient has its own shape. None, together with
             ``prior_logvar``, for the prior N(0, I).
-        prior_logvar: log variance of the prior, likewise; its shape may differ from that of ``prior_mu``.
+        prior_logvar: log variance of the prior, broadcast likewise; its shape may differ from that of ``prior_mu``.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over the batch.
 
     Returns:

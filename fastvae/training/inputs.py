@@ -47,7 +47,7 @@ def load_data(config: TrainConfig, progress: Callable[[int, int], None] | None =
 
     Args:
         config: the run's configuration.
-        progress: called with the numbers of files read and of all files, if reading takes long.
+        progress: called with the amount done and the total, while images are decoded and tables are read.
 
     Raises:
         ValueError: a file is damaged or has the wrong content.
