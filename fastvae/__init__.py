@@ -27,7 +27,7 @@ _strangers = [
 ]
 if _strangers:
     _refuse(
-        f"{_os.path.dirname(__file__)} holds files of another project, which PyPI calls fastvae "
+        f"{_os.path.dirname(__file__)} holds files of another project, which is called fastvae on PyPI "
         f"({', '.join(_strangers)}): pip uninstall fastvae fastvae-torch, then install this one (fastvae-torch) again"
     )
 
@@ -58,7 +58,7 @@ if not _fits(_torch.__version__):
     _refuse(
         f"fastvae was compiled for torch {_build.torch_version} but torch {_torch.__version__} is installed; "
         "install a wheel for that torch, or build it again: "
-        "pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
+        "pip install --force-reinstall --no-deps --no-cache-dir PATH, where PATH is its source folder"
     )
 # Beside _build.py, which an editable install has in another folder than this file.
 _library = _os.path.join(_os.path.dirname(_build.__file__), "libfastvae.so")
@@ -126,19 +126,19 @@ __all__ = [
 
 
 def load(run: str | _os.PathLike[str], model: _torch.nn.Module | None = None) -> _Any:
-    """The model of a run, with the weights of its newest whole checkpoint, on the CPU and in evaluation mode.
+    """The model of a run with the weights of its newest complete checkpoint, on the CPU and in evaluation mode.
 
     Args:
         run: the folder that :func:`fastvae.training.train` or ``fastvae train`` wrote, or one of its checkpoints.
-        model: for a run whose model a program gave: one of the same class and sizes, which gets the weights.
+        model: a model of the same class and sizes that gets the weights, for a run whose model a program gave.
 
     Returns:
         A :class:`fastvae.models.VAE`, ``CVAE`` or ``Regressor``, or ``model``.
 
     Raises:
-        ValueError: the checkpoints are damaged, or of another model than the one given.
-        FileNotFoundError: there is none.
-        ImportError: a function that made the networks (``--network package.module:function``) is not to be had.
+        ValueError: the checkpoints are damaged, or belong to another model than ``model``.
+        FileNotFoundError: there is no checkpoint.
+        ImportError: the function that makes the networks (``--network package.module:function``) cannot be imported.
     """
     from .training import load_checkpoint
 
@@ -146,13 +146,13 @@ def load(run: str | _os.PathLike[str], model: _torch.nn.Module | None = None) ->
 
 
 def build_info() -> dict[str, object]:
-    """What this build was made for and what it runs on.
+    """What fastvae was built for and what it uses.
 
     Returns:
-        ``version``; ``torch`` (in use) and ``built_for_torch``; ``cpu_capabilities`` (instruction sets
-        compiled, lowest first) and ``cpu_capability`` (the one in use: torch's choice, which the environment
-        variable ``ATEN_CPU_CAPABILITY`` can lower); ``cuda_architectures`` (compiled, as CMake names them; empty: CPU
-        only).
+        A dictionary with the keys ``version``; ``torch`` (the version in use) and ``built_for_torch``;
+        ``cpu_capabilities`` (the compiled instruction sets, lowest first) and ``cpu_capability`` (the one in use, which
+        is torch's choice; the environment variable ``ATEN_CPU_CAPABILITY`` can lower it); ``cuda_architectures`` (the
+        compiled ones, in CMake's names; empty for a build for CPUs only).
     """
     return {
         "version": __version__,

@@ -1,4 +1,4 @@
-"""The memory that a computation takes at its peak, whatever modules and functions it is made of."""
+"""The peak memory of a computation, whatever modules and functions it is made of."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most bytes that tensors made in a computation hold at one time.
+    """The largest number of bytes that tensors made in a computation hold at one time.
 
-    Every result of an operator counts from then on until its memory is free, residuals of skip connections too.
-    Operators' own scratch memory is not seen.
+    Every result of an operator counts until its memory is freed, including residuals of skip connections. Scratch
+    memory within operators does not count.
 
     Args:
-        compute: is called once, without a gradient.
+        compute: the computation, which is called once, without gradients.
     """
     mode = _Peak()
     with torch.no_grad(), mode:

@@ -1,4 +1,4 @@
-"""What a terminal shows while the command line works."""
+"""Progress of the command line on a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _logger = logging.getLogger("fastvae")
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
-    """A bar on a terminal; yields what is told how many are done, of how many, and what to say beside."""
+    """Shows a progress bar on a terminal. Yields a function of the amount done, the total and a text beside the bar."""
     console = Console(stderr=True, highlight=False)
     columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -35,9 +35,9 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
 
 
 class TrainingDisplay:
-    """A live line on a terminal, and one line that stays for each epoch anywhere, and for what the run logs.
+    """Shows a training: a live line on a terminal, and anywhere a permanent line for each epoch and log message.
 
-    It remembers an interrupt: Python drops a KeyboardInterrupt that strikes inside of a finaliser.
+    It remembers an interrupt, because Python drops a KeyboardInterrupt that is raised inside a finaliser.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -78,7 +78,7 @@ class TrainingDisplay:
         raise KeyboardInterrupt
 
     def read(self, what: str, done: int, total: int) -> None:
-        """What is done before the first step."""
+        """Shows the progress of work before the first step."""
         if self._interrupted:
             raise KeyboardInterrupt
         if what not in self._reading:
@@ -87,6 +87,7 @@ class TrainingDisplay:
         self._bar.update(self._reading[what], completed=done, total=total)
 
     def show(self, progress: Progress) -> None:
+        """Shows the progress of the training."""
         if self._interrupted:
             raise KeyboardInterrupt
         epoch = f"{progress.epoch}/{progress.epochs}"

@@ -1,4 +1,4 @@
-"""The diagonal Gaussian over packed moments, as encoders put them out."""
+"""The diagonal Gaussian distribution over moments that an encoder packed into one tensor."""
 
 from __future__ import annotations
 
@@ -20,32 +20,30 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class DiagonalGaussian(Distribution):
-    """N(mean, diag(exp(logvar))) of moments that an encoder packed into one tensor.
+    """The distribution N(mean, diag(exp(logvar))), made from moments that an encoder packed into one tensor.
 
     The two halves are views of ``parameters``, which the operators read in place. The class has the interface of latent
     diffusion's posteriors (diffusers' ``DiagonalGaussianDistribution``) and that of ``torch.distributions``. Where the
     two differ:
 
-    - ``mode()`` is a method, as in diffusers. Code that wants a property has ``mean``, which is the same tensor.
-    - ``sample()`` and ``sample(generator)`` carry gradients, as in diffusers, whose training code relies on it: without
-      them an encoder would go on training in silence, on the KL divergence alone. ``sample(sample_shape)`` carries none
-      for any shape, ``()`` included, as in ``torch.distributions``. ``rsample`` always carries gradients.
+    - ``mode()`` is a method, as in diffusers. The property ``mean`` is the same tensor.
+    - ``sample()`` and ``sample(generator)`` carry gradients, as in diffusers, whose training code relies on it. Without
+      these gradients an encoder would silently be trained by the KL divergence alone. ``sample(sample_shape)`` carries
+      no gradient for any shape, ``()`` included, as in ``torch.distributions``. ``rsample`` always carries gradients.
 
-    ``torch.distributions.kl_divergence`` takes two of them, or one and an ``Independent`` of a ``Normal``.
-    ``expand((K, *batch_shape))`` copies nothing: its samples are K samples of the same moments.
+    ``torch.distributions.kl_divergence`` takes two such distributions, or one and an ``Independent`` of a ``Normal``.
+    ``expand((K, *batch_shape))`` copies nothing; its samples are K samples of the same moments.
 
     Args:
         parameters: ``[*batch, 2L]`` or ``[*batch, 2C, *E]``, floating point: means, then log variances, along the
             first dimension after the batch.
         deterministic: whether the distribution stands for its mean alone, as in diffusers: samples are the mean, and
             ``std``, ``var``, ``kl`` and ``nll`` are 0 by convention. It then has no density.
-        clamp: optional (low, high) limits of the log variance in nats, low <= high. Outside of them the gradient
-            of the log variance is zero, as :func:`torch.clamp` has it.
-        batch_dims: how many dimensions the batch has.
+        clamp: optional limits (low, high) of the log variance in nats, low <= high. Outside of them the gradient
+            of the log variance is zero, as with :func:`torch.clamp`. The attribute ``parameters`` is not clamped.
+        batch_dims: number of dimensions of the batch.
         validate_args: whether to refuse NaN in the moments and in the values of ``log_prob``. Unlike elsewhere in
-            ``torch.distributions`` it is off by default: it takes a pass over them and waits for a GPU.
-
-    ``parameters`` is what was given, without the clamp.
+            ``torch.distributions`` it is off by default, because the check takes a pass over them and waits for a GPU.
 
     Raises:
         ValueError: ``parameters`` has no dimension of even size after the batch, is not floating point, or the limits
@@ -88,7 +86,7 @@ class DiagonalGaussian(Distribution):
         batch_dims: int = 1,
         validate_args: bool | None = None,
     ) -> DiagonalGaussian:
-        """The same of two tensors ``[*batch, *E]``, broadcast against each other: means and log variances.
+        """A distribution from means and log variances, two tensors ``[*batch, *E]`` that are broadcast to each other.
 
         The other arguments are those of the class.
         """
@@ -103,9 +101,9 @@ class DiagonalGaussian(Distribution):
 
     @classmethod
     def from_loc_scale(cls, loc: Tensor | float, scale: Tensor | float, *args: Any, **kwargs: Any) -> DiagonalGaussian:
-        """The same of means and standard deviations, as of ``torch.distributions.Normal``, broadcast likewise.
+        """A distribution from means and standard deviations, which are those of ``torch.distributions.Normal``.
 
-        The other arguments are those of :meth:`from_mean_logvar`.
+        They are broadcast to each other. The other arguments are those of :meth:`from_mean_logvar`.
         """
         loc, scale = broadcast_all(loc, scale)
         _check_floating("scale", scale)
@@ -133,7 +131,7 @@ class DiagonalGaussian(Distribution):
         super().__init__(mean.shape[:batch_dims], mean.shape[batch_dims:], validate_args=bool(validate_args))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalGaussian:
-        """The same over a larger batch, to which ``batch_shape`` is broadcast, without a copy."""
+        """This distribution broadcast to a larger batch, ``batch_shape``, without a copy."""
         batch_shape = Size(batch_shape)
         own = self.batch_shape
         if len(batch_shape) < len(own) or any(
@@ -157,7 +155,7 @@ class DiagonalGaussian(Distribution):
 
     @property
     def parameters(self) -> Tensor:
-        """The packed moments, ``[*batch, 2L]``; put together here where they were given as two tensors."""
+        """The packed moments, ``[*batch, 2L]``. They are concatenated here if they were given as two tensors."""
         packed = self._packed
         if packed is None:
             packed = torch.cat([self._mean, self._logvar], len(self.batch_shape) - len(self._repeats))
@@ -165,29 +163,29 @@ class DiagonalGaussian(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """``[*batch, *E]``."""
+        """The mean, ``[*batch, *E]``."""
         return self._mean.expand(*self._repeats, *self._mean.shape) if self._repeats else self._mean
 
     @property
     def logvar(self) -> Tensor:
-        """Log variance, clamped, the shape of the mean."""
+        """The clamped log variance, of the shape of the mean."""
         return self._logvar.expand(*self._repeats, *self._logvar.shape) if self._repeats else self._logvar
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation, the shape of the mean."""
+        """The standard deviation, of the shape of the mean."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
 
     @property
     def var(self) -> Tensor:
-        """Variance, the shape of the mean."""
+        """The variance, of the shape of the mean."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 
     stddev, variance = std, var  # the names of torch.distributions
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
-        """Real numbers of the shape of the event."""
+        """The constraint on values: real numbers of the shape of the event."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def mode(self) -> Tensor:  # type: ignore[override]
@@ -197,16 +195,18 @@ class DiagonalGaussian(Distribution):
     def sample(
         self, sample_shape: Sequence[int] | _Generators | None = None, generator: _Generators | None = None
     ) -> Tensor:
-        """A sample (:func:`fastvae.reparameterize`), with its gradient unless a shape is given.
+        """Draws a sample (:func:`fastvae.reparameterize`), which carries gradients unless a shape is given.
 
         Args:
-            sample_shape: the shape of the samples to draw, ``[*sample_shape, *batch, *E]``; they have no gradient then.
-                It may be the generator instead, as in diffusers.
-            generator: the source of the noise, or a list of one for each element of the batch, whose sample then does
-                not depend on the other elements. A list of one generator is that generator.
+            sample_shape: if given, the samples are ``[*sample_shape, *batch, *E]`` and carry no gradient. The first
+                argument may be the generator instead, as in diffusers.
+            generator: the source of the noise, or a list with one generator for each element of the batch, so that the
+                sample of an element does not depend on the other elements. A list of one generator counts as that
+                generator.
 
         Raises:
-            ValueError: neither a shape nor a generator, another number of generators than of elements.
+            ValueError: ``sample_shape`` is neither a shape nor a generator, or the numbers of generators and of
+                elements differ.
         """
         shape, generator = _shape_and_generator(sample_shape, generator)
         if shape is None:
@@ -217,15 +217,15 @@ class DiagonalGaussian(Distribution):
     def rsample(
         self, sample_shape: Sequence[int] | _Generators | None = None, generator: _Generators | None = None
     ) -> Tensor:
-        """:meth:`sample` with its gradient, whether a shape is given or not."""
+        """Draws a sample as :meth:`sample` does, but always with gradients."""
         shape, generator = _shape_and_generator(sample_shape, generator)
         return self._draw(shape or Size(), generator)
 
     def sample_kl(self, generator: _Generators | None = None) -> tuple[Tensor, Tensor]:
         """``(sample(), kl())`` in one pass over the moments (:func:`fastvae.sample_kl_packed`).
 
-        Of packed moments without ``clamp`` the gradient goes to ``parameters`` at once: ``mean`` and ``logvar`` are no
-        part of its graph.
+        If the moments are packed and there is no ``clamp``, the gradient goes directly to ``parameters``, and ``mean``
+        and ``logvar`` are not part of its graph.
         """
         if self.deterministic or self._repeats or isinstance(generator, Sequence):
             return self._draw(Size(), generator), self.kl()
@@ -239,7 +239,8 @@ class DiagonalGaussian(Distribution):
         """KL divergence from ``other``, or from N(0, I): ``[*batch]``, in nats (:func:`fastvae.gaussian_kl`).
 
         Raises:
-            ValueError: events of other shapes, batches that cannot be broadcast, or an ``other`` without a density.
+            ValueError: the shapes of the events differ, the batches cannot be broadcast, or ``other`` is deterministic
+                and has no density.
         """
         if self.deterministic:
             return self._zeros()
@@ -251,12 +252,12 @@ class DiagonalGaussian(Distribution):
         """-log density of ``sample``, in nats (:func:`fastvae.gaussian_nll`).
 
         Args:
-            sample: the shape of the mean.
-            dims: those to sum over, by default all but the batch's: the result is ``[*batch]`` then. No dimension means
-                all, as for :func:`torch.sum`.
+            sample: a tensor of the shape of the mean.
+            dims: dimensions to sum over, by default all but those of the batch, which gives ``[*batch]``. An empty
+                sequence means all dimensions, as for :func:`torch.sum`.
 
         Raises:
-            ValueError: the sample has another shape, or not those dimensions.
+            ValueError: ``sample`` has another shape, or ``dims`` are not dimensions of it.
         """
         if sample.shape != self.mean.shape:
             raise ValueError(
@@ -284,11 +285,12 @@ class DiagonalGaussian(Distribution):
         """Log density of ``value`` ``[..., *batch, *E]``, in nats: ``[..., *batch]`` (:func:`fastvae.gaussian_nll`).
 
         Args:
-            value: whose batch is broadcast against this one; with more dimensions in front of it, e.g. K samples, the
-                moments are not expanded.
+            value: its batch is broadcast against that of the distribution. If it has more dimensions in front, e.g. K
+                samples, the moments are not expanded.
 
         Raises:
-            ValueError: another event, a batch that cannot be broadcast, a deterministic one, which has no density.
+            ValueError: ``value`` has another event shape, the batches cannot be broadcast, or the distribution is
+                deterministic and has no density.
         """
         self._check_density("log_prob")
         leading = value.dim() - len(self.event_shape)
@@ -318,7 +320,7 @@ class DiagonalGaussian(Distribution):
         """Differential entropy: ``[*batch]``, in nats.
 
         Raises:
-            ValueError: a deterministic one has none.
+            ValueError: the distribution is deterministic and has no density.
         """
         self._check_density("entropy")
         logvar = self._rows()[1].flatten(1)
@@ -351,7 +353,7 @@ class DiagonalGaussian(Distribution):
 
     def _check_density(self, what: str) -> None:
         if self.deterministic:
-            raise ValueError(f"{_NAME}.{what}: a deterministic one stands for its mean alone and has no density")
+            raise ValueError(f"{_NAME}.{what}: a deterministic distribution has no density")
 
     def _draw(self, shape: Size, generator: _Generators | None) -> Tensor:
         whole = shape + self.batch_shape + self.event_shape

@@ -1,7 +1,7 @@
-"""Codes of rows: what a trained encoder makes of a data set, and how well the model explains each row.
+"""Codes of a data set: the moments that a trained encoder gives for each row, and the row's ELBO.
 
-N is the number of rows, B a batch of them, L the latent dimension. Data may be larger than memory: rows are read batch
-by batch, and a file of codes grows as they come.
+N is the number of rows, B the number in a batch, L the latent dimension. Data may be larger than memory: rows are read
+batch by batch, and codes are written batch by batch.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Codes(NamedTuple):
     logvar: Tensor
     """float32 ``[B, L]``, the log-variance of Q(z|x)."""
     elbo: Tensor
-    """float64 ``[B]``, nats: ``-(reconstruction + kl)``. The lower it is, the less the row is like the training set."""
+    """float64 ``[B]``, nats: ``-(reconstruction + kl)``. A low value marks a row that is unlike the training set."""
     reconstruction: Tensor
     """float64 ``[B]``, nats, E[-log P(x|z)]."""
     kl: Tensor
     """float64 ``[B]``, nats, KL(Q(z|x), P(z))."""
     labels: Tensor | None
-    """int64 ``[B]``, where the rows have labels."""
+    """int64 ``[B]``, or None if the rows have no labels."""
 
 
 @torch.no_grad()
@@ -64,29 +64,28 @@ def encode(
     batch_size: int = 1000,
     generator: torch.Generator | None = None,
 ) -> Iterator[Codes]:
-    """Codes of all rows in their order, batch by batch.
+    """Encodes all rows in their order, batch by batch.
 
-    With one sample and the same seed and batch size, the ELBO of a row is the one that
-    :func:`fastvae.evaluation.evaluate` takes the mean of, unless the model is given a column, whose noise is drawn
-    in another order there.
+    :func:`fastvae.evaluation.evaluate` with the same seed and batch size averages the same ELBO of each row if
+    ``samples`` is 1, unless the condition is a column, whose noise ``evaluate`` draws in another order.
 
     Args:
-        model: of the run, on any device; its training mode is left as it was.
-        config: of the run.
+        model: the run's model, on any device; its training mode does not change.
+        config: the run's configuration.
         data: ``[N, *E]``; rows are read when their batch is asked for.
-        labels: ``[N]`` integers, which a model that is given labels needs.
-        samples: samples of z per row, over which the reconstruction term is averaged. More of them make the ELBO of a
-            row less noisy; it remains the ELBO and is no importance-weighted bound, so that its two parts add up. They
-            are decoded one after the other: memory does not grow with them.
-        batch_size: B, rows at a time.
+        labels: ``[N]`` integers, needed by a model whose condition is labels.
+        samples: number of samples of z per row, over which the reconstruction term is averaged. More samples make the
+            ELBO of a row less noisy. The result is still the ELBO and no importance-weighted bound, so that its two
+            parts add up. The samples are decoded one after the other, so that memory does not grow with their number.
+        batch_size: B, the number of rows that are encoded at a time.
         generator: the source of all noise, by default torch's own.
 
     Yields:
-        Codes of B rows, of fewer for the last batch.
+        Codes of B rows; the last batch may have fewer.
 
     Raises:
-        ValueError: the model is a regressor; no rows, or rows or labels that do not fit the model; a number of samples
-            or a batch size below 1.
+        ValueError: the model is a regressor, there are no rows, rows or labels do not fit the model, ``samples`` or
+            ``batch_size`` is below 1.
     """
     if isinstance(model, Regressor):
         raise ValueError("a regressor has no code")
@@ -117,22 +116,22 @@ def encode(
 
 
 def write_codes(out: str | os.PathLike[str], codes: Iterable[Codes], rows: int) -> None:
-    """Write codes as they come, into a file that is there whole or not at all.
+    """Writes codes batch by batch into a file, which appears only once it is complete.
 
-    - ``.npz``: the arrays ``mu``, ``logvar`` ``[N, L]``, ``elbo``, ``reconstruction``, ``kl`` and, where there are
-      any, ``labels`` ``[N]``. Until the last batch they lie in files without a name in the folder of ``out``.
-    - ``.parquet``: a row each, with columns ``mu_0``, ``mu_1``, ..., ``logvar_0``, ..., ``elbo``, ``reconstruction``,
-      ``kl`` and ``label``.
+    - ``.npz``: the arrays ``mu``, ``logvar`` ``[N, L]``, ``elbo``, ``reconstruction``, ``kl`` ``[N]`` and, if there are
+      labels, ``labels`` ``[N]``. Until the last batch is written, unnamed files in the folder of ``out`` hold them.
+    - ``.parquet``: one table row per code, with the columns ``mu_0``, ``mu_1``, ..., ``logvar_0``, ..., ``elbo``,
+      ``reconstruction``, ``kl`` and, if there are labels, ``label``.
 
     Args:
-        out: the file, of which the suffix says the format; an existing one is replaced.
-        codes: as ``encode`` gives them.
-        rows: N, the number of all of them.
+        out: the file, whose suffix selects the format; an existing file is replaced.
+        codes: batches from ``encode``.
+        rows: N, the number of rows in all batches.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: the suffix is neither ``.npz`` nor ``.parquet``.
         OSError: the file cannot be written.
-        ModuleNotFoundError: ``.parquet`` needs pyarrow (``pip install fastvae-torch[data]``).
+        ModuleNotFoundError: pyarrow, which ``.parquet`` needs, is missing (``pip install fastvae-torch[data]``).
     """
     write = writer_of(out)
     with replacing(out) as temporary:
@@ -140,10 +139,10 @@ def write_codes(out: str | os.PathLike[str], codes: Iterable[Codes], rows: int) 
 
 
 def writer_of(out: str | os.PathLike[str]) -> Callable[[Path, Iterable[Codes], int], None]:
-    """What writes codes in the format of a file's suffix.
+    """The function that writes codes in the format of a file's suffix.
 
     Raises:
-        ValueError: it is neither ``.npz`` nor ``.parquet``.
+        ValueError: the suffix is neither ``.npz`` nor ``.parquet``.
     """
     writers = {".npz": _write_npz, ".parquet": _write_parquet}
     write = writers.get(Path(out).suffix.lower())

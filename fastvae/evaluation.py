@@ -1,7 +1,8 @@
-"""What a trained model is worth: its ELBO, its likelihood by importance sampling, and what its code carries.
+"""Evaluation of a trained model: its ELBO, its likelihood by importance sampling, the information in its code.
 
-N is the number of images, B a batch of them, K the samples of z for each, L the latent dimension; all in nats. Every
-mean over images comes with its standard error, the images being a sample of all there might be.
+N is the number of images, B the number in a batch, K the number of samples of z per image, L the latent dimension.
+Everything is in nats. Means over images come with a standard error, for which the images count as a random sample of
+all possible images.
 """
 
 from __future__ import annotations
@@ -32,65 +33,66 @@ Proposal = Literal["posterior", "prior"]
 
 @serializable
 class ELBOReport(NamedTuple):
-    """Means over a data set, per image."""
+    """The ELBO and its terms per image, averaged over a data set."""
 
     elbo: float
-    """Nats; a lower bound on log P(x), the higher the better."""
+    """The ELBO in nats, a lower bound on log P(x): the higher, the better."""
     reconstruction: float
-    """Nats, E[-log P(x|z)]."""
+    """The reconstruction term E[-log P(x|z)], in nats."""
     kl: float
-    """Nats, KL(Q(z|x), P(z))."""
+    """The KL divergence KL(Q(z|x), P(z)), in nats."""
     bits_per_dim: float | None
-    """``-elbo`` in bits per pixel. Bernoulli: of targets in [0, 1], grey or binary. Binomial and discretised logistic:
-    of the probability of the levels. Gaussian: of the density over pixels in [0, 1], so that it may be negative. None
-    for other likelihoods, where it is no figure of the field."""
+    """``-elbo`` in bits per pixel. For a Bernoulli likelihood it refers to targets in [0, 1], grey or binary; for a
+    binomial or discretised logistic one, to the probabilities of levels; for a Gaussian one, to the density over pixels
+    in [0, 1], so that it may be negative. None for other likelihoods, for which it is not a customary figure."""
     standard_error: float | None
-    """Nats, of ``elbo``; None where only its mean is known, as of the steps of a training."""
+    """The standard error of ``elbo`` in nats; None if only its mean is known, as over the steps of a training."""
 
 
 @serializable
 class LikelihoodReport(NamedTuple):
-    """The importance-weighted bound of log P(x): means over a data set, per image."""
+    """The importance-weighted bound of log P(x) per image, averaged over a data set."""
 
     log_likelihood: float
-    """Nats; a lower bound of log P(x) in the mean, tighter than the ELBO."""
+    """The bound in nats; its expectation is a lower bound of log P(x), tighter than the ELBO."""
     standard_error: float
-    """Nats: what other images would change."""
+    """The standard error of ``log_likelihood`` over the choice of images, in nats."""
     sampling_error: float
-    """Nats: what other samples of z would change, for the same images. Too small where the effective sample size is
-    near 1, and 0 for one sample: then one has all of the weight, and better ones were not met."""
+    """The standard error of ``log_likelihood`` over the samples of z for the same images, in nats. It is 0 for one
+    sample, and too small if the effective sample size is near 1: then one sample has all the weight, and better ones
+    may have been missed."""
     bits_per_dim: float | None
-    """``-log_likelihood`` in bits per pixel, as that of :class:`ELBOReport`."""
+    """``-log_likelihood`` in bits per pixel, as in :class:`ELBOReport`."""
     effective_sample_size: float
-    """(sum w)^2 / sum w^2, of ``num_samples``."""
+    """(sum w)^2 / sum w^2 per image, at most ``num_samples``."""
     num_samples: int
-    """K."""
+    """K, the number of samples of z per image."""
     images: int
-    """N."""
+    """N, the number of images."""
 
 
 @serializable
 class LatentReport(NamedTuple):
-    """What each dimension of the code carries."""
+    """The information that each dimension of the code carries."""
 
     nats: list[float]
-    """KL(Q(z_j|x), P(z_j)), the mean over the images: ``[L]``."""
+    """Means over the images of KL(Q(z_j|x), P(z_j)): ``[L]``."""
     standard_errors: list[float]
-    """Of ``nats``: ``[L]``."""
+    """Standard errors of ``nats``: ``[L]``."""
     activity: list[float]
-    """Variance over the images of E[z_j|x]: ``[L]``."""
+    """Variances over the images of E[z_j|x]: ``[L]``."""
     active_units: int
-    """Dimensions whose activity is above 0.01."""
+    """Number of dimensions whose activity is above 0.01."""
 
 
 def elbo_report(reconstruction: float, kl: float, dims: int | None, standard_error: float | None = None) -> ELBOReport:
-    """Put the two parts of the negative ELBO together.
+    """The report of an ELBO, from its two terms.
 
     Args:
         reconstruction: nats per image.
         kl: nats per image.
-        dims: pixels per image; None where bits per pixel are not asked for.
-        standard_error: of their sum.
+        dims: pixels per image; None for no bits per pixel.
+        standard_error: standard error of ``reconstruction + kl``, in nats.
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and sec. 2.4.2.
     """
@@ -99,7 +101,7 @@ def elbo_report(reconstruction: float, kl: float, dims: int | None, standard_err
 
 
 def dims_of_bits(model: Model) -> int | None:
-    """Numbers of an image that its bits are shared among; None for likelihoods that are not reported in bits."""
+    """Number of values per image by which bits are divided; None for likelihoods that are not reported in bits."""
     return math.prod(model.data_shape) if model.output.has_bits else None
 
 
@@ -113,21 +115,21 @@ def evaluate(
     binarize: bool = False,
     generator: torch.Generator | None = None,
 ) -> ELBOReport:
-    """The ELBO of a data set, from one sample of z for each image; beta plays no part.
+    """The ELBO of a data set, from one sample of z for each image, whatever beta the training had.
 
     Args:
-        model: its training mode is left as it was.
+        model: the model; its training mode does not change.
         images: ``[N, *E]``, a tensor or :class:`fastvae.data.Rows`; batches are moved to the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, likewise, for a ``CVAE`` or a ``Regressor``, whose log-likelihood
-            takes the place of the ELBO.
-        batch_size: images at a time.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE`` or a ``Regressor``; batches are moved likewise. A
+            ``Regressor`` has no ELBO: its log-likelihood is reported instead.
+        batch_size: number of images that are evaluated at a time.
         binarize: whether the targets are binary, each pixel drawn with probability x/255.
-        generator: the source of all noise, by default torch's own. With one of a fixed seed, the result is a
-            function of the model and the images alone, and torch's own noise goes on undisturbed.
+        generator: the source of all noise, by default torch's own. With a generator of a fixed seed the result depends
+            on the model and the images alone, and torch's own generators are not used.
 
     Raises:
-        ValueError: no images, or images that do not fit the model (the message names
-            both shapes); conditions for a model without, or none for one with.
+        ValueError: there are no images, the images do not fit the model (the message names both shapes), conditions are
+            given for a model that takes none, or missing for a model that takes them.
     """
     sums = elbo_sums(model, images, condition, batch_size=batch_size, binarize=binarize, generator=generator)
     return report_of_sums(sums, len(images), dims_of_bits(model))
@@ -145,21 +147,21 @@ def elbo_sums(
     part: int = 0,
     parts: int = 1,
 ) -> Tensor:
-    """What ``evaluate`` reports on as sums over images, of which several processes may each have a part.
+    """The sums over images from which ``evaluate`` makes its report; several processes may each compute a part.
 
     Args:
-        model: as for ``evaluate``, and so are the arguments that follow.
-        images: all of them.
-        condition: for all of them.
-        batch_size: images at a time; batches are what the parts are made of.
+        model: as for ``evaluate``.
+        images: all images, of every part.
+        condition: the conditions of all images.
+        batch_size: number of images that are evaluated at a time; a part consists of whole batches.
         binarize: as for ``evaluate``.
-        generator: in the same state in every process; the noise of an image does not depend on the number of parts.
-        part: which one, from 0.
-        parts: how many there are.
+        generator: must be in the same state in every process. The noise of an image does not depend on ``parts``.
+        part: number of the part to compute, from 0.
+        parts: number of parts.
 
     Returns:
-        float64 ``[3]``, on the model's device: reconstruction, KL and the square of both together. Added up over the
-        parts they are what :func:`report_of_sums` takes.
+        float64 ``[3]``, on the model's device: the sums of the reconstruction, of the KL and of the square of their
+        sum. :func:`report_of_sums` takes the total of these over all parts.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=_device(model, images))
     with evaluating(model):
@@ -179,7 +181,7 @@ def elbo_sums(
 
 
 def report_of_sums(sums: Tensor, images: int, dims: int | None) -> ELBOReport:
-    """The report of what :func:`elbo_sums` gives: of ``images`` images, with bits for ``dims`` pixels each."""
+    """The report from the sums of :func:`elbo_sums` over ``images`` images of ``dims`` pixels each."""
     reconstruction, kl, square = (sums / images).tolist()
     error = _standard_error(reconstruction + kl, square, images)
     return elbo_report(reconstruction, kl, dims, error)
@@ -195,18 +197,18 @@ def evaluate_code(
     binarize: bool = False,
     generator: torch.Generator | None = None,
 ) -> LatentReport:
-    """How many nats each dimension of z carries, and which are in use.
+    """How many nats each dimension of z carries, and which dimensions are active.
 
     Args:
-        model: its training mode is left as it was.
+        model: the model; its training mode does not change.
         images: ``[N, *E]``, a tensor or :class:`fastvae.data.Rows`; batches are moved to the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, likewise, for a ``CVAE``.
-        batch_size: images at a time.
-        binarize: whether the encoder sees binary images, each pixel drawn with probability x/255.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``; batches are moved likewise.
+        batch_size: number of images that are encoded at a time.
+        binarize: whether the encoder is given binary images, each pixel drawn with probability x/255.
         generator: the source of those draws, by default torch's own.
 
     Raises:
-        ValueError: as ``evaluate``.
+        ValueError: as for ``evaluate``.
 
     Source: active units: Burda et al. 2015 (arXiv:1509.00519), sec. 5, with their threshold of 0.01.
     """
@@ -242,28 +244,29 @@ def log_likelihood(
 ) -> LikelihoodReport:
     """The importance-weighted bound log (1/K sum_k w_k) of a data set.
 
-    An image is encoded once; its K samples are drawn and decoded in chunks, and the target is never expanded. Memory
-    does not grow with K.
+    Each image is encoded once. Its K samples are drawn and decoded in chunks, and the target is never expanded, so that
+    memory does not grow with K.
 
     Args:
-        model: its training mode is left as it was.
+        model: the model; its training mode does not change.
         images: ``[N, *E]``, a tensor or :class:`fastvae.data.Rows`; batches are moved to the model's device.
-        condition: ``[N, *C]`` or labels ``[N]``, likewise, for a ``CVAE``.
+        condition: ``[N, *C]`` or labels ``[N]``, for a ``CVAE``; batches are moved likewise.
         num_samples: K.
-        proposal: where z comes from: ``"posterior"``, Q(z|x); or ``"prior"``, P(z), the naive estimate of eq. 1 of
-            the tutorial, which needs astronomically many samples.
-        batch_size: images at a time.
-        memory: bytes that the decoder's activations may take; a chunk has at least one sample of one image. What a
-            sample takes is measured, but for the built-in MLPs of most likelihoods, of which it is known.
+        proposal: the distribution that z is drawn from: ``"posterior"``, Q(z|x), or ``"prior"``, P(z), which is the
+            naive estimate of eq. 1 of the tutorial and needs astronomically many samples.
+        batch_size: number of images that are evaluated at a time.
+        memory: bytes that the decoder's activations may take. A chunk has at least one sample of one image. The memory
+            of a sample is measured, except for the built-in MLPs of most likelihoods, for which it is calculated.
         binarize: whether the targets are binary, each pixel drawn once with probability x/255.
-        amp: ``"bf16"``: the decoder in bfloat16; weights and their sums are at least float32 all the same.
-        seed: of all noise: with the same sizes of batches and chunks, the same result.
-        partial: a file that keeps what is done, from which a later call with the same arguments goes on. It is
-            removed at the end.
-        progress: called after each batch with the images done and the mean of their bounds.
+        amp: ``"bf16"`` to decode in bfloat16; importance weights and their sums are still at least float32.
+        seed: seed of all noise. The same seed and sizes of batches and chunks give the same result.
+        partial: a file that keeps the finished batches, from which a later call with the same arguments goes on. The
+            file is removed at the end.
+        progress: called after each batch with the number of images done and the mean of their bounds.
 
     Raises:
-        ValueError: as ``evaluate``; a size below 1, an unknown proposal, a partial file of another evaluation.
+        ValueError: as for ``evaluate``, or a size is below 1, ``proposal`` is unknown, the partial file belongs to
+            another evaluation.
         OSError: the partial file cannot be read or written.
 
     Source: Burda et al. 2015 (arXiv:1509.00519), eq. 8; Doersch 2016 (arXiv:1606.05908), eq. 1 for the prior.
@@ -390,10 +393,12 @@ class _Partial:
                 found = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
-            raise ValueError(f"{self.path}: truncated or no partial evaluation ({error})") from None
+            raise ValueError(f"{self.path}: truncated, or not a partial evaluation ({error})") from None
         for name, value in identity.items():
             if found.get(name) != value:
-                raise ValueError(f"{self.path} is of another evaluation: {name} {found.get(name)} there, {value} here")
+                raise ValueError(
+                    f"{self.path} belongs to another evaluation: {name} is {found.get(name)} there and {value} here"
+                )
         self.batches = [tensors[str(i)] for i in range(len(tensors))]
 
     def add(self, batch: Tensor) -> None:
@@ -450,23 +455,23 @@ def batches(
     part: int = 0,
     parts: int = 1,
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Batches on the model's device, each with what ``encode`` and ``decode`` take beside it.
+    """Batches on the model's device, each with the further arguments of ``encode`` and ``decode``.
 
     Args:
-        model: of which only the kind and the device matter.
+        model: only its class and its device matter.
         images: ``[N, *E]``.
         condition: ``[N, *C]`` or labels ``[N]``; None for a VAE.
-        batch_size: B, rows at a time.
-        binarize: whether to draw binary rows, each number being a probability.
+        batch_size: B, the number of rows in a batch.
+        binarize: whether to draw binary rows, for which each number is a probability.
         generator: the source of those draws, by default torch's own.
         part: number of this process, from 0.
-        parts: number of processes; of each batch of another part only the first row is given.
+        parts: number of processes; a batch that belongs to another process is cut to its first row.
 
     Yields:
-        ``[B, *E]``, and a tuple of the condition ``[B, *C]`` or of nothing.
+        ``[B, *E]``, and a tuple that holds the condition ``[B, *C]`` or nothing.
 
     Raises:
-        ValueError: no rows, or a condition that does not go with them or the model.
+        ValueError: there are no rows, or the condition does not fit the rows or the model.
     """
     Batches(images, batch_size)  # checks them
     _check_condition(model, images, condition)

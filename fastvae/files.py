@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Writes a file completely or not at all.
 
-    Yields the path of a temporary file in the same folder, made where it is missing, with the same suffix.
-    At the end of the block it is flushed to the disk and takes the place of ``path``; after an exception it
-    is removed, and ``path`` is what it was. A link is followed; what is there and no file, such as a pipe or
-    a device, is written as it is.
+    Yields the path of a temporary file with the same suffix in the folder of ``path``, which is made if it is missing.
+    At the end of the block the temporary file is flushed to the disk and replaces ``path``. After an exception it is
+    removed, and ``path`` does not change. Links are followed. If ``path`` exists and is not a file, such as a pipe or a
+    device, it is written directly.
 
     Raises:
         OSError: the folder or the file cannot be written.

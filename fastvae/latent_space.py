@@ -1,6 +1,6 @@
-"""Views of the space of codes: what its dimensions mean to the decoder, and where the encoder puts rows in it.
+"""Views of the latent space: what its dimensions mean to the decoder, and where the encoder puts rows.
 
-L is the latent dimension; dimensions are numbered from 0.
+L is the latent dimension. Dimensions are numbered from 0.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Plane(NamedTuple):
     """Codes in two dimensions."""
 
     points: Tensor
-    """float64 ``[N, 2]``."""
+    """The codes, float64 ``[N, 2]``."""
     axes: tuple[str, str]
-    """What the two dimensions are, with their shares of the variance of all L."""
+    """Names of the two dimensions, with their shares of the total variance."""
 
 
 @torch.no_grad()
@@ -40,17 +40,17 @@ def decode(
     *,
     library: float | Tensor | None = None,
 ) -> Tensor:
-    """What codes stand for.
+    """Decodes codes to the means of their rows.
 
     Args:
-        model: of the run; its training mode is left as it was.
-        config: of the run.
+        model: the run's model; its training mode does not change.
+        config: the run's configuration.
         z: ``[B, L]``.
-        condition: ``[1, *C]`` or a label ``[1]`` for all of them, where the model is conditional.
-        library: the sum of a row, for likelihoods by library.
+        condition: ``[1, *C]`` or a label ``[1]`` for all codes, if the model is conditional.
+        library: the sum of a row, for likelihoods whose means are shares of it.
 
     Returns:
-        ``[B, *E]``, means, with the column that is known put back.
+        Means, ``[B, *E]``. If the condition is a column, they include it.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -70,11 +70,11 @@ def traversal(code: Tensor, dimensions: Tensor, values: Tensor) -> Tensor:
 
     Args:
         code: ``[L]``.
-        dimensions: int64 ``[D]``, which of them to change.
-        values: ``[V]``, what to change each to.
+        dimensions: int64 ``[D]``, the dimensions to change.
+        values: ``[V]``, the values that each of these dimensions takes.
 
     Returns:
-        ``[D * V, L]``: all values of the first dimension, then those of the next.
+        ``[D * V, L]``: the codes with all values of the first dimension, then those of the next.
     """
     codes = code.repeat(len(dimensions), len(values), 1)
     codes.scatter_(
@@ -84,10 +84,10 @@ def traversal(code: Tensor, dimensions: Tensor, values: Tensor) -> Tensor:
 
 
 def quantile_grid(side: int) -> Tensor:
-    """Codes of two dimensions, on a grid that is as dense as N(0, I): each stands for the same share of the prior.
+    """Codes of two dimensions on a grid over quantiles of N(0, I): each stands for the same share of the prior.
 
     Args:
-        side: S, points of the grid in each dimension, at the quantiles (i + 1/2) / S.
+        side: S, the number of grid points in each dimension, at the quantiles (i + 1/2) / S.
 
     Returns:
         ``[S * S, 2]``, row by row as in a plot: dimension 0 rises to the right, dimension 1 from bottom to top.
@@ -100,13 +100,13 @@ def quantile_grid(side: int) -> Tensor:
 
 
 def plane(mu: Tensor) -> Plane:
-    """Codes in two dimensions: their two principal components, or the dimensions themselves where there are only two.
+    """Codes in two dimensions: their first two principal components, or the dimensions themselves if L is at most 2.
 
     Args:
         mu: ``[N, L]``.
 
     Returns:
-        The points, the same for the same codes: the largest weight of a component is positive.
+        The points and axes. The largest weight of a component is positive, so that equal codes give equal points.
     """
     centred = mu.double() - mu.double().mean(0)
     covariance = centred.T @ centred / len(mu)
@@ -129,17 +129,17 @@ def plane(mu: Tensor) -> Plane:
 def write_projector(
     folder: str | os.PathLike[str], mu: Tensor, labels: Tensor | None = None, images: Tensor | None = None
 ) -> None:
-    """Write codes for TensorBoard's projector, which shows them in three dimensions: ``tensorboard --logdir FOLDER``.
+    """Writes codes for TensorBoard's projector, which shows them in three dimensions: ``tensorboard --logdir FOLDER``.
 
     Args:
-        folder: gets the files; it must not hold a projector yet.
+        folder: the folder to write to, which must not hold a projector yet.
         mu: ``[N, L]``.
         labels: ``[N]``, shown beside the points.
-        images: ``[N, H, W]`` or ``[N, C, H, W]``, C of 1 or 3, numbers in [0, 1], shown in place of the points, at
-            most 32 pixels large.
+        images: ``[N, H, W]`` or ``[N, C, H, W]`` with C of 1 or 3, numbers in [0, 1]. They are shown instead of the
+            points, with at most 32 pixels a side.
 
     Raises:
-        FileExistsError: the folder holds a projector.
+        FileExistsError: the folder already holds a projector.
         OSError: the files cannot be written.
     """
     from torch.utils.tensorboard import SummaryWriter
@@ -152,7 +152,7 @@ def write_projector(
 
 
 def refuse_projector(folder: str | os.PathLike[str]) -> None:
-    """Raises FileExistsError where a folder holds a projector: another one would be shown in its place or beside it."""
+    """Raises FileExistsError if a folder holds a projector: a second one would be shown instead of it or beside it."""
     if (Path(folder) / "projector_config.pbtxt").exists():
         raise FileExistsError(f"{folder} already holds a projector: choose another folder")
 

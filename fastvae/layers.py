@@ -1,4 +1,4 @@
-"""Layers that run as operators, where they stand as a network has them."""
+"""Networks whose linear layers run as operators."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ _NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class MLP(nn.Sequential):
     """An ``nn.Sequential`` whose linear layers, with the ReLU or Tanh between them, run as :func:`fastvae.mlp`.
 
-    ``fastvae.nn.MLP(*network)`` is one with the layers of another: the same parameters, by the same names. Layers of
-    other kinds may stand among them and are called. So is a linear layer that has hooks, its own (pruning, spectral
-    norm) or global ones (``FlopCounterMode``), another class (parametrised, quantised, adapters) or weights that are no
-    plain tensors (shards).
+    ``fastvae.nn.MLP(*network)`` has the layers of ``network``, an ``nn.Sequential``, and so the same parameters by the
+    same names. Layers of other kinds may stand between linear ones and are called as modules. A linear layer is also
+    called as a module if it has hooks of its own (pruning, spectral norm), if there are global hooks
+    (``FlopCounterMode``), if it is of another class (parametrised, quantised, adapters) or if its weights are not plain
+    tensors (shards).
 
-    It takes ``[..., H]`` of floating point, bool, or uint8 read as x / 255, of any dtype: the first layer's input is
-    rounded to that of its weights. Any other input, such as indices, complex numbers and sparse or nested tensors, goes
-    as it is from one layer to the next, as in an ``nn.Sequential``.
+    The input is ``[..., H]``: floating point of any dtype, bool, or uint8 read as x / 255. It is rounded to the dtype
+    of the first layer's weights. Any other input, such as indices, complex numbers and sparse or nested tensors, goes
+    unchanged from one layer to the next, as in an ``nn.Sequential``.
 
-    ``torch.jit.trace`` and ``torch.fx`` trace its layers one by one. ``torch.jit.script`` does not take an ``MLP``, but
-    ``nn.Sequential(*mlp)``, which has the same parameters.
+    ``torch.jit.trace`` and ``torch.fx`` trace the layers one by one. ``torch.jit.script`` does not take an ``MLP``; it
+    takes ``nn.Sequential(*mlp)``, which has the same parameters.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[..., H]`` through all layers."""
+        """The output of all layers for an input ``[..., H]``."""
         layers = list(self)
         if is_operand(input) and not (layers and _is_operator(layers[0])):
             input = as_numbers(input, self)
@@ -49,7 +50,7 @@ class MLP(nn.Sequential):
 
 
 def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """``x`` through the layers, several at once where they are a stack as :class:`MLP` says."""
+    """The output of the layers for ``x``; linear layers run as :func:`fastvae.mlp` where :class:`MLP` would do so."""
     at = 0
     while at < len(layers):
         linears, activation = _stack(layers, at) if is_operand(x) else ([], None)
@@ -82,14 +83,14 @@ def _stack(layers: Sequence[nn.Module], start: int) -> tuple[list[nn.Linear], Ac
 
 
 def activation_name(layer: nn.Module) -> Activation | None:
-    """What it is called, if the layer is one."""
+    """The name of the activation that a layer is; None for any other layer."""
     return next((name for name, kind in ACTIVATIONS.items() if type(layer) is kind), None)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether to call a module does more than its ``forward``.
+    """Whether a call of the module does more than run its ``forward``.
 
-    It does with pruning, sharded weights and global hooks, and under ``torch.jit.trace``, which notes the call.
+    It does with pruning, sharded weights and global hooks, and under ``torch.jit.trace``, which records the call.
     """
     return bool(
         module._forward_hooks
@@ -106,17 +107,17 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_sequential(module: nn.Module) -> bool:
-    """Whether to call a module is no more than to call its children in turn."""
+    """Whether a call of the module does no more than call its children in turn."""
     return type(module).forward in (nn.Sequential.forward, MLP.forward) and not is_hooked(module)
 
 
 def takes_bytes(network: nn.Module) -> bool:
-    """Whether it makes numbers of what it is given itself."""
+    """Whether the network itself converts its input, such as uint8, to the dtype of its weights."""
     return type(network).forward is MLP.forward
 
 
 def is_operand(x: object) -> bool:
-    """Whether the operators take it as it is."""
+    """Whether the operators take ``x`` without a conversion."""
     return isinstance(x, Tensor) and _is_dense(x) and x.dtype in (*_NUMBERS, torch.uint8, torch.bool)
 
 
@@ -139,10 +140,10 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def first_weight(*networks: nn.Module) -> Tensor | None:
-    """The first tensor of numbers that the networks compute with, in that order: its dtype and device are theirs.
+    """The first floating-point tensor of the networks, in their order, whose dtype and device are taken for theirs.
 
-    It is a parameter or, where a network has none, a buffer or a plain attribute, as the weights of a ``DataParallel``
-    replica are. Quantised layers have none at all.
+    It is a parameter or, if a network has none, a buffer or a plain attribute, which the weights of a ``DataParallel``
+    replica are. None if there is none, as in quantised layers.
     """
     for network in networks:
         for tensors in (network.parameters(), network.buffers(), _attributes(network)):
@@ -157,9 +158,9 @@ def _attributes(network: nn.Module) -> Iterator[Tensor]:
 
 
 def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
-    """What the first of the networks takes ``x`` in: the dtype of its weights, or of those after it.
+    """The dtype in which the first network takes ``x``: that of the first weights of the networks.
 
-    Without any weights, floating-point numbers stay as they are and others get torch's default dtype, as in an
+    If no network has weights, floating-point numbers keep their dtype and others get torch's default dtype, as in an
     ``nn.Sequential`` that is given ``x / 255``.
     """
     weight = first_weight(*networks)
@@ -169,6 +170,6 @@ def input_dtype(x: Tensor, *networks: nn.Module) -> torch.dtype:
 
 
 def as_numbers(x: Tensor, *networks: nn.Module) -> Tensor:
-    """``x`` as numbers of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others as their value."""
+    """``x`` in the dtype of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others by their value."""
     dtype = input_dtype(x, *networks)
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)

@@ -1,4 +1,4 @@
-"""The machine and the software around fastvae, as far as they decide what it does."""
+"""Facts about the machine and the software that affect what fastvae does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VARIABLES = ("ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "FASTVAE_", "GOMP_"
 
 
 def facts() -> dict[str, object]:
-    """Names to values, in the order in which they are read."""
+    """The facts by name, in the order in which they are shown."""
     return {
         "installed_in": os.path.dirname(fastvae.__file__),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -32,7 +32,7 @@ def facts() -> dict[str, object]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it; else its architecture."""
+    """The processor's name if the system reports it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

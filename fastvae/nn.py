@@ -1,4 +1,4 @@
-"""The operators as modules."""
+"""Operators as ``torch.nn`` modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Reparameterize(nn.Module):
     """:func:`fastvae.reparameterize` as a module: samples in training and in evaluation alike.
 
     Args:
-        num_samples: ``K``, or None for one sample without a dimension of its own.
+        num_samples: ``K``, or None for one sample without a sample dimension.
     """
 
     def __init__(self, num_samples: int | None = None) -> None:
@@ -22,7 +22,7 @@ class Reparameterize(nn.Module):
         self.num_samples = num_samples
 
     def forward(self, mu: Tensor, logvar: Tensor, generator: Generator | None = None) -> Tensor:
-        """``[B, *E]`` twice to ``[B, *E]`` or ``[K, B, *E]``."""
+        """Samples ``[B, *E]`` or ``[K, B, *E]`` for ``mu`` and ``logvar``, each ``[B, *E]``."""
         return ops.reparameterize(mu, logvar, num_samples=self.num_samples, generator=generator)
 
     def extra_repr(self) -> str:
@@ -33,8 +33,8 @@ class ELBOLoss(nn.Module):
     """:func:`fastvae.elbo_loss` as a module.
 
     Args:
-        beta: weight of the KL divergence. A float is kept as it is; set the attribute to a 0-d tensor for a
-            schedule that recompiles nothing.
+        beta: weight of the KL divergence. For a schedule that recompiles nothing, set the attribute ``beta`` to a 0-d
+            tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
     """
 
@@ -48,7 +48,14 @@ class ELBOLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> ops.ELBO:
-        """``logits [B, *E]`` or ``[K, B, *E]``, ``target [B, *E]``, ``mu`` and ``logvar [B, *L]``; nats."""
+        """The loss and its terms, in nats.
+
+        Args:
+            logits: ``[B, *E]`` or ``[K, B, *E]``.
+            target: ``[B, *E]``.
+            mu: ``[B, *L]``.
+            logvar: ``[B, *L]``.
+        """
         return ops.elbo_loss(logits, target, mu, logvar, beta=self.beta, reduction=self.reduction)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
-"""What is minimised beside the plain ELBO: free bits, K-sample bounds, schedules of their weights.
+"""Objectives besides the plain ELBO: free bits, K-sample bounds, and schedules of weights.
 
-Nothing here knows a network: encoders give moments, decoders -log p(x|z). B is the batch, K the samples of z for
-each of its elements, L the latent dimension; results are in nats.
+The functions take no networks. They take the moments that an encoder gives and the -log p(x|z) that a decoder gives. B
+is the batch, K the number of samples of z for each element of the batch, L the latent dimension. Results are in nats.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ ScheduleKind = Literal["linear", "cosine", "cyclical"]
 
 
 def free_bits(mu: Tensor, logvar: Tensor, floor: float, *, groups: int | None = None) -> Tensor:
-    """The KL divergence from N(0, I), of which the first nats of each group of dimensions are free.
+    """The KL divergence from N(0, I) with free bits: each group of dimensions costs at least ``floor`` nats.
 
-    sum over groups j of max(floor, mean over the batch of KL(q(z_j|x), p(z_j))): below ``floor`` a group has no
-    gradient, so that nothing drives it to carry less.
+    The result is the sum over groups j of max(floor, mean over the batch of KL(q(z_j|x), p(z_j))). A group below
+    ``floor`` has no gradient, so that nothing drives it to carry less.
 
     Args:
         mu: ``[B, L]``, floating point, the means of q(z|x); B > 0.
         logvar: ``[B, L]``, the log variances.
         floor: lambda, nats per group, 0 or more.
-        groups: how many, each of L / groups neighbouring dimensions; by default every dimension is one.
+        groups: number of groups, each of L / groups neighbouring dimensions. By default each dimension is a group.
 
     Returns:
-        0-d, nats.
+        A 0-d tensor, in nats.
 
     Raises:
-        ValueError: shapes that are not ``[B, L]``, an empty batch, a floor that is negative or not finite, groups
-            that do not divide L.
+        ValueError: the shapes are not ``[B, L]``, the batch is empty, ``floor`` is negative or not finite, ``groups``
+            does not divide L.
 
     Source: Kingma et al. 2016 (arXiv:1606.04934), app. C.8.
     """
@@ -88,7 +88,9 @@ def log_weights(reconstruction: Tensor, z: Tensor, mu: Tensor, logvar: Tensor) -
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
-    """The logarithm of 1/K sum_k w_k: a lower bound of log p(x) in the mean, tighter with K, and the ELBO for K = 1.
+    """The logarithm of 1/K sum_k w_k, whose expectation is a lower bound of log p(x).
+
+    The bound gets tighter as K grows. For K = 1 it is the ELBO.
 
     Args:
         log_w: ``[K, B]``, floating point, nats.
@@ -97,7 +99,7 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
         ``[B]``, nats.
 
     Raises:
-        ValueError: not ``[K, B]``, or no sample.
+        ValueError: ``log_w`` is not ``[K, B]``, or K is 0.
 
     Source: Burda et al. 2015 (arXiv:1509.00519), eq. 8.
     """
@@ -113,27 +115,27 @@ def importance_weighted_loss(
 
     With v_k = w_k / sum_j w_j, the gradient of the bound that reaches the encoder's parameters phi is
 
-    - ``"iwae"``: sum_k v_k d log w_k / d phi, all of it, through z and through q's density;
-    - ``"stl"``, sticking the landing: sum_k v_k (d log w_k / dz_k) (dz_k / d phi). The score of q, whose mean is
-      zero for K = 1, is left out: no variance where q is the posterior. Biased for K > 1;
-    - ``"dreg"``, doubly reparameterised: sum_k v_k^2 (d log w_k / dz_k) (dz_k / d phi). Unbiased for every K, and
+    - ``"iwae"``: sum_k v_k d log w_k / d phi, the total derivative, through z and through q's density;
+    - ``"stl"``, sticking the landing: sum_k v_k (d log w_k / dz_k) (dz_k / d phi). It leaves out the score of q, whose
+      mean is zero for K = 1. It has no variance where q is the posterior, and is biased for K > 1;
+    - ``"dreg"``, doubly reparameterised: sum_k v_k^2 (d log w_k / dz_k) (dz_k / d phi). It is unbiased for every K, and
       its signal does not drown in noise as K grows.
 
-    The decoder's gradient is sum_k v_k d log w_k / d theta with each.
+    With each estimator, the gradient of the decoder's parameters theta is sum_k v_k d log w_k / d theta.
 
     Args:
-        reconstruction: ``[K, B]``, -log p(x|z), nats, made from ``z``.
+        reconstruction: ``[K, B]``, -log p(x|z), nats, computed from ``z``.
         z: ``[K, B, L]``, from :func:`fastvae.reparameterize` with ``num_samples=K``. ``"dreg"`` changes the
-            gradient of ``z`` itself: it must serve this loss alone.
+            gradient of ``z`` itself, so that no other loss may use the same ``z``.
         mu: ``[B, L]``.
         logvar: ``[B, L]``.
-        gradient: one of the above.
+        gradient: one of the estimators above.
 
     Returns:
-        ``[B]``, nats: minus :func:`importance_weighted_bound`, whichever the gradient.
+        ``[B]``, nats: minus :func:`importance_weighted_bound`, the same for every ``gradient``.
 
     Raises:
-        ValueError: the shapes do not fit, or an unknown gradient.
+        ValueError: the shapes do not fit, or ``gradient`` is unknown.
 
     Source: Burda et al. 2015 (arXiv:1509.00519), eq. 8 and 14; Roeder et al. 2017 (arXiv:1703.09194), sec. 3;
     Tucker et al. 2018 (arXiv:1810.04152), sec. 3.
@@ -152,16 +154,19 @@ def importance_weighted_loss(
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight that changes with the steps of training: of the KL term (annealing), or of sigma.
+    """A number that changes with the steps of training, such as the weight of the KL term (annealing) or sigma.
 
-    - ``"linear"``: from ``start`` to ``end`` in ``steps`` steps, then ``end``;
-    - ``"cosine"``: the same along half a cosine, flat at both ends;
-    - ``"cyclical"``: ``cycles`` times, in each linearly during the first ``rise`` of it, then ``end``.
+    - ``"linear"``: linear from ``start`` to ``end`` in ``steps`` steps, then ``end``;
+    - ``"cosine"``: from ``start`` to ``end`` along half a cosine, which is flat at both ends, then ``end``;
+    - ``"cyclical"``: ``cycles`` equal cycles in ``steps`` steps, then ``end``. In each cycle the number goes linearly
+      from ``start`` to ``end`` during the first ``rise`` of the cycle, a fraction, and stays at ``end``.
 
-    Called with a step, from 0, it gives the value. For a compiled loss, put it into a 0-d tensor.
+    A schedule is called with a step, counted from 0, and returns the number. For a compiled loss, put that number into
+    a 0-d tensor.
 
     Raises:
-        ValueError: an unknown kind, ends that are not finite, steps or cycles below 1, a rise not in (0, 1].
+        ValueError: ``kind`` is unknown, ``start`` or ``end`` is not finite, ``steps`` or ``cycles`` is below 1,
+            ``rise`` is not in (0, 1].
 
     Source: Bowman et al. 2016 (arXiv:1511.06349), sec. 3.1; cyclical: Fu et al. 2019 (arXiv:1903.10145), sec. 4.
     """
@@ -186,7 +191,7 @@ class Schedule:
             raise ValueError(f"rise must lie in (0, 1], not {self.rise}")
 
     def __call__(self, step: int) -> float:
-        """The value at a step, 0 or later."""
+        """The number at a step, which is 0 or more."""
         if step >= self.steps:
             return self.end
         done = step / self.steps

@@ -1,19 +1,20 @@
 """The operators: each is one call of a C++ operator, which checks, allocates, runs and differentiates.
 
 Checks, shapes for tracing and autograd live in C++, ``csrc/ops/NAME.cpp``, so the same
-bad input gets the same error in eager code and under ``torch.compile``. Autocast needs no rule, but for the layers of
-:func:`mlp` and of the functions whose names begin with ``linear_``: every floating dtype is taken as it is and
-accumulated in at least float32.
-Under the transforms of ``torch.func`` the functions are those of :mod:`fastvae.reference`, which are plain PyTorch;
-forward-mode derivatives outside of them are refused.
+bad input gets the same error in eager code and under ``torch.compile``. Autocast affects only the layers of
+:func:`mlp` and of the functions whose names begin with ``linear_``. All other functions take every floating dtype as it
+is and accumulate in at least float32.
+Under the transforms of ``torch.func`` the functions run the plain PyTorch code of :mod:`fastvae.reference`.
+Forward-mode derivatives outside of these transforms are refused.
 
-Compiled code draws the noise of eager code, but inductor may put draws that do not depend on one another in
-another order; ``torch._inductor.config.fallback_random = True`` keeps it, as for torch's own random functions.
+Compiled code draws the same noise as eager code. Inductor may reorder draws that do not depend on one another;
+``torch._inductor.config.fallback_random = True`` keeps their order, as for torch's own random functions.
 
 Throughout, ``B`` is the batch, ``E`` the event (all other dimensions), ``K`` the number of samples of the
-latent variable. Sums run over the event and are in nats. Tensors whose rows are dense are read where they
-lie, with any batch stride: ``h.chunk(2, -1)`` and ``moments.chunk(2, 1)`` cost no copy. So are channels-last
-images, but where noise is drawn: it is numbered in the order of the indices. Others are copied once.
+latent variable. Sums run over the event and are in nats. Tensors whose rows are dense are read in place, with any
+batch stride: ``h.chunk(2, -1)`` and ``moments.chunk(2, 1)`` cost no copy. Channels-last images are read in place too,
+except by functions that draw noise, because noise is numbered in the order of the indices. Any other tensor is copied
+once.
 """
 
 from __future__ import annotations
@@ -144,10 +145,10 @@ _Named = TypeVar("_Named", bound=type[tuple[Any, ...]])
 
 
 def serializable(named_tuple: _Named) -> _Named:
-    """Names a class of named tuples for ``torch.export.save``, which refuses programs that give one without a name.
+    """Registers the name of a class of named tuples: ``torch.export.save`` refuses programs that return an unnamed one.
 
-    torch has a public function for data classes only; it takes every named tuple apart by itself, and asks for no more
-    than the name. A torch without this one would refuse to save, as it did before.
+    torch's public function for this takes data classes only. torch flattens every named tuple by itself and needs no
+    more than the name. A version of torch that lacks the private function used here refuses to save such programs.
     """
     register = getattr(_pytree, "_register_namedtuple", None)
     if register is not None:
@@ -169,14 +170,14 @@ def reparameterize(
 ) -> Tensor:
     """Sample ``z = mu + exp(logvar / 2) * eps`` with ``eps ~ N(0, I)``.
 
-    No ``eps`` is stored for the backward pass: the noise of an element is a function of its index and of
-    a key that the generator gives (Philox4x32-10, Box-Muller), and is computed again.
+    No ``eps`` is stored for the backward pass, which computes the noise again: the noise of an element is a function of
+    the element's index and of a key that the generator gives (Philox4x32-10, Box-Muller).
 
     Args:
         mu: ``[B, *E]``, floating point.
         logvar: ``[B, *E]``, floating point; the logarithm of the variance.
         num_samples: ``K``, how many samples of each row to draw; ``mu`` and ``logvar`` are not expanded.
-        generator: source of the key; the default generator of the device if None. A generator cannot be
+        generator: source of the key; None for the default generator of the device. A generator cannot be
             an argument under ``torch.compile(fullgraph=True)``.
 
     Returns:
@@ -205,18 +206,18 @@ def gaussian_kl(
     Args:
         mu: ``[B, *E]``, floating point.
         logvar: ``[B, *E]``, floating point.
-        prior_mu: floating point, of the shape of ``mu`` or broadcast to it (``[*E]``: all rows share it), which
-            expands nothing: it is read in place, and its gradient has its own shape. None, together with
+        prior_mu: mean of the prior, floating point, of the shape of ``mu`` or broadcast to it (``[*E]`` if all rows
+            share it). It is read in place and never expanded; its gradient has its own shape. None, together with
             ``prior_logvar``, for the prior N(0, I).
-        prior_logvar: likewise, by itself.
+        prior_logvar: log variance of the prior, broadcast likewise; its shape may differ from that of ``prior_mu``.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over the batch.
 
     Returns:
-        ``[B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: shapes or devices differ, a dtype is not floating point, one half of the prior is
-            missing, the reduction is unknown.
+        ValueError: shapes or devices differ, a dtype is not floating point, only one of ``prior_mu`` and
+            ``prior_logvar`` is given, the reduction is unknown.
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 7 without a prior, eq. 6 with one.
     """
@@ -249,7 +250,7 @@ def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None)
 def sample_kl_packed(moments: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """:func:`sample_kl` of moments that an encoder packed into one tensor.
 
-    Of ``sample_kl(*moments.chunk(2, 1))`` this spares the copy with which autograd joins the gradients of the halves.
+    Unlike ``sample_kl(*moments.chunk(2, 1))``, it needs no copy that joins the gradients of the two halves in autograd.
 
     Args:
         moments: ``[B, 2L]`` or ``[B, 2C, *E]``, floating point: means, then log variances, along dimension 1.
@@ -276,19 +277,19 @@ def sigmoid_cross_entropy(
     Args:
         logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device, never expanded: floating point in [0, 1], bool, or uint8
-            read as x / 255. A floating-point target that requires it gets its gradient, ``-logits``. The values
-            of other targets, such as pixels of 0 to 255 in floating point, are no likelihoods.
+            read as x / 255. A floating-point target that requires a gradient gets it, ``-logits``. For targets outside
+            [0, 1], such as pixels of 0 to 255 in floating point, the result is no likelihood.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
-        check_target: whether to look for a value outside [0, 1], NaN among them, in a floating-point target: one more
-            pass over it. On a GPU, which is not waited for, that is a device-side assertion; under the transforms of
-            ``torch.func`` values are not looked at.
+        check_target: whether to refuse a floating-point target with NaN or a value outside [0, 1]. The check takes one
+            more pass over the target. On a GPU it is a device-side assertion, which does not make the host wait. Under
+            the transforms of ``torch.func`` nothing is checked.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
-            ``check_target``, a target outside [0, 1]: the message has the value and its place.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, the reduction is unknown; with
+            ``check_target``, a target is outside [0, 1]: the message names the value and its index.
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.1, Bernoulli decoder, in logit form.
     """
@@ -307,34 +308,36 @@ def linear_sigmoid_cross_entropy(
     reduction: str = "none",
     check_target: bool = False,
 ) -> Tensor:
-    """:func:`sigmoid_cross_entropy` of the logits ``f(hidden) @ weight.T + bias``, a block of rows at a time.
+    """:func:`sigmoid_cross_entropy` of the logits ``f(hidden) @ weight.T + bias``, computed by blocks of rows.
 
-    A block is as many rows as fit into 2 MiB of float32, or 256 to 480 where those are more; on a GPU a quarter of all
-    logits, between 64 and 256 MiB. With ``"mean"`` and ``"sum"`` the gradients are written in the forward pass (but for
-    float16, and a target that wants a gradient). Per sample the backward pass computes the logits again, a third more
-    multiplications, where they take more than 16 MiB or are of reduced precision; others are kept. A graph of the
-    derivatives (``create_graph=True``) holds the logits.
+    On a CPU a block has as many rows as fit into 2 MiB of float32, or 256 to 480 rows where fewer would fit. On a GPU a
+    block is a quarter of all logits, but between 64 and 256 MiB.
+
+    With the reductions ``"mean"`` and ``"sum"`` the forward pass computes the gradients too, except for float16 and for
+    a target that requires a gradient. With ``"none"`` the logits are kept for the backward pass if they take at most
+    16 MiB and are not of reduced precision. Otherwise the backward pass computes them again, which is a third more
+    multiplications. A graph of the derivatives (``create_graph=True``) holds all logits.
 
     Args:
-        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes, before ``activation``.
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: the input of ``activation`` and the layer.
         weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
         bias: ``[D]``, of the same dtype, or None.
         target: ``[B, *E]`` with D elements each, on the same device, as for :func:`sigmoid_cross_entropy`.
-        activation: f, ``"relu"``, ``"tanh"`` or None for none. It is applied to a block in the cache: neither f(hidden)
-            nor a mask of it is kept for the backward pass, which returns the gradient of ``hidden`` itself.
+        activation: f, ``"relu"``, ``"tanh"`` or None for no activation. f is applied to one block at a time, in the
+            cache. Neither f(hidden) nor a mask is kept for the backward pass, which returns the gradient of ``hidden``.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`sigmoid_cross_entropy`.
 
     Under autocast ``hidden``, ``weight`` and ``bias`` are cast as for ``torch.nn.functional.linear``. Logits and their
-    gradients are rounded to the dtype of ``hidden``, but not on a CPU that multiplies it in float32 anyway; the
+    gradients are rounded to the dtype of ``hidden``, except on a CPU that multiplies this dtype in float32. The
     gradients of weight and bias are added up over the blocks in at least float32.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``hidden`` or ``target`` is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if ``hidden`` or ``target`` is, else float32.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, the activation or reduction is unknown; with ``check_target``,
-            a target outside [0, 1].
+            a target is outside [0, 1].
 
     Source: as :func:`sigmoid_cross_entropy`.
     """
@@ -350,28 +353,29 @@ def mlp(
 ) -> Tensor:
     """A network of linear layers with an activation between them, none after the last.
 
-    Between two products there is one pass: bias and activation forward, and backward the activation's derivative with
-    the sum for the bias. What is kept for the backward pass is what each layer takes, and under autocast the rounded
-    weights.
+    Between two matrix products there is one pass over the data: forward it applies bias and activation, backward it
+    applies the activation's derivative and sums the bias's gradient. The input of each layer is kept for the backward
+    pass and, under autocast, the rounded weights.
 
     Args:
-        x: ``[..., H]``: floating point, bool, or uint8 read as x / 255. It is rounded to the dtype of the products in
-            one pass, and has its gradient where it requires one.
-        weights: for each layer ``[H', H]``, as in ``torch.nn.Linear``, of one floating dtype, which the result has.
+        x: ``[..., H]``: floating point, bool, or uint8 read as x / 255. It is rounded to the dtype of the matrix
+            products in one pass, and gets its gradient if it requires one.
+        weights: for each layer ``[H', H]``, as in ``torch.nn.Linear``, all of one floating dtype, which is also the
+            result's.
         biases: for each layer ``[H']``, of the same dtype, or None.
-        activation: ``"relu"``, ``"tanh"`` or None.
+        activation: ``"relu"``, ``"tanh"`` or None for no activation.
 
-    Under autocast the products are in its dtype, which the result has. The operator rounds the weights itself; their
-    gradients, and those of the biases, have the dtype of the weights. On a GPU they are not rounded to less on the
-    way, nor on a CPU that multiplies in float32 anyway; the sums for the biases nowhere are. A GPU's 16-bit products of
-    a row that holds an infinite number may be NaN where they would be infinite.
+    Under autocast the matrix products and the result have the dtype of autocast. The operator rounds the weights
+    itself. The gradients of weights and biases have the dtype of the weights. The weights' gradients are not rounded to
+    a lower precision in between on a GPU or on a CPU that multiplies in float32; the biases' never are. In 16-bit
+    products on a GPU, a row that holds an infinite number may give NaN instead of an infinite result.
 
     Returns:
         ``[..., H']`` of the last layer.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, there is no weight, or not a bias or None for each, the
-            activation is unknown.
+        ValueError: shapes, dtypes or devices do not fit, there is no weight, the numbers of weights and biases differ,
+            the activation is unknown.
 
     Source: Doersch 2016 (arXiv:1606.05908), section 4: the networks of the encoder and the decoder.
     """
@@ -411,22 +415,22 @@ def gaussian_nll(
     Args:
         mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device: floating point, bool, or uint8 read as x / 255.
-        sigma: one standard deviation, a positive float or a 0-d tensor, which gets its gradient. It does not
-            take part in the promotion of dtypes.
+        sigma: one standard deviation for all elements, a positive float or a 0-d tensor, which gets its gradient. It
+            does not take part in the promotion of dtypes. Give exactly one of ``sigma`` and ``logvar``.
         logvar: log variances, of the shape of ``mean`` or broadcast to it: one for each element, channel
-            (``[C, 1, 1]``), column (``[*E]``), row (``[B, 1]``), or one for all. Nothing is expanded: they are read in
-            place, and their gradient has their own shape, added up in an order that does not depend on the number of
-            threads. (Those of rows that leave the last dimension to itself, such as ``[B, 1, W]``, have a gradient of
-            the shape of ``mean`` on the way.) Exactly one of the two is given.
+            (``[C, 1, 1]``), column (``[*E]``), row (``[B, 1]``), or one for all. They are read in place and never
+            expanded. Their gradient has their own shape and is summed in an order that does not depend on the number of
+            threads. (A shape that varies over rows and the last dimension but not between, such as ``[B, 1, W]``, takes
+            an intermediate gradient of the shape of ``mean``.)
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, both or neither of ``sigma``
-            and ``logvar``, the reduction is unknown, sigma not positive and finite (a tensor on another device
-            than the CPU is not waited for: there it gives NaN).
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, both or neither of ``sigma``
+            and ``logvar`` are given, the reduction is unknown, sigma is not positive and finite (a tensor on another
+            device than the CPU is not checked, which would make the host wait: the result is NaN).
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.2; Doersch 2016 (arXiv:1606.05908), section 2.4.3.
     """
@@ -450,25 +454,24 @@ def laplace_nll(
 ) -> Tensor:
     """Negative log-likelihood of ``target`` under Laplace(``mean``, scale), summed over E, constants included.
 
-    With a fixed scale b it is the L1 loss, divided by b, and a constant. The standard deviation is sqrt(2) b.
+    With a fixed scale b it is the L1 loss divided by b, plus a constant. The standard deviation is sqrt(2) b.
 
     Args:
         mean: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device: floating point, bool, or uint8 read as x / 255.
-        scale: one scale b, a positive float or a 0-d tensor, which gets its gradient. It does not take part in the
-            promotion of dtypes.
-        log_scale: log b, of the shape of ``mean`` or broadcast to it, as ``logvar`` of :func:`gaussian_nll`. Exactly
-            one of the two is given.
+        scale: one scale b for all elements, a positive float or a 0-d tensor, which gets its gradient. It does not take
+            part in the promotion of dtypes. Give exactly one of ``scale`` and ``log_scale``.
+        log_scale: log b, of the shape of ``mean`` or broadcast to it, as ``logvar`` of :func:`gaussian_nll`.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32. Where ``mean`` and ``target``
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32. Where ``mean`` and ``target``
         are equal, their gradient is 0.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, both or neither of ``scale`` and
-            ``log_scale``, the reduction is unknown, scale not positive and finite (a tensor on another device than the
-            CPU is not waited for: there it gives NaN).
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, both or neither of ``scale`` and
+            ``log_scale`` are given, the reduction is unknown, scale is not positive and finite (a tensor on another
+            device than the CPU is not checked, which would make the host wait: the result is NaN).
 
     Source: p(x) = e^(-abs(x - m) / b) / (2 b) for the mean m.
     """
@@ -487,24 +490,24 @@ def continuous_bernoulli_nll(
 ) -> Tensor:
     """Negative log-likelihood of ``target`` under the continuous Bernoulli distribution, summed over E.
 
-    Its density on [0, 1] is that of :func:`sigmoid_cross_entropy` with the constant that makes its integral 1, which
-    depends on the logits: for grey images that are not binarised, it is the likelihood, and the cross-entropy is not.
-    ``sigmoid(logits)`` is its parameter lambda, not its mean.
+    The density on [0, 1] is that of :func:`sigmoid_cross_entropy` times a factor that makes it integrate to 1 and that
+    depends on the logits. For grey images that are not binarised this is a likelihood, and the cross-entropy is not.
+    ``sigmoid(logits)`` is the distribution's parameter lambda, not its mean.
 
     Args:
         logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device, never expanded: floating point in [0, 1], bool, or uint8
-            read as x / 255. A floating-point target that requires it gets its gradient, ``-logits``.
+            read as x / 255. A floating-point target that requires a gradient gets it, ``-logits``.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`sigmoid_cross_entropy`.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32. A density may be larger than
-        1, and its negative logarithm below 0.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32. The result may be negative,
+        because a density may exceed 1.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
-            ``check_target``, a target outside [0, 1]: the message has the value and its place.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, the reduction is unknown; with
+            ``check_target``, a target is outside [0, 1]: the message names the value and its index.
 
     Source: Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), in logit form.
     """
@@ -516,24 +519,24 @@ def continuous_bernoulli_nll(
 def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
     """Negative log-likelihood of the levels ``target`` of an image under a discretised logistic, summed over E.
 
-    A level has the probability that a logistic distribution gives to its bin, half a level to each side; 0 and 255 have
-    all that lies beyond too. So the probabilities of the 256 levels add up to 1, and the loss divided by log 2 and the
-    number of elements is in bits per dimension.
+    The probability of a level is that of its bin, half a level to each side, under a logistic distribution. The bins of
+    the levels 0 and 255 extend to infinity, so that the probabilities of the 256 levels add up to 1. The loss divided
+    by log 2 and by the number of elements is in bits per dimension.
 
     Args:
-        mean: ``[B, *E]`` or ``[K, B, *E]``, floating point: the logistic's mean in units of x / 255, so 0 for black
-            and 1 for white.
+        mean: ``[B, *E]`` or ``[K, B, *E]``, floating point: the logistic's mean in units of x / 255, so that 0 is black
+            and 1 is white.
         log_scale: floating point, the logarithm of the logistic's scale in the same units, of the shape of ``mean`` or
             broadcast to it, as ``logvar`` of :func:`gaussian_nll`.
-        target: uint8 ``[B, *E]`` on the same device: the level.
+        target: the levels, uint8 ``[B, *E]`` on the same device.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where a parameter is, else float32. Exact also where the
-        probability of a bin is far below 1e-5: it is no density times the width.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if a parameter is, else float32. The result is exact
+        even where the probability of a bin is far below 1e-5, because no density times bin width stands in for it.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, the reduction is unknown.
 
     Source: Salimans et al. 2017 (arXiv:1701.05517), eq. 2, with one component; Kingma et al. 2016 (arXiv:1606.04934).
     """
@@ -571,22 +574,22 @@ def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none", ch
     Args:
         log_rate: ``[B, *E]`` or ``[K, B, *E]``, floating point: the logarithm of the mean.
         target: ``[B, *E]`` on the same device, never expanded: counts 0, 1, 2, ... in uint8, int16, int32, int64 or
-            floating point. A uint8 is the count itself. A floating-point target may hold other numbers than integers,
-            with the gamma function for the factorial, and gets its gradient where it requires one. Or compressed rows,
-            ``[B, D]`` with the layout ``torch.sparse_csr``, which are read as they are: no dense copy is made. Their
-            columns must be sorted, each there once, and their values have no gradient. The transforms of
-            ``torch.func`` want dense ones.
+            floating point. A uint8 is the count itself. A floating-point target may hold numbers that are not integers,
+            for which the gamma function stands in for the factorial, and gets its gradient if it requires one. A target
+            may also be compressed rows, ``[B, D]`` with the layout ``torch.sparse_csr``, of which no dense copy is
+            made. In each row the columns must be sorted and distinct. Compressed rows get no gradient, and the
+            transforms of ``torch.func`` do not take them.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
-        check_target: whether to look for a value below 0, or a NaN, in the target: one more pass over it. On a GPU,
-            which is not waited for, that is a device-side assertion; under the transforms of ``torch.func`` values are
-            not looked at.
+        check_target: whether to refuse a target with NaN or a value below 0. The check takes one more pass over the
+            target. On a GPU it is a device-side assertion, which does not make the host wait. Under the transforms of
+            ``torch.func`` nothing is checked.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
-            ``check_target``, a target below 0: the message has the value and its place.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, the reduction is unknown; with
+            ``check_target``, a target is below 0: the message names the value and its index.
 
     Source: p(x) = e^(x a - e^a) / x! for the log rate a.
     """
@@ -601,7 +604,7 @@ def binomial_nll(
 ) -> Tensor:
     """Negative log-likelihood of the counts ``target`` out of ``total`` under Binomial(sigmoid(``logits``)).
 
-    It is summed over E, and the logarithm of the binomial coefficient is included. With a total of 1 it is
+    The result is summed over E and includes the logarithm of the binomial coefficient. With a total of 1 it is
     :func:`sigmoid_cross_entropy`.
 
     Args:
@@ -609,17 +612,16 @@ def binomial_nll(
         target: ``[B, *E]`` on the same device, never expanded: counts 0 .. total in uint8, int16, int32, int64 or
             floating point, as for :func:`poisson_nll`.
         total: the number of trials: an integer, or a tensor of counts on the same device, of the shape of ``logits`` or
-            broadcast to it, one for each element, channel, column or row. It is read in place and has no gradient.
+            broadcast to it, one for each element, channel, column or row. It is read in place and gets no gradient.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
-        check_target: whether to look for a target below 0, above its total, or NaN, as for :func:`poisson_nll`.
+        check_target: whether to refuse a target that is below 0, above its total or NaN, as for :func:`poisson_nll`.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``logits`` or a floating-point target or total is, else
-        float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if ``logits``, ``target`` or ``total`` is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, total is a negative number or none, the
-            reduction is unknown; with ``check_target``, a target that does not lie between 0 and total.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, total is negative or not a count,
+            the reduction is unknown; with ``check_target``, a target does not lie between 0 and total.
 
     Source: p(x) = C(n, x) s^x (1 - s)^(n - x), s = sigmoid(logit).
     """
@@ -640,40 +642,42 @@ def negative_binomial_nll(
 ) -> Tensor:
     """Negative log-likelihood of the counts ``target`` under a negative binomial distribution, summed over E.
 
-    Its mean is mu = exp(``log_mean``) and its variance mu + mu^2 / theta with the inverse dispersion theta =
-    exp(``log_theta``): it tends to the Poisson distribution as theta grows. log x! is included. With ``zero_logits`` it
-    is the zero-inflated one: a count is 0 with probability sigmoid(``zero_logits``), else it is drawn from the former.
+    The distribution has the mean mu = exp(``log_mean``) and the variance mu + mu^2 / theta, with the inverse dispersion
+    theta = exp(``log_theta``). It tends to the Poisson distribution as theta grows. log x! is included. With
+    ``zero_logits`` the distribution is zero-inflated: a count is 0 with probability sigmoid(``zero_logits``) and drawn
+    from the negative binomial otherwise.
 
     mu and theta are those of scvi-tools' ``NegativeBinomial`` and ``ZeroInflatedNegativeBinomial``, whose ``zi_logits``
     are ``zero_logits``. ``torch.distributions.NegativeBinomial`` calls theta ``total_count``, and its logits are
     ``log_mean - log_theta``.
 
     Args:
-        log_mean: ``[B, *E]`` or ``[K, B, *E]``, floating point; with ``log_library`` the logits of shares.
+        log_mean: ``[B, *E]`` or ``[K, B, *E]``, floating point; with ``log_library``, the logits of the softmax.
         log_theta: floating point, of the shape of ``log_mean`` or broadcast to it: one for each element, column
-            (``[*E]``, such as one for each gene), channel, row, or one for all. Nothing is expanded: it is read in
-            place, and its gradient has its own shape, summed over the batch in an order that does not depend on the
-            number of threads.
+            (``[*E]``, such as one for each gene), channel, row, or one for all. It is read in place and never expanded.
+            Its gradient has its own shape and is summed over the batch in an order that does not depend on the number
+            of threads.
         target: ``[B, *E]`` on the same device, never expanded: counts 0, 1, 2, ... in uint8, int16, int32, int64 or
-            floating point. A uint8 is the count itself. A floating-point target may hold other numbers than integers,
-            with the gamma function for the factorials, and gets its gradient where it requires one (with
-            ``zero_logits`` it is 0 at 0, where the loss jumps). Or compressed rows, as for :func:`poisson_nll`.
-        log_library: ``[B]`` or ``[K, B]``, floating point, the logarithm of each row's library size s (of a cell: the
-            number of its molecules). Then mean = s * softmax(``log_mean``), the softmax over E, of which no tensor is
-            made. It gets its gradient where it requires one.
-        zero_logits: floating point, of the shape of ``log_mean``, or None for no zeros beside those of the negative
-            binomial.
+            floating point. A uint8 is the count itself. A floating-point target may hold numbers that are not integers,
+            for which the gamma function stands in for the factorials, and gets its gradient if it requires one (with
+            ``zero_logits`` the gradient is 0 at 0, where the loss jumps). A target may also be compressed rows, as for
+            :func:`poisson_nll`.
+        log_library: ``[B]`` or ``[K, B]``, floating point, the logarithm of each row's library size s (for a cell, the
+            number of its molecules). Given a library, the mean is s * softmax(``log_mean``), where the softmax is over
+            E and no tensor of it is made. ``log_library`` gets its gradient if it requires one.
+        zero_logits: logits of the additional zeros, floating point, of the shape of ``log_mean``; None for the negative
+            binomial without zero inflation.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`poisson_nll`.
 
-    Means and theta outside [e^-80, e^87] count as the nearer of these.
+    Means and theta are clamped to [e^-80, e^87].
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the reduction is unknown; with
-            ``check_target``, a target below 0: the message has the value and its place.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, the reduction is unknown; with
+            ``check_target``, a target is below 0: the message names the value and its index.
 
     Source: p(x) = G(x + theta) / (G(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x, G the gamma
     function; Lopez et al. 2018 (scVI, doi:10.1038/s41592-018-0229-2), Methods, with and without zero inflation.
@@ -694,23 +698,23 @@ def multinomial_nll(
 ) -> Tensor:
     """Negative log-likelihood of the counts ``target`` under a multinomial distribution of softmax(``logits``).
 
-    The softmax is over E, and no tensor of it is made. Of rows that hold each item once or not at all, it is the loss
-    of a recommender's multinomial VAE.
+    The softmax is over E, and no tensor of it is made. For rows whose counts are 0 or 1, the result is the loss of the
+    multinomial VAE for recommendation.
 
     Args:
         logits: ``[B, *E]`` or ``[K, B, *E]``, floating point.
         target: ``[B, *E]`` on the same device, never expanded, or compressed rows, both as for :func:`poisson_nll`. The
-            number of trials is its sum over E.
-        constant: whether to include the logarithm of the multinomial coefficient, which is the same for all logits.
+            number of trials is the target's sum over E.
+        constant: whether to include the logarithm of the multinomial coefficient, which does not depend on the logits.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`poisson_nll`.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: shapes or devices do not fit, a dtype is not one of those, the columns of a sparse target are not
-            sorted, the reduction is unknown; with ``check_target``, a target below 0.
+        ValueError: shapes or devices do not fit, a dtype is not one of those above, the columns of a sparse target are
+            not sorted, the reduction is unknown; with ``check_target``, a target is below 0.
 
     Source: Liang et al. 2018 (arXiv:1802.05814), eq. 2, without the coefficient.
     """
@@ -765,28 +769,28 @@ def linear_multinomial_nll(
     reduction: str = "none",
     check_target: bool = False,
 ) -> Tensor:
-    """:func:`multinomial_nll` of the logits ``f(hidden) @ weight.T + bias``, a block of rows at a time.
+    """:func:`multinomial_nll` of the logits ``f(hidden) @ weight.T + bias``, computed by blocks of rows.
 
-    No tensor of all logits is made, forward or backward: blocks, their gradients and what is kept are those of
+    No tensor of all logits is made, forward or backward. For the size of a block, the gradients and what is kept, see
     :func:`linear_sigmoid_cross_entropy`.
 
     Args:
-        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layer takes, before ``activation``.
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: the input of ``activation`` and the layer.
         weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
         bias: ``[D]``, of the same dtype, or None.
         target: ``[B, *E]`` with D elements each, or compressed rows ``[B, D]``, as for :func:`multinomial_nll`.
         constant: as for :func:`multinomial_nll`.
-        activation: f, ``"relu"``, ``"tanh"`` or None for none, as for :func:`linear_sigmoid_cross_entropy`.
+        activation: f, ``"relu"``, ``"tanh"`` or None for no activation, as for :func:`linear_sigmoid_cross_entropy`.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`poisson_nll`.
 
-    Under autocast it is as :func:`linear_sigmoid_cross_entropy`.
+    Autocast acts as on :func:`linear_sigmoid_cross_entropy`.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where ``hidden`` or ``target`` is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if ``hidden`` or ``target`` is, else float32.
 
     Raises:
-        ValueError: as :func:`multinomial_nll`, and for an unknown activation.
+        ValueError: as for :func:`multinomial_nll`, or the activation is unknown.
 
     Source: as :func:`multinomial_nll`.
     """
@@ -816,40 +820,40 @@ def linear_negative_binomial_nll(
     reduction: str = "none",
     check_target: bool = False,
 ) -> Tensor:
-    """:func:`negative_binomial_nll` of ``log_mean = f(hidden) @ weight.T + bias``, a block of rows at a time.
+    """:func:`negative_binomial_nll` of ``log_mean = f(hidden) @ weight.T + bias``, computed by blocks of rows.
 
-    No tensor of all means is made, nor of all logits of zeros, forward or backward: blocks, their gradients and what is
-    kept are those of :func:`linear_sigmoid_cross_entropy`.
+    No tensor of all means or of all logits of zeros is made, forward or backward. For the size of a block, the
+    gradients and what is kept, see :func:`linear_sigmoid_cross_entropy`.
 
     Args:
-        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: what the layers take, before ``activation``.
+        hidden: ``[B, H]`` or ``[K, B, H]``, floating point: the input of ``activation`` and the layers.
         weight: ``[D, H]``, of the dtype of ``hidden``, as in ``torch.nn.Linear``.
         bias: ``[D]``, of the same dtype, or None.
-        log_theta: ``[*E]``, one for each column, 0-d for one for all, or of targets ``[B, D]`` and ``[B]`` also what is
-            broadcast to them; as for :func:`negative_binomial_nll`.
+        log_theta: as for :func:`negative_binomial_nll`: ``[*E]``, one for each column, or 0-d, one for all. For targets
+            ``[B, D]`` and ``[B]`` it may be anything that is broadcast to their shape.
         target: ``[B, *E]`` with D elements each, or compressed rows ``[B, D]``, as for :func:`negative_binomial_nll`.
         log_library: ``[B]`` or ``[K, B]``, as for :func:`negative_binomial_nll`.
-        zero_weight: of the shape and dtype of ``weight``, for ``zero_logits = f(hidden) @ zero_weight.T + zero_bias``,
-            or None for no zeros beside those of the negative binomial.
+        zero_weight: of the shape and dtype of ``weight``, for ``zero_logits = f(hidden) @ zero_weight.T + zero_bias``;
+            None for the negative binomial without zero inflation.
         zero_bias: ``[D]``, or None.
-        activation: f, ``"relu"``, ``"tanh"`` or None for none, as for :func:`linear_sigmoid_cross_entropy`.
+        activation: f, ``"relu"``, ``"tanh"`` or None for no activation, as for :func:`linear_sigmoid_cross_entropy`.
         reduction: ``"none"`` per sample, ``"mean"`` or ``"sum"`` over batch and samples.
         check_target: as for :func:`poisson_nll`.
 
-    Under autocast ``hidden``, the weights and the biases are cast as for ``torch.nn.functional.linear``, and the rest
-    is as it is.
+    Under autocast ``hidden``, the weights and the biases are cast as for ``torch.nn.functional.linear``; the other
+    arguments are not cast.
 
     Returns:
-        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 where an input is, else float32.
+        ``[B]``, ``[K, B]`` or a scalar, in nats; float64 if any input is, else float32.
 
     Raises:
-        ValueError: as :func:`negative_binomial_nll`, for an unknown activation, and for a ``zero_bias`` without
-            ``zero_weight``.
+        ValueError: as for :func:`negative_binomial_nll`, or the activation is unknown, or ``zero_bias`` is given
+            without ``zero_weight``.
 
     Source: as :func:`negative_binomial_nll`.
     """
     if zero_weight is None and zero_bias is not None:
-        raise ValueError("fastvae.linear_negative_binomial_nll: there is a zero_bias, and no zero_weight")
+        raise ValueError("fastvae.linear_negative_binomial_nll: zero_bias is given without zero_weight")
     if transformed():
         return reference.linear_negative_binomial_nll(
             hidden, weight, bias, log_theta, target, log_library=log_library, zero_weight=zero_weight,
@@ -875,18 +879,18 @@ def elbo_loss(
 ) -> ELBO:
     """The negative ELBO of a VAE with Bernoulli outputs: reconstruction + ``beta`` * KL.
 
-    With ``"mean"`` and ``"sum"`` the gradient of the logits is written in the forward pass, and the
-    backward pass only scales it where the upstream factor is not 1 (but for float16 logits, whose loss
-    scale must come before the rounding).
+    With the reductions ``"mean"`` and ``"sum"`` the forward pass also computes the gradient of the logits. The backward
+    pass then only scales this gradient if the upstream factor is not 1. Float16 logits are an exception, because their
+    loss scale must be applied before the rounding.
 
     Args:
-        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point; the reconstruction is the mean over the K samples,
+        logits: ``[B, *E]`` or ``[K, B, *E]``, floating point. The reconstruction term is the mean over the K samples,
             the Monte-Carlo estimate of the expectation over q.
         target: ``[B, *E]``: floating point in [0, 1], bool, or uint8 read as x / 255.
         mu: ``[B, *L]``, floating point: mean of q(z given x).
-        logvar: ``[B, *L]``, floating point: its log variance.
-        beta: weight of the KL divergence, a float or a 0-d tensor (a schedule recompiles nothing, and the
-            tensor gets its gradient). Other values than 1 no longer bound the likelihood.
+        logvar: ``[B, *L]``, floating point: log variance of q(z given x).
+        beta: weight of the KL divergence, a float or a 0-d tensor, which gets its gradient and whose changes recompile
+            nothing. With a beta other than 1 the loss need not bound the likelihood.
         reduction: ``"mean"`` over the batch, ``"sum"`` over it, or ``"none"``.
         check_target: as for :func:`sigmoid_cross_entropy`.
 
@@ -894,9 +898,9 @@ def elbo_loss(
         :class:`ELBO` ``(loss, reconstruction, kl)``, scalars or ``[B]``, in nats.
 
     Raises:
-        ValueError: shapes, batch sizes or devices do not fit, a dtype is not one of those, ``beta`` is not
-            finite (as far as it is known on the CPU) or not 0-d, the reduction is unknown; with ``check_target``, a
-            target outside [0, 1].
+        ValueError: shapes, batch sizes or devices do not fit, a dtype is not one of those above, ``beta`` is not
+            finite (a tensor is checked only on the CPU) or not 0-d, the reduction is unknown; with ``check_target``, a
+            target is outside [0, 1].
 
     Source: Doersch 2016 (arXiv:1606.05908), eq. 5 and 7; beta: Higgins et al. 2017 (beta-VAE), eq. 4.
     """
@@ -914,24 +918,24 @@ def binarize(
     dtype: torch.dtype = torch.bool,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Draw each pixel from Bernoulli(pixel): dynamic binarisation, anew at every call.
+    """Draw each pixel from Bernoulli(pixel) anew at every call: dynamic binarisation.
 
-    Probabilities count in steps of 2^-24: a smaller one than that, but not 0, is drawn as 2^-24.
+    Probabilities are resolved in steps of 2^-24. A probability between 0 and 2^-24 is drawn as 2^-24.
 
     Args:
         images: ``[N, *E]``, uint8 read as x / 255, or floating point in [0, 1].
-        index: int64 ``[B]``: which of the images, gathered in the same pass; all of them, ``B = N``, if None.
-        dtype: of the result, bool or floating point. A bool is a target of one byte a pixel for
-            :func:`sigmoid_cross_entropy`; floating point serves as a network's input too.
+        index: int64 ``[B]``: indices of the images to draw, gathered in the same pass; None for all images, ``B = N``.
+        dtype: dtype of the result, bool or floating point. A bool result is a target of one byte a pixel for
+            :func:`sigmoid_cross_entropy`; a floating-point result can be a network's input too.
         generator: as for :func:`reparameterize`.
 
     Returns:
         ``[B, *E]`` of ``dtype``, zeros and ones: the draws of ``binarize(images[index])``.
 
     Raises:
-        ValueError: a dtype is another one, a value lies outside [0, 1], an index is none of the images (on a GPU, which
-            is not waited for, these two are device-side assertions, as in ``torch.bernoulli``); a floating-point result
-            of images that require a gradient, which a draw has not.
+        ValueError: a dtype is not one of those above, a value lies outside [0, 1] or an index is out of range (on a GPU
+            these two are device-side assertions, as in ``torch.bernoulli``, which do not make the host wait), a
+            floating-point result is asked for of images that require a gradient, which a draw does not have.
 
     Source: Burda et al. 2015 (arXiv:1509.00519), section 5.1; Salakhutdinov & Murray 2008.
     """

@@ -1,4 +1,4 @@
-"""Adam in one launch for all parameters on a GPU."""
+"""An Adam optimiser that updates all parameters in one kernel launch on a GPU."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _DEVICES = ("cuda",)
 class Adam(torch.optim.Adam):
     """:class:`torch.optim.Adam` with the same arguments, state and ``state_dict``, and a faster step on a GPU.
 
-    The step updates all parameters of a group in one launch, whose blocks are short enough to keep the whole GPU busy.
-    It does so for groups whose parameters, of any shape, are dense float32 tensors on one GPU, with gradients and
-    moments that lie in memory as the parameters do; parameters without a gradient are skipped. With
+    The step updates all parameters of a group in one kernel launch, whose blocks are short enough to keep the whole GPU
+    busy. It does so for groups whose parameters are dense float32 tensors on one GPU, of any shape, and whose gradients
+    and moments have the memory layout of the parameters. Parameters without a gradient are skipped. With
     ``capturable=True`` the step can be captured by a CUDA graph, and a learning rate that is a tensor is read on the
     GPU. A ``state_dict`` of either class can be loaded into the other.
 
-    torch's own step runs for every other group: on other devices, with other dtypes or subclasses of ``Tensor``; with
+    torch's own step runs for every other group: on other devices; with other dtypes or subclasses of ``Tensor``; with
     ``foreach=True``, ``fused=False``, ``amsgrad``, ``differentiable``, ``decoupled_weight_decay`` or betas that are
-    tensors; if ``torch.amp.GradScaler`` hands its scale to the optimiser, as with ``fused=True``; and under
+    tensors; if ``torch.amp.GradScaler`` hands its scale to the optimiser, as it does with ``fused=True``; and under
     ``torch.compile``.
 
     Raises:
-        ValueError, RuntimeError: as :class:`torch.optim.Adam` does, for the same arguments.
+        ValueError, RuntimeError: as :class:`torch.optim.Adam`, for the same arguments.
 
     Source: Kingma & Ba 2014 (arXiv:1412.6980), algorithm 1.
     """

@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of images and curves. The one module that loads matplotlib, which draws to files alone."""
+"""Pictures of a run: grids of images and curves. Only this module loads matplotlib, which draws only to files."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ _GAP = 2  # pixels of white between images, as in the tutorial's figures
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
-    """Lay images out row by row, with white gaps between and around them.
+    """Lays images out row by row, with white gaps between and around them.
 
     Args:
-        images: ``[N, H, W]`` or ``[N, C, H, W]``, C of 1 or 3, N > 0: uint8, bool, or floating point, of which [0, 1]
-            is shown.
+        images: ``[N, H, W]`` or ``[N, C, H, W]``, C of 1 or 3, N > 0: uint8, bool, or floating point, which is clamped
+            to [0, 1].
         columns: images per row; the last row is filled up with white.
 
     Returns:
-        uint8 ``[H', W']``, or ``[H', W', 3]`` of colours, on the CPU.
+        uint8 ``[H', W']``, or ``[H', W', 3]`` for colours, on the CPU.
 
     Raises:
         ValueError: the images have another shape or there are none.
@@ -83,10 +83,10 @@ def image_grid(images: Tensor, columns: int) -> Tensor:
 
 
 def interleave_rows(originals: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
-    """Order two sets of images so that ``image_grid`` shows rows of one above rows of the other.
+    """Orders two sets of images so that ``image_grid`` shows rows of one above rows of the other.
 
     Args:
-        originals: ``[N, H, W]`` or ``[N, C, H, W]``, N a multiple of ``columns``, as ``image_grid``.
+        originals: ``[N, H, W]`` or ``[N, C, H, W]``, N a multiple of ``columns``, as for ``image_grid``.
         reconstructions: the same shape.
         columns: images per row.
 
@@ -98,15 +98,15 @@ def interleave_rows(originals: Tensor, reconstructions: Tensor, columns: int) ->
 
 
 def save_samples(images: Tensor, columns: int, path: str | os.PathLike[str]) -> None:
-    """Write a grid of images, each pixel enlarged to a square so that small images can be seen.
+    """Writes a grid of images, with each pixel enlarged to a square so that small images can be seen.
 
     Args:
-        images: as ``image_grid``.
+        images: as for ``image_grid``.
         columns: images per row.
         path: the picture, a PNG file.
 
     Raises:
-        ValueError: as ``image_grid``.
+        ValueError: as for ``image_grid``.
         OSError: the file cannot be written.
     """
     grid = image_grid(images, columns)
@@ -118,16 +118,16 @@ def save_samples(images: Tensor, columns: int, path: str | os.PathLike[str]) -> 
 def save_reconstructions(
     originals: Tensor, reconstructions: Tensor, columns: int, path: str | os.PathLike[str]
 ) -> None:
-    """Write rows of images, each above the row of its reconstructions.
+    """Writes rows of images, each above the row of its reconstructions.
 
     Args:
-        originals: as ``image_grid``, N a multiple of ``columns``.
+        originals: as for ``image_grid``, N a multiple of ``columns``.
         reconstructions: the same shape.
         columns: images per row.
         path: the picture, a PNG file.
 
     Raises:
-        ValueError: as ``image_grid``.
+        ValueError: as for ``image_grid``.
         OSError: the file cannot be written.
     """
     shown = interleave_rows(originals, reconstructions, columns)
@@ -135,16 +135,16 @@ def save_reconstructions(
 
 
 def save_rows(images: Tensor, rows: Sequence[str], columns: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Write a table of images, with what rows and columns stand for beside and above them.
+    """Writes a table of images with names of its rows and columns.
 
     Args:
-        images: as ``image_grid``, one for each row and column, row by row.
-        rows: R names.
-        columns: C names.
+        images: as for ``image_grid``, one for each row and column, row by row.
+        rows: names of the R rows.
+        columns: names of the C columns.
         path: the picture, a PNG file.
 
     Raises:
-        ValueError: as ``image_grid``, or N is not R * C.
+        ValueError: as for ``image_grid``, or N is not R * C.
         OSError: the file cannot be written.
     """
     if len(images) != len(rows) * len(columns):
@@ -169,13 +169,13 @@ def _save_named_rows(
 
 
 def save_codes(points: Tensor, names: tuple[str, str], labels: Tensor | None, path: str | os.PathLike[str]) -> None:
-    """Write a scatter plot of codes in two dimensions, coloured by label where there are labels.
+    """Writes a scatter plot of codes in two dimensions, coloured by label if there are labels.
 
-    Up to ten labels have a colour and a name each, more of them a scale of colours.
+    Up to ten labels have a colour and a name each; more labels share a colour scale.
 
     Args:
         points: ``[N, 2]``.
-        names: of the two axes.
+        names: names of the two axes.
         labels: ``[N]`` integers, or None.
         path: the picture, a PNG file.
 
@@ -212,10 +212,10 @@ def save_codes(points: Tensor, names: tuple[str, str], labels: Tensor | None, pa
 
 
 def save_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Write the ELBO, the reconstruction term and the KL of each epoch, training beside test.
+    """Writes curves of the ELBO, the reconstruction term and the KL over the epochs, for training and test set.
 
     Args:
-        history: the list ``epochs`` of ``metrics.json``, not empty; all in nats per image.
+        history: the list ``epochs`` of ``metrics.json``, which must not be empty, in nats per image.
         path: the picture, a PNG file.
 
     Raises:

@@ -1,8 +1,8 @@
 """The operators of :mod:`fastvae.ops` in plain PyTorch, written from the papers.
 
-They are what the kernels are held against, and what runs under the transforms of ``torch.func``. Nothing is
-shared with the kernels: not a formula, not the noise. Arguments and results are those of the functions of the
-same name there.
+The kernels are tested against these functions, which also run under the transforms of ``torch.func``. They share
+nothing with the kernels, neither formulas nor noise. Arguments and results are those of the functions of the same name
+in :mod:`fastvae.ops`.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _require_scalar(name: str, value: float | Tensor, *, positive: bool) -> None
 def reparameterize(
     mu: Tensor, logvar: Tensor, *, num_samples: int | None = None, generator: Generator | None = None
 ) -> Tensor:
-    """``mu + sigma * eps`` (Doersch, eq. 10), with torch's own normal numbers."""
+    """``mu + sigma * eps`` (Doersch, eq. 10), with ``eps`` from ``torch.randn``."""
     _require_alike(mu=mu, logvar=logvar)
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -194,7 +194,7 @@ def gaussian_kl(
     *,
     reduction: str = "none",
 ) -> Tensor:
-    """Doersch, eq. 6, for diagonal covariances; eq. 7 is the prior of mean 0 and log variance 0."""
+    """Eq. 6 of Doersch for diagonal covariances. Eq. 7 is its case of a prior with mean 0 and log variance 0."""
     _require_alike(mu=mu, logvar=logvar)
     _require_shared("mu", mu, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if (prior_mu is None) != (prior_logvar is None):
@@ -212,12 +212,12 @@ def gaussian_kl(
 
 
 def sample_kl(mu: Tensor, logvar: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The two functions above."""
+    """``reparameterize``, then ``gaussian_kl`` against N(0, I)."""
     return reparameterize(mu, logvar, generator=generator), gaussian_kl(mu, logvar)
 
 
 def sigmoid_cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
-    """-log p(target), p Bernoulli (Kingma & Welling, App. C.1): -x log s(l) - (1 - x) log s(-l)."""
+    """-log p(target) for a Bernoulli p (Kingma & Welling, App. C.1): -x log s(l) - (1 - x) log s(-l)."""
     _require_target("logits", logits, target)
     dtype = _at_least_float(logits, target)
     logit, x = logits.to(dtype), _values(target, dtype)
@@ -262,7 +262,7 @@ def linear_sigmoid_cross_entropy(
     activation: str | None = None,
     reduction: str = "none",
 ) -> Tensor:
-    """The layer of what the activation gives, then the loss of its logits."""
+    """The activation, the linear layer, then ``sigmoid_cross_entropy`` of its logits."""
     logits = _layer(hidden, activation, weight=weight, bias=bias)
     return sigmoid_cross_entropy(logits, _rows(target), reduction=reduction)
 
@@ -277,7 +277,7 @@ def linear_multinomial_nll(
     activation: str | None = None,
     reduction: str = "none",
 ) -> Tensor:
-    """The layer of what the activation gives, then the loss of its logits."""
+    """The activation, the linear layer, then ``multinomial_nll`` of its logits."""
     logits = _layer(hidden, activation, weight=weight, bias=bias)
     return multinomial_nll(logits, _rows(target), constant=constant, reduction=reduction)
 
@@ -295,7 +295,7 @@ def linear_negative_binomial_nll(
     activation: str | None = None,
     reduction: str = "none",
 ) -> Tensor:
-    """The layers of what the activation gives, then the loss of their results."""
+    """The activation, the linear layers, then ``negative_binomial_nll`` of their results."""
     log_mean = _layer(hidden, activation, weight=weight, bias=bias)
     zero_logits = None
     if zero_weight is not None:
@@ -310,7 +310,7 @@ def linear_negative_binomial_nll(
 def mlp(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, activation: str | None = "relu"
 ) -> Tensor:
-    """A layer after the other, with the activation between them."""
+    """One linear layer after the other, with the activation between them."""
     if not weights or len(weights) != len(biases):
         raise ValueError(f"give a weight or more, and a bias or None for each, got {len(weights)} and {len(biases)}")
     if activation not in _ACTIVATIONS:
@@ -367,7 +367,7 @@ def laplace_nll(
     log_scale: Tensor | None = None,
     reduction: str = "none",
 ) -> Tensor:
-    """-log of the density e^(-|x - m| / b) / (2 b)."""
+    """The negative logarithm of the density e^(-|x - m| / b) / (2 b)."""
     _require_target("mean", mean, target)
     if (scale is None) == (log_scale is None):
         raise ValueError(f"give exactly one of scale and log_scale, got {'neither' if scale is None else 'both'}")
@@ -423,7 +423,7 @@ def discretized_logistic_nll(mean: Tensor, log_scale: Tensor, target: Tensor, *,
 
 
 def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
-    """-log(e^(x a - e^a) / x!) in float64, for ``torch.lgamma`` of large counts loses what is left of a sum."""
+    """-log(e^(x a - e^a) / x!) in float64, because ``torch.lgamma`` of large counts cancels against other terms."""
     target = _dense(target)
     _require_counts("log_rate", log_rate, target)
     a, x = log_rate.double(), target.double()
@@ -433,7 +433,7 @@ def poisson_nll(log_rate: Tensor, target: Tensor, *, reduction: str = "none") ->
 
 
 def binomial_nll(logits: Tensor, target: Tensor, total: int | Tensor, *, reduction: str = "none") -> Tensor:
-    """-x log s(l) - (n - x) log s(-l) - log C(n, x) in float64, as ``poisson_nll``."""
+    """-x log s(l) - (n - x) log s(-l) - log C(n, x), computed in float64 as ``poisson_nll`` is."""
     _require_counts("logits", logits, target)
     if isinstance(total, Tensor):
         _require_count_dtype(total=total)
@@ -477,7 +477,7 @@ def _log_shares(logits: Tensor, event_dims: int) -> Tensor:
 
 
 def multinomial_nll(logits: Tensor, target: Tensor, *, constant: bool = False, reduction: str = "none") -> Tensor:
-    """Of Liang et al. 2018, eq. 2, in float64, as ``poisson_nll``; the coefficient is N! / prod x!."""
+    """Eq. 2 of Liang et al. 2018, computed in float64 as ``poisson_nll`` is; the coefficient is N! / prod x!."""
     target = _dense(target)
     _require_counts("logits", logits, target)
     if target.dim() < 2:
@@ -501,10 +501,10 @@ def negative_binomial_nll(
     zero_logits: Tensor | None = None,
     reduction: str = "none",
 ) -> Tensor:
-    """The probability of scVI (Lopez et al. 2018, Methods), with the probability of more zeros beside it.
+    """The negative binomial of scVI (Lopez et al. 2018, Methods), with or without zero inflation.
 
-    In float64, as ``poisson_nll``. In G(x + theta) / G(theta), theta^x cancels against the power of the mean where
-    theta is large: there Stirling's formula for the quotient leaves it out.
+    It is computed in float64, as ``poisson_nll`` is. For large theta the factor theta^x of G(x + theta) / G(theta)
+    cancels against the power of the mean; there Stirling's formula gives the quotient without this factor.
     """
     target = _dense(target)
     _require_counts("log_mean", log_mean, target)
@@ -568,7 +568,7 @@ def elbo_loss(
     beta: float | Tensor = 1.0,
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The negative of the right-hand side of Doersch's eq. 5, its KL weighted by ``beta``."""
+    """The negative right-hand side of Doersch's eq. 5, with the KL term weighted by ``beta``."""
     _require_scalar("beta", beta, positive=False)
     reconstruction = sigmoid_cross_entropy(logits, target)
     if mu.shape[:1] != target.shape[:1]:
@@ -606,7 +606,7 @@ def binarize(
 
 
 def philox_words(seed: int, offset: int, first_block: int, blocks: int) -> NDArray[np.uint32]:
-    """Words ``4 * first_block ...`` of a noise stream: Philox4x32-10 (Salmon et al. 2011, section 3.3).
+    """The words of a noise stream from word ``4 * first_block`` on: Philox4x32-10 (Salmon et al. 2011, section 3.3).
 
     Returns:
         uint32 ``[4 * blocks]``; the counter of block ``j`` is ``(j, offset)`` as two 64-bit halves, the key

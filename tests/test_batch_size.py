@@ -96,5 +96,5 @@ def test_command_prints_a_table_and_trains_nothing(tmp_path, monkeypatch, capsys
 
 
 def test_parts_need_a_batch_of_as_many_images():
-    with pytest.raises(ValueError, match="a batch of 2000 needs as many images, digits has 1442"):
+    with pytest.raises(ValueError, match="a batch of 2000 needs as many images, but digits has 1442"):
         measure_batch_sizes(small(accumulate=2000, batch_size=2000))

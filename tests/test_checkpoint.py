@@ -100,7 +100,7 @@ def test_flipped_bit_is_refused(copied, where):
     content = bytearray(shard.read_bytes())
     content[int(where * len(content)) if isinstance(where, float) else where] ^= 0x10
     shard.write_bytes(content)
-    refused(copied, rf"damaged checkpoint \({shard.name} was altered: its SHA-256 is another\)")
+    refused(copied, rf"damaged checkpoint \({shard.name} was altered: its SHA-256 differs\)")
 
 
 def test_missing_shard_is_refused(copied):
@@ -187,7 +187,7 @@ def test_altered_manifest_is_refused(copied):
     [
         ({"format": 1}, "checkpoint of format 1, this fastvae reads format 2"),
         ({"model": {"shape": 3}}, "checkpoint of another version of fastvae"),
-        ({"model": {"data_shape": [8, 8]}}, r"damaged checkpoint \(its tensors are not the model's\)"),
+        ({"model": {"data_shape": [8, 8]}}, r"damaged checkpoint \(its tensors do not fit the model\)"),
     ],
     ids=str,
 )
@@ -252,7 +252,7 @@ def test_checkpoint_without_its_optimiser_is_refused_by_resume(tmp_path, run_fol
     weights = {name: value for name, value in tensors(original).items() if name.startswith("model.")}
     saved.save(weights, original.model_config, original.train_config, original.position)
     saved.wait()
-    with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser's state is not the model's\)"):
+    with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser state does not fit the model\)"):
         train(CONFIG, tmp_path, resume=True)
 
 
@@ -307,7 +307,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, run_folder, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full_disk)
         saved.save(tensors(original), original.model_config, original.train_config, Position(step=99))
-        with pytest.raises(OSError, match=r"could not be written .*no space left.*; those before it are whole"):
+        with pytest.raises(OSError, match=r"could not be written .*no space left.*; earlier checkpoints are whole"):
             saved.wait()
     assert contents(tmp_path) == before
     assert [path.name for path in saved.folder.iterdir()] == saved.names()

@@ -144,7 +144,7 @@ def test_train_takes_the_options_of_networks_and_objectives(tmp_path, capsys):
     assert saved_config(out).hidden == (16, 8)
     capsys.readouterr()
     assert main(["train", "--hidden", "16,wide"]) == 2
-    assert "'16,wide' is no list of widths such as 200,200" in capsys.readouterr().err
+    assert "'16,wide' is not a list of widths such as 200,200" in capsys.readouterr().err
 
 
 def grid_in(picture, columns):
@@ -353,7 +353,7 @@ def test_bad_data_file_is_one_line(tmp_path, capsys):
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / f"{part}-ubyte").write_bytes(b"\0\0\x08")
     arguments = ["train", "--dataset", "mnist", "--data-dir", tmp_path, "--out", tmp_path / "out"]
-    fails(capsys, arguments, "train-images-idx3-ubyte: no IDX file")
+    fails(capsys, arguments, "train-images-idx3-ubyte: not an IDX file")
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

@@ -173,9 +173,9 @@ def test_home_is_expanded_before_a_path_is_made_absolute(tmp_path, monkeypatch, 
         ("decay = ['cosine']", "decay must be one of cosine, not a list"),
         ("[data]\nx = 1", "data must be a string, not a table"),
         ("clip-norm = 1\nclip_norm = 2", "clip_norm is given twice, with a dash and with an underscore"),
-        ("epochs = 1\nbeta = = 2", "no TOML: .*line 2.*"),
-        ("epochs = 1\nepochs = 2", "no TOML: .*line 2.*"),
-        ("x = " + 5000 * "[", "no TOML: .*"),
+        ("epochs = 1\nbeta = = 2", "not a TOML file: .*line 2.*"),
+        ("epochs = 1\nepochs = 2", "not a TOML file: .*line 2.*"),
+        ("x = " + 5000 * "[", "not a TOML file: .*"),
         ("beta = -1", "beta must be a finite number, 0 or more, not -1.0"),
         ("test_data = 'x'", "test_data needs data: published data sets have a test set of their own"),
     ],
@@ -196,7 +196,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, capsys):
     for name, message in (
         ("none.toml", "No such file or directory"),
         (".", "Is a directory"),
-        ("latin.toml", "no TOML: 'utf-8' codec can't decode .*"),
+        ("latin.toml", "not a TOML file: 'utf-8' codec can't decode .*"),
     ):
         assert main(["train", "--config", str(tmp_path / name)]) == 1
         assert re.fullmatch(f"fastvae: error: {re.escape(str(tmp_path / name))}: {message}\n", capsys.readouterr().err)

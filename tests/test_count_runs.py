@@ -107,7 +107,7 @@ def test_cells_train_evaluate_sample_and_encode_by_the_command_line(likelihood, 
     assert "excludes --traverse and --grid" in error
     command(capsys, "sample", whole, "--traverse", 2, "--out", tmp_path / "traversal.npy")
     assert np.load(tmp_path / "traversal.npy").shape == (22, 60)
-    assert "are no images" in fails(capsys, "sample", whole, "--out", tmp_path / "x.png")
+    assert "are not images" in fails(capsys, "sample", whole, "--out", tmp_path / "x.png")
 
 
 def test_a_cvae_is_given_the_types_of_cells(h5ad, tmp_path, capsys):
@@ -274,11 +274,11 @@ def test_runs_refuse_what_is_no_data_of_the_likelihood(tmp_path, capsys):
     error = fails(capsys, *counts, "--likelihood", "discretized-logistic", *out)
     assert "holds numbers of type int64, expected uint8 levels for a discretised logistic likelihood" in error
     assert "likelihood binomial needs total" in fails(capsys, *counts, "--likelihood", "binomial", *out)
-    assert "total is of the binomial likelihood" in fails(capsys, *counts, "--total", 16, *out)
+    assert "total belongs to the binomial likelihood" in fails(capsys, *counts, "--total", 16, *out)
     assert "learn_sigma needs" in fails(capsys, *counts, "--likelihood", "zinb", "--learn-sigma", *out)
     for option in (["--binarize", "dynamic"], ["--model", "cvae"]):
         error = fails(capsys, "train", "--likelihood", "binomial", *option, *out)
-        assert "draws binary pixels, of which the likelihood binomial is not" in error
+        assert "draws binary pixels, which do not fit the likelihood binomial" in error
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
     # Trained, and then shown other data.
     command(capsys, *counts, "--likelihood", "poisson", *SMALL, "--epochs", 1, *out)

@@ -243,7 +243,7 @@ def test_errors_name_what_was_wrong(x, condition):
             kind(784, 3, preset="kingma")
     with pytest.raises(ValueError, match="activation must be 'relu' or 'tanh', not 'selu'"):
         VAE(activation="selu")
-    with pytest.raises(ValueError, match="learn_sigma needs the gaussian likelihood"):
+    with pytest.raises(ValueError, match="learn_sigma needs the likelihood gaussian"):
         VAE(learn_sigma=True)
     with pytest.raises(ValueError, match=r"the bernoulli likelihood has no sigma, got 0.5"):
         small().loss(x, condition, sigma=0.5)

@@ -84,10 +84,10 @@ PACKED = gzip.compress(WHOLE, mtime=0)
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "no IDX file: it starts with nothing"),
-        (b"\x00\x00\x08", "no IDX file"),
-        (b"<html>not found</html>", "no IDX file: it starts with 3c 68 74 6d"),
-        (b"\x00\x00\x08\x00", "no IDX file"),
+        (b"", "not an IDX file: it starts with nothing"),
+        (b"\x00\x00\x08", "not an IDX file"),
+        (b"<html>not found</html>", "not an IDX file: it starts with 3c 68 74 6d"),
+        (b"\x00\x00\x08\x00", "not an IDX file"),
         (b"\x00\x00\x0d" + WHOLE[3:], "holds IDX elements of type 0x0d, expected 0x08"),
         (WHOLE[:10], "truncated: it ends within the header"),
         (WHOLE[:-1], r"truncated: 23 bytes of data, expected 24 for shape \[2, 3, 4\]"),
@@ -228,7 +228,7 @@ def test_load_says_which_files_were_looked_for(tmp_path, content, missing):
         load("mnist", tmp_path)
     assert str(error.value) == (
         f"mnist is not in {tmp_path}: found no {missing} (or {missing.replace('-idx', '.idx')}; plain or .gz, all four "
-        "in one folder) in its subfolders mnist, MNIST/raw and raw, or in itself"
+        "in one folder) there or in its subfolders mnist, MNIST/raw and raw"
     )
 
 

@@ -246,7 +246,7 @@ def test_loss_that_is_no_longer_finite_stops_all_processes(tmp_path):
 
 
 def test_fsdp_needs_processes(tmp_path):
-    with pytest.raises(ValueError, match="fsdp shares a model out: it needs several processes"):
+    with pytest.raises(ValueError, match="fsdp shards a model over processes: it needs several, no compile"):
         train(small(), tmp_path, fsdp=True)
     assert list(tmp_path.iterdir()) == []
 

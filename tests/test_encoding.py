@@ -267,7 +267,7 @@ def test_projector_and_plot_show_every_so_many_rows(vae, tmp_path, monkeypatch, 
     options = ["--batch-size", "100", "--plot", tmp_path / "p.png", "--projector", tmp_path / "p"]
     command("encode", vae, "--part", "all", "--out", tmp_path / "codes.npz", *options)
     printed = capsys.readouterr().out
-    assert f"599 of them drawn in {tmp_path / 'p.png'}" in printed  # each third of 1797
+    assert f"599 codes drawn in {tmp_path / 'p.png'}" in printed  # each third of 1797
     with np.load(tmp_path / "codes.npz") as codes:
         values = np.loadtxt(tmp_path / "p" / "00000" / "default" / "tensors.tsv")
         np.testing.assert_allclose(values, codes["mu"][::12], rtol=1e-6)
@@ -367,8 +367,8 @@ def test_sample_of_rows_that_are_no_images_is_numbers(table, tmp_path, capsys):
     assert np.load(tmp_path / "rows.npy").shape == (7, 20)
     command("sample", run, "--traverse", "2", "--out", tmp_path / "rows.npz")
     assert np.load(tmp_path / "rows.npz")["samples"].shape == (22, 20)
-    fails(capsys, ["sample", run, "--out", tmp_path / "rows.png"], "rows of 20 are no images", ".npy or .npz")
-    fails(capsys, ["sample", run, "--traverse", 2, "--out", tmp_path / "rows.png"], "rows of 20 are no images")
+    fails(capsys, ["sample", run, "--out", tmp_path / "rows.png"], "rows of 20 are not images", ".npy or .npz")
+    fails(capsys, ["sample", run, "--traverse", 2, "--out", tmp_path / "rows.png"], "rows of 20 are not images")
     assert not (tmp_path / "rows.png").exists()
 
 
@@ -453,7 +453,7 @@ def test_what_cannot_be_encoded_is_one_line(vae, cvae, table, tmp_path, capsys):
         fails(capsys, ["encode", vae, *out, "--data", data], str(data), words)
     np.save(data, np.zeros((5, 8, 8), dtype=np.uint8))
     fails(capsys, ["encode", cvae, *out, "--data", data], "no labels")
-    fails(capsys, ["sample", vae, "--grid", 3], "code of 4 dimensions: a grid is of 2")
+    fails(capsys, ["sample", vae, "--grid", 3], "code of 4 dimensions: a grid needs a code of 2")
     fails(capsys, ["sample", cvae, "--grid", 3, "--traverse", 2], "--grid", "excludes --traverse")
     (tmp_path / "projector_config.pbtxt").touch()
     fails(capsys, ["encode", vae, *out, "--projector", tmp_path], "already holds a projector")
@@ -494,7 +494,7 @@ def test_a_regressor_has_no_code(tmp_path, capsys):
     train(small(epochs=1, model="regressor", condition="labels"), tmp_path / "run")
     fails(capsys, ["encode", tmp_path / "run", "--out", tmp_path / "codes.npz"], "is a regressor: it has no code")
     fails(capsys, ["sample", tmp_path / "run", "--traverse", 2], "is a regressor: it has no code")
-    fails(capsys, ["sample", tmp_path / "run", "--grid", 2], "no code: a grid is of 2 dimensions")
+    fails(capsys, ["sample", tmp_path / "run", "--grid", 2], "no code: a grid needs a code of 2 dimensions")
     model, config = opened(tmp_path / "run")
     with pytest.raises(ValueError, match="a regressor has no code"):
         next(encode(model, config, load("digits").test))

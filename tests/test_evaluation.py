@@ -252,7 +252,7 @@ def test_partial_file_of_another_evaluation_is_refused(tmp_path, change, name):
     if "images" in change:
         x[0, 0] += 1
     other = {k: v for k, v in change.items() if v is not None}
-    with pytest.raises(ValueError, match=f"is of another evaluation: {name} "):
+    with pytest.raises(ValueError, match=f"belongs to another evaluation: {name} "):
         log_likelihood(model, x, **{**arguments, **other})
     assert file.exists()
 
@@ -274,7 +274,7 @@ def test_quantised_model_is_evaluated_and_known_again(tmp_path):
     expected = log_likelihood(model, x, **arguments)
     with pytest.raises(KeyboardInterrupt):
         log_likelihood(model, x, partial=file, progress=interrupt, **arguments)
-    with pytest.raises(ValueError, match="is of another evaluation: model"):
+    with pytest.raises(ValueError, match="belongs to another evaluation: model"):
         log_likelihood(other, x, partial=file, **arguments)
     assert log_likelihood(model, x, partial=file, **arguments) == expected
 
@@ -282,10 +282,10 @@ def test_quantised_model_is_evaluated_and_known_again(tmp_path):
 def test_damaged_partial_file_is_refused(tmp_path):
     file = tmp_path / "partial"
     file.write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="partial: truncated or no partial evaluation"):
+    with pytest.raises(ValueError, match="partial: truncated, or not a partial evaluation"):
         log_likelihood(small_vae(), images(), num_samples=5, partial=file)
     save_file({"0": torch.zeros(2, 7)}, file)
-    with pytest.raises(ValueError, match="is of another evaluation: model None there"):
+    with pytest.raises(ValueError, match="belongs to another evaluation: model is None there"):
         log_likelihood(small_vae(), images(), num_samples=5, partial=file)
 
 

@@ -343,7 +343,7 @@ class Short(IterableDataset):
     [
         (lambda rows: DataLoader(rows, 20), small(batch_size=50), "the DataLoader's batch_size is 20, the run's 50"),
         (lambda rows: DataLoader(rows, 50), small(batch_size=50, accumulate=2), "serves one process and whole batches"),
-        (lambda rows: iter(rows), small(), "has no length: a run counts its epochs by it"),
+        (lambda rows: iter(rows), small(), "has no length, by which a run counts its epochs"),
         (lambda rows: [], small(), "the data is empty"),
         (lambda rows: Short(rows, ROWS), small(), "is an IterableDataset, .*: give a DataLoader of it"),
         (lambda rows: DataLoader(rows, 500, drop_last=True), small(batch_size=500), "no batch: it has 203 rows, fewer"),
@@ -466,7 +466,7 @@ def test_what_cannot_be_binarized_is_named_before_the_first_step(tmp_path, model
 
 def test_column_is_of_grey_images_only(tmp_path):
     config = small(model="cvae")
-    with pytest.raises(ValueError, match=r"the data has rows \[7\] of uint8, but condition column is of images"):
+    with pytest.raises(ValueError, match=r"the data has rows \[7\] of uint8, but condition column needs images"):
         train(config, tmp_path / "run", dataset=Dataset.from_arrays(images((7,))))
 
 

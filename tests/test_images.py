@@ -126,11 +126,11 @@ def test_a_class_may_be_called_like_a_part(tmp_path):
         ("1.png", encode(GREY[1, :4]), r"1.png: is 4x4 grey, but .*0.png 4x5 grey; `fastvae pack` makes"),
         ("1.png", encode(COLOUR[1]), r"1.png: is 4x5 RGB, but .*0.png 4x5 grey; `fastvae pack` makes"),
         ("1.png", encode(GREY[1])[:-30], r"1.png: cannot be decoded as an image: "),
-        ("1.jpg", b"", r"1.jpg: cannot be decoded as an image: it is none of its formats"),
-        ("1.jpg", b"%!PS-Adobe-3.0 EPSF-3.0", r"1.jpg: cannot be decoded as an image: it is none of its formats"),
+        ("1.jpg", b"", r"1.jpg: cannot be decoded as an image: it has no known format"),
+        ("1.jpg", b"%!PS-Adobe-3.0 EPSF-3.0", r"1.jpg: cannot be decoded as an image: it has no known format"),
         ("1.png", encode(GREY[1].astype(np.uint16)), r"1.png: has grey levels of more than 8 bits \(mode I;16"),
         ("1.tif", encode(GREY[1].astype(np.float32), "TIFF"), r"1.tif: has grey levels of more than 8 bits \(mode F"),
-        ("class/1.png", encode(GREY[1]), r": has images like 0.png beside folders of images"),
+        ("class/1.png", encode(GREY[1]), r": has images like 0.png next to folders of images"),
     ],
 )
 def test_an_image_that_does_not_fit_is_named(tmp_path, name, content, message):

@@ -310,7 +310,7 @@ def test_bad_layers_are_an_error() -> None:
 
     refused(r"weight and zero_weight must have the same shape, got weight \[33, 7\]", zero_weight=torch.ones(32, 7))
     refused(r"zero_bias must be \[D\], got zero_bias \[7\]", zero_bias=torch.ones(7))
-    refused(r"there is a zero_bias, and no zero_weight", zero_weight=None)
+    refused(r"zero_bias is given without zero_weight", zero_weight=None)
     refused(r"log_library must be \[B\], or \[K, B\] with samples, got \[5, 1\]", log_library=torch.ones(5, 1))
     refused(r"log_theta must have the shape of log_mean", log_theta=torch.ones(32))
     refused(r"zero_weight must have the dtype of hidden", zero_weight=torch.ones(33, 7).double())

@@ -425,10 +425,10 @@ def test_rows_of_counts_may_be_compressed(name, kind):
         ({"likelihood": "binomial"}, "the binomial likelihood needs total, the largest count that is possible"),
         ({"likelihood": "binomial", "total": 0}, "the binomial likelihood needs total, .*, not 0"),
         ({"likelihood": "binomial", "total": 1.5}, "the binomial likelihood needs total, .*, not 1.5"),
-        ({"likelihood": "poisson", "total": 16}, "total is of the binomial likelihood: poisson has none, got 16"),
+        ({"likelihood": "poisson", "total": 16}, "total belongs to the binomial likelihood: poisson has none, got 16"),
         (
             {"likelihood": "zinb", "learn_sigma": True},
-            "learn_sigma needs the gaussian likelihood or the laplace one",
+            "learn_sigma needs the likelihood gaussian or laplace",
         ),
         ({"likelihood": "ZINB"}, "likelihood must be 'bernoulli' or .* or 'laplace', not 'ZINB'"),
         ({"likelihood": "laplace", "sigma": -1.0}, "sigma must be a positive finite number, not -1"),

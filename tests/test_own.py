@@ -159,7 +159,7 @@ def test_a_run_of_such_a_model_that_lost_a_state_is_refused(tmp_path: Path) -> N
     fewer = {name: value for name, value in tensors(original).items() if ".decoder.bias." not in name}
     saved.save(fewer, original.model_config, original.train_config, original.position)
     saved.wait()
-    with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser's state is not the model's\)"):
+    with pytest.raises(ValueError, match=r"damaged checkpoint \(its optimiser state does not fit the model\)"):
         train(CONFIG, tmp_path / "damaged", dataset=data, model=partly_trained(), resume=True)
 
 

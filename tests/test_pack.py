@@ -145,7 +145,7 @@ def test_a_file_is_none_of_the_formats_that_run_programs(tmp_path: Path, monkeyp
             picture(1).save(tmp_path / f"{name}.{name}")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments: pytest.fail("Ghostscript was started"))
     packed = pack(tmp_path, tmp_path / "out.npy", size=4, skip_bad=True)
-    assert packed.skipped == [f"{tmp_path / 'a.png'} (no image)"]
+    assert packed.skipped == [f"{tmp_path / 'a.png'} (not an image)"]
     assert packed.shape == (3, 4, 4)
 
 
@@ -317,7 +317,7 @@ def test_bad_files_are_named_all_at_once_and_what_was_read_is_kept(
     assert main(["pack", str(folder), str(out), "--size", "8", "--skip-bad"]) == 0
     assert sorted(decoded) == bad
     left_out, packed = capsys.readouterr().out.splitlines()
-    assert left_out.startswith("left out 4: ")
+    assert left_out.startswith("left out 4 files: ")
     assert packed == f"30 images [3, 8, 8] of 3 classes in {out}"
     for path in bad:
         assert path in left_out
@@ -333,7 +333,7 @@ def test_first_ten_bad_files_are_named_and_the_others_counted(
 ) -> None:
     for number in range(13):
         (tmp_path / f"{number:02}.png").touch()
-    assert_fails(capsys, [tmp_path, tmp_path / "o.npy", "--size", 8, "--skip-bad"], "09.png (no image) and 3 more")
+    assert_fails(capsys, [tmp_path, tmp_path / "o.npy", "--size", 8, "--skip-bad"], "09.png (not an image) and 3 more")
     assert "10.png" not in capsys.readouterr().err
     assert not (tmp_path / "o.npy").exists()
 
@@ -346,7 +346,7 @@ def test_decompression_bomb_is_a_bad_file(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_999 // factor)
     packed = pack(folder, tmp_path / "out.npy", size=4, skip_bad=True)
     assert packed.images == 30
-    assert packed.skipped == [f"{folder / 'class 2' / 'bomb.png'} (more pixels than Pillow takes for safe)"]
+    assert packed.skipped == [f"{folder / 'class 2' / 'bomb.png'} (more pixels than Pillow considers safe)"]
     assert not recwarn.list
 
 
@@ -362,7 +362,7 @@ def test_what_users_get_wrong_is_one_line(folder: Path, tmp_path: Path, capsys: 
         ([tmp_path / "there.npy", out, "--size", 8], "neither a folder of images nor a .txt file"),
         ([folder, out, "--size", 0], "at least 1"),
         ([folder, out, "--size", "8x0"], "at least 1"),
-        ([folder, out, "--size", "8x8x8"], "'8x8x8' is no size such as 64 or 64x48"),
+        ([folder, out, "--size", "8x8x8"], "'8x8x8' is not a size such as 64 or 64x48"),
         ([folder, out], "--size"),
         ([folder, tmp_path / "out.png", "--size", 8], "does not end in .npy"),
         ([folder, tmp_path / "there.npy", "--size", 8], "--overwrite"),

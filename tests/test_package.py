@@ -89,7 +89,7 @@ def test_another_torch_is_refused_before_the_library_is_loaded(
     assert last.startswith(
         f"ImportError: fastvae was compiled for torch {torch_version} but torch {torch.__version__} is installed; "
         "install a wheel for that torch, or build it again: "
-        "pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH of its source"
+        "pip install --force-reinstall --no-deps --no-cache-dir PATH, where PATH is its source folder"
     ), last
 
 

@@ -83,7 +83,7 @@ def test_picture_that_cannot_be_drawn_costs_no_run(tmp_path, monkeypatch, caplog
     (record,) = [record for record in caplog.records if record.name == "fastvae"]
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        f"{tmp_path / 'reconstructions.png'} could not be drawn (ZeroDivisionError: no ink left); the run is whole"
+        f"{tmp_path / 'reconstructions.png'} could not be drawn (ZeroDivisionError: no ink left); the run is complete"
     )
     assert {path.name for path in tmp_path.glob("*.png")} == {"samples.png", "curves.png"}
     monkeypatch.undo()

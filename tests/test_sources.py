@@ -91,7 +91,7 @@ def test_no_file_is_named(tmp_path):
 
 def test_labels_cannot_be_named_where_nothing_has_a_name(tmp_path):
     np.save(tmp_path / "a.npy", GREY)
-    refused(tmp_path / "a.npy", ": has no columns or arrays with names, so that none can be called y", labels="y")
+    refused(tmp_path / "a.npy", ": has no named columns or arrays, and so no labels called y", labels="y")
 
 
 def test_importing_loads_no_library_of_formats():

@@ -80,7 +80,7 @@ def test_a_column_of_a_table_is_its_labels_where_it_is_named(tmp_path):
     source = read(tmp_path / "a.parquet", labels="kind")
     assert source.data.tolist() == [[1.5, 4], [2, 5], [3, 6]]
     assert source.labels.tolist() == [0, 1, 0]
-    refused(tmp_path / "a.parquet", r": has columns that are no numbers: kind \(.*string\)")
+    refused(tmp_path / "a.parquet", r": has columns that do not hold numbers: kind \(.*string\)")
     refused(tmp_path / "a.parquet", ": has no column c for labels, but a, kind, b", labels="c")
 
 

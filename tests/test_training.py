@@ -309,7 +309,7 @@ def test_train_refuses_a_folder_that_holds_a_run(tmp_path, survivor):
         ({"beta": 2.0}, "cannot resume with beta 2.0"),
         ({"seed": 3}, "cannot resume with seed 3"),
         ({"amp": "bf16"}, "cannot resume with amp bf16: the run in .* has None"),
-        ({"epochs": 1}, "cannot resume with epochs 1: the run in .* has begun 2"),
+        ({"epochs": 1}, "cannot resume with epochs 1: the run in .* has already begun epoch 2"),
     ],
     ids=str,
 )
@@ -524,8 +524,8 @@ def test_evaluate_weighs_every_image_alike():
         ({"condition": "labels"}, "a vae has no condition: model must be cvae or regressor for labels"),
         ({"model": "cvae", "condition": "none"}, "condition must be one of column, labels, not 'none'"),
         ({"model": "cvae", "hidden": ()}, "hidden must name at least one layer for a cvae"),
-        ({"gradient": "stl"}, "gradient stl is of the importance-weighted bound: importance_samples must be 2 or more"),
-        ({"learn_sigma": True}, "learn_sigma needs the gaussian likelihood"),
+        ({"gradient": "stl"}, "gradient stl needs the importance-weighted bound: importance_samples must be 2 or more"),
+        ({"learn_sigma": True}, "learn_sigma needs the likelihood gaussian"),
         ({"importance_samples": 5, "beta": 0.5}, "beta, anneal and free_bits weigh the ELBO"),
         ({"importance_samples": 5, "anneal": "cosine"}, "beta, anneal and free_bits weigh the ELBO"),
         ({"beta": math.nan}, "beta must be a finite number, 0 or more, not nan"),
@@ -615,7 +615,7 @@ def test_epoch_that_was_begun_is_not_cut_off(tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         train(small(), tmp_path, progress=stop)
     assert (load_checkpoint(tmp_path).epoch, load_checkpoint(tmp_path).position.step) == (1, 16)
-    with pytest.raises(ValueError, match=r"cannot resume with epochs 1: the run in .* has begun 2"):
+    with pytest.raises(ValueError, match=r"cannot resume with epochs 1: the run in .* has already begun epoch 2"):
         train(small(epochs=1), tmp_path, resume=True)
 
 

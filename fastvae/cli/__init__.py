@@ -1,7 +1,7 @@
 """The command line: ``fastvae train``, ``sample``, ``encode``, ``evaluate``, ``pack``, ``experiment`` and ``info``.
 
-Whatever a user can get wrong ends in one line on stderr and a non-zero exit. Drawing, data and logging
-libraries are loaded by what needs them, so that ``--help`` and errors come at once.
+Every mistake of a user gives one line on stderr and a non-zero exit status. Drawing, data and logging libraries are
+loaded only where they are needed, so that ``--help`` and errors appear at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TERMINATED = 143  # what a shell, and so a scheduler, takes for SIGTERM
 
 
 def info_command() -> None:
-    """Print what this installation of fastvae was built for and what it runs on, as a report of a fault needs it."""
+    """Print what this installation of fastvae was built for and what it runs on, for a bug report."""
     info = {**fastvae.build_info(), **facts()}
     width = max(map(len, info))
     for key, value in info.items():
@@ -110,15 +110,15 @@ for name, command, examples in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Runs the command line.
 
     Args:
-        arguments: without the program's name; by default the process's own.
+        arguments: the arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0, 1 for what could not be done, 2 for wrong options, 130 after an interrupt, 143 after
-        SIGTERM. A training whose pictures could not be drawn is done: that is a warning and 0. So is a command whose
-        output nobody reads (:func:`fastvae.cli.streams.lasting_streams`).
+        The exit status: 0 for success, 1 for an error, 2 for wrong options, 130 after an interrupt, 143 after SIGTERM.
+        A training whose pictures cannot be drawn gives a warning and 0. A command whose output nobody reads gives 0
+        (:func:`fastvae.cli.streams.lasting_streams`).
     """
     with lasting_streams() as lost, _log_in_lines():
         status = _run(sys.argv[1:] if arguments is None else arguments)

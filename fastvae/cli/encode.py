@@ -1,4 +1,4 @@
-"""``fastvae encode``: the codes of a data set, in a file and in pictures."""
+"""The command ``fastvae encode``, which writes the codes of a data set to a file and draws them."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def encode_command(
         int,
         _codes(
             min=1,
-            help="Samples of z per row. The ELBO of a row is their mean, which is less noisy with more of them; it is "
-            "no importance-weighted bound.",
+            help="Samples of z per row, over which its ELBO is averaged. With more samples it is less noisy, but not "
+            "an importance-weighted bound.",
         ),
     ] = 1,
     batch_size: Annotated[int, _codes(min=1, help="Rows that are encoded at a time.")] = 1000,
@@ -65,7 +65,7 @@ def encode_command(
         int | None,
         _codes(min=0, max=MAX_SEED, help="Seed of the noise.", show_default="that of the training"),
     ] = None,
-    out: Annotated[Path, _codes(help="File to write, .npz or .parquet; an existing one is replaced.")] = Path(
+    out: Annotated[Path, _codes(help="File to write, .npz or .parquet; an existing file is replaced.")] = Path(
         "codes.npz"
     ),
     plot: Annotated[
@@ -82,8 +82,8 @@ def encode_command(
 ) -> None:
     """Write the code of each row of a data set, and its ELBO, which tells how unusual the row is.
 
-    A file has the mean and log-variance of each row's code, the ELBO, its reconstruction term and its KL in nats, and
-    labels where the data have them.
+    The file holds the mean and log-variance of each row's code, the ELBO, its reconstruction term and its KL in nats,
+    and the labels if the data have them.
     """
     if plot is not None and plot.suffix.lower() != ".png":
         raise typer.BadParameter(f"{plot} does not end in .png", param_hint="--plot")
@@ -163,7 +163,7 @@ def _plot(path: Path, mu: Tensor, labels: Tensor | None) -> None:
     points, axes = plane(mu)
     with replacing(path) as temporary:
         plots.save_codes(points, axes, labels, temporary)
-    print(f"{len(mu)} of them drawn in {path}")
+    print(f"{len(mu)} codes drawn in {path}")
 
 
 def _project(
@@ -184,4 +184,4 @@ def _project(
         else:
             images = unit_range(originals, originals, output).float()
     write_projector(folder, mu, labels, images)
-    print(f"{len(mu)} of them for tensorboard --logdir {folder}")
+    print(f"{len(mu)} codes written for tensorboard --logdir {folder}")

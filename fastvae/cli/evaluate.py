@@ -1,4 +1,4 @@
-"""``fastvae evaluate``: what a trained model is worth."""
+"""The command ``fastvae evaluate``, which evaluates a trained model."""
 
 from __future__ import annotations
 
@@ -46,22 +46,21 @@ def evaluate_command(
     samples: Annotated[
         int,
         _likelihood(
-            min=0, help="Samples of z per test image, for an estimate of the log-likelihood by the encoder's posterior."
+            min=0, help="Samples of z per test image from the encoder's posterior, to estimate the log-likelihood."
         ),
     ] = 0,
     prior_samples: Annotated[
         int,
         _likelihood(
             min=0,
-            help="Samples of z per test image, for an estimate of the log-likelihood by the prior (eq. 1 of the "
-            "tutorial).",
+            help="Samples of z per test image from the prior, to estimate the log-likelihood by eq. 1 of the tutorial.",
         ),
     ] = 0,
     partial_file: Annotated[
         Path | None,
         _likelihood(
             "--partial",
-            help="File that keeps the samples taken so far: an interrupted evaluation goes on from it.",
+            help="File that keeps the samples taken so far, from which an interrupted evaluation goes on.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +83,7 @@ def evaluate_command(
 ) -> None:
     """Print a trained model's ELBO, what its code carries, and estimates of its log-likelihood."""
     if samples and prior_samples and partial_file is not None:
-        raise typer.BadParameter("keeps one of --samples and --prior-samples, not both", param_hint="--partial")
+        raise typer.BadParameter("it keeps one of --samples and --prior-samples, not both", param_hint="--partial")
     trained = load_trained(checkpoint)
     model, config = (
         trained.model,

@@ -1,4 +1,4 @@
-"""``fastvae experiment``."""
+"""The command ``fastvae experiment``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastvae pack``."""
+"""The command ``fastvae pack``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def pack_command(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of images, which is searched with its subfolders, or a .txt file with one path a line. The "
-            "subfolders of a folder are the images' classes."
+            help="Folder of images, which is searched with its subfolders, or a .txt file with one path a line. "
+            "Subfolders of the folder are the images' classes."
         ),
     ],
     out: Annotated[
@@ -51,14 +51,14 @@ def pack_command(
 ) -> None:
     """Pack images of any size and format into one array that trains memory-mapped.
 
-    An interrupted command goes on where it was when it is given again.
+    An interrupted command goes on where it stopped when it is given again.
     """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", size)
     if match is None:
-        raise typer.BadParameter(f"{size!r} is no size such as 64 or 64x48", param_hint="--size")
+        raise typer.BadParameter(f"{size!r} is not a size such as 64 or 64x48", param_hint="--size")
     height, width = int(match[1]), int(match[2] or match[1])
     if not (height and width):
-        raise typer.BadParameter(f"{size} is no size: it must be at least 1", param_hint="--size")
+        raise typer.BadParameter(f"{size} is not a size: it must be at least 1", param_hint="--size")
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; to replace it, add --overwrite", param_hint="OUT")
     try:
@@ -77,8 +77,8 @@ def pack_command(
                 ),
             )
     except KeyboardInterrupt:
-        raise InterruptedRunError("; the same command goes on where it was") from None
+        raise InterruptedRunError("; the same command goes on where it stopped") from None
     if packed.skipped:
-        print(f"left out {len(packed.skipped)}: {named(packed.skipped)}")
+        print(f"left out {len(packed.skipped)} files: {named(packed.skipped)}")
     classes = f" of {len(packed.classes)} classes" if packed.classes else ""
     print(f"{packed.images} images [{', '.join(map(str, packed.shape))}]{classes} in {out}")

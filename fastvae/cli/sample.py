@@ -1,4 +1,4 @@
-"""``fastvae sample``: what a trained model draws."""
+"""The command ``fastvae sample``, which draws samples from a trained model."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def sample_command(
         int | None,
         _shown(
             min=1,
-            help="Dimensions of the code to show in place of samples, those that carry the most nats: each goes from "
-            "-3 to 3 while the others stay at the code of a test image.",
+            help="Number of dimensions of the code to show instead of samples, those that carry the most nats. Each "
+            "goes from -3 to 3 while the others stay at the code of a test image.",
             show_default="samples",
         ),
     ] = None,
@@ -51,8 +51,8 @@ def sample_command(
         int | None,
         _shown(
             min=2,
-            help="Images across and down of a map of all codes, to show in place of samples: a grid over the quantiles "
-            "of the prior, for models with --latent-dim 2.",
+            help="Images per side of a map of all codes, shown instead of samples: a grid over the quantiles of the "
+            "prior, for models with --latent-dim 2.",
             show_default="samples",
         ),
     ] = None,
@@ -87,27 +87,28 @@ def sample_command(
     out: Annotated[
         Path,
         _shown(
-            help="File to write: .png for a picture; .npy or .npz for the numbers, which data that are no images need. "
-            "An existing one is replaced."
+            help="File to write: .png for a picture; .npy or .npz for the numbers, which data other than images need. "
+            "An existing file is replaced."
         ),
     ] = Path("samples.png"),
 ) -> None:
     """Draw images from a trained model, or show what the dimensions of its code mean.
 
-    A model that is given labels draws each of them in turn; one that is given columns completes test images.
+    A model trained with --condition labels draws each label in turn. One trained with --condition column completes test
+    images.
     """
     if out.suffix.lower() not in (".png", ".npy", ".npz"):
         raise typer.BadParameter(f"{out} does not end in .png, .npy or .npz", param_hint="--out")
     if traverse is not None and grid is not None:
-        raise typer.BadParameter("excludes --traverse", param_hint="--grid")
+        raise typer.BadParameter("it excludes --traverse", param_hint="--grid")
     trained = load_trained(checkpoint)
     output = trained.model.output
     if library is not None and not output.has_library:
         raise typer.BadParameter(f"the likelihood {output.name} has no library", param_hint="--library")
     if draw and (traverse is not None or grid is not None):
-        raise typer.BadParameter("excludes --traverse and --grid, which show means", param_hint="--draw")
+        raise typer.BadParameter("it excludes --traverse and --grid, which show means", param_hint="--draw")
     if draw and library is None and output.has_library:
-        raise typer.BadParameter("needs --library, the sum of each row's counts", param_hint="--draw")
+        raise typer.BadParameter("it needs --library, the sum of each row's counts", param_hint="--draw")
 
     def checked_data() -> Dataset:
         config = with_data(trained, data=data, test_data=test_data, data_dir=data_dir, labels=labels)
@@ -203,7 +204,7 @@ def _grid(
     model, config = trained.model, trained.config
     if isinstance(model, Regressor) or model.latent_dim != 2:
         has = "no code" if isinstance(model, Regressor) else f"a code of {model.latent_dim} dimensions"
-        raise ValueError(f"{trained.path} has {has}: a grid is of 2 dimensions")
+        raise ValueError(f"{trained.path} has {has}: a grid needs a code of 2 dimensions")
     condition: list[Tensor] = []
     if label is not None:
         condition = [torch.tensor([label])]
@@ -243,7 +244,7 @@ def _is_picture(rows: Data, out: Path) -> bool:
     picture = out.suffix.lower() == ".png"
     if picture and not are_images(rows):
         shape = "x".join(map(str, rows.shape[1:]))
-        raise ValueError(f"{out}: rows of {shape} are no images: give an --out that ends in .npy or .npz")
+        raise ValueError(f"{out}: rows of {shape} are not images: give an --out that ends in .npy or .npz")
     return picture
 
 

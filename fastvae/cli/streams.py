@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, broken, full or ASCII without a command losing its work."""
+"""Standard streams that may be closed, broken, full or ASCII without stopping a command."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import Any, TextIO
 
 @contextmanager
 def lasting_streams() -> Iterator[list[OSError]]:
-    """Standard output and error to which writing never fails, so that no command stops half-way because of them.
+    """Replaces standard output and error within the block by streams to which writing never fails.
 
-    A reader that closes its end of a pipe (``| head -1``) has read what it wanted: what is printed from then on is
-    dropped, the command goes on to its end, and its exit status is that of its work. A training whose terminal is gone
-    is trained to its end. A stream that was closed from the start is as good as one to ``/dev/null``. A character that
-    the stream's encoding lacks is written in ASCII.
+    If a reader closes its end of a pipe (``| head -1``), further output is dropped, the command goes on to its end, and
+    its exit status is that of its work. A training whose terminal is gone goes on to its end. A stream that was closed
+    from the start acts like ``/dev/null``. A character that the stream's encoding lacks is written in ASCII.
 
     Yields:
-        The errors for which standard output lost something that is still wanted, such as a full disk: complete when
-        the streams have been flushed.
+        The errors, such as a full disk, by which standard output lost text that is still wanted. The list is complete
+        once the streams have been flushed.
     """
     # Else the next file that is opened, a checkpoint perhaps, has the number to which C code prints.
     while (spare := os.open(os.devnull, os.O_RDWR)) < 3:

@@ -1,4 +1,4 @@
-"""``fastvae train``."""
+"""The command ``fastvae train``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fastvae.training.solver import Scaling
 
 
 class InterruptedRunError(Exception):
-    """An interrupt, with what to say beside."""
+    """An interrupt, with a text to print after the word interrupted."""
 
 
 # A panel of the help each.
@@ -68,7 +68,7 @@ def train_command(
     labels: Annotated[
         str | None,
         _data(
-            help="Column or array of --data that holds the class labels; an empty name for none.",
+            help="Column or array of --data that holds the class labels; an empty name means none.",
             show_default="one named like label or y, if labels are needed",
         ),
     ] = TrainConfig.labels,
@@ -120,8 +120,8 @@ def train_command(
     likelihood: Annotated[
         LikelihoodName | None,
         _model(
-            help="Distribution of each number of a row given the code z. Of counts: binomial, poisson, and with means "
-            "that are shares of the row's sum negative-binomial, zinb (zero-inflated) and multinomial.",
+            help="Distribution of each number of a row given the code z. For counts: binomial, poisson, or, with means "
+            "that are shares of the row's sum, negative-binomial, zinb (zero-inflated) and multinomial.",
             show_default="binomial for the digits, otherwise bernoulli",
         ),
     ] = TrainConfig.likelihood,
@@ -276,11 +276,11 @@ def train_command(
     if "TORCHELASTIC_RUN_ID" in os.environ and not find_batch_size:
         if out is None:
             # A name with the time in it would be another one in each process, and after a restart.
-            raise typer.BadParameter("is needed under torchrun", param_hint="--out")
+            raise typer.BadParameter("it is needed under torchrun", param_hint="--out")
         # What torchrun starts again has the same options.
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if resume and out is None:
-        raise typer.BadParameter("needs the folder of the run, --out DIR", param_hint="--resume")
+        raise typer.BadParameter("it needs the folder of the run, --out DIR", param_hint="--resume")
     from_file = {} if config is None else training.read_config(config)
     from_options = _given_fields(context)
     given = _over(from_file, from_options)
@@ -387,4 +387,4 @@ def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in text.split(",") if width.strip())
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of widths such as 200,200", param_hint="--hidden") from None
+        raise typer.BadParameter(f"{text!r} is not a list of widths such as 200,200", param_hint="--hidden") from None

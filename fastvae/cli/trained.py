@@ -1,4 +1,4 @@
-"""What the commands after a training have in common: the run's model, and rows for it."""
+"""Common parts of the commands that follow a training: the run's model, and rows for it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from fastvae.training.inputs import expected_rows
 Part = Literal["train", "test", "all"]
 
 DATA_GIVEN = "was trained on data that a program gave, train(..., dataset=...): name a file of them with --data"
-"""What is wrong with a run whose own data are asked for, where no command can read them."""
+"""The error for a run whose data no command can read, after the name of the run."""
 
 OwnData = Annotated[
     Path | None,
     typer.Option(
-        help="File or folder of data, in any format that train --data takes; also where the run's own data have moved "
-        "to.",
+        help="File or folder of data, in any format that train --data takes, or the new place of the run's own data.",
         show_default="the data of the training",
         rich_help_panel="Data",
     ),
@@ -42,7 +41,7 @@ OwnTestData = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="Column or array of --data that holds the class labels; an empty name for none.",
+        help="Column or array of --data that holds the class labels; an empty name means none.",
         show_default="that of the training",
         rich_help_panel="Data",
     ),
@@ -54,14 +53,14 @@ class Trained(NamedTuple):
 
     path: Path
     config: TrainConfig
-    """What it was trained with."""
+    """The configuration of the training."""
     model: Model
-    """In evaluation mode."""
+    """The model in evaluation mode."""
     data_given: bool
-    """Whether a program gave the training's data, so that those of ``config`` are others."""
+    """Whether a program gave the training's data, so that ``config`` does not describe them."""
 
     def check(self, name: str, *parts: Data) -> None:
-        """Raises ValueError, one line, where rows ``[N, *E]`` do not fit the model or are none for its likelihood."""
+        """Raises ValueError, in one line, if rows ``[N, *E]`` do not fit the model or its likelihood."""
         # What a model completes is a column narrower than the images.
         shape = (*self.model.data_shape[:-1], self.model.data_shape[-1] + self.config.completes)
         for data in parts:
@@ -81,11 +80,12 @@ class Trained(NamedTuple):
 
 
 def load_trained(path: Path) -> Trained:
-    """The model of a run and what it was trained with.
+    """The model of a run and its configuration.
 
     Raises:
-        ValueError: there is no checkpoint, or it is damaged, or only a program can build its model.
-        ImportError: what makes the model's networks is not to be had.
+        ValueError: every checkpoint is damaged, or only a program can build the model.
+        FileNotFoundError: there is no checkpoint.
+        ImportError: the function that makes the model's networks cannot be imported.
     """
     # The model at once: a training that goes on removes its older checkpoints.
     loaded = training.load_checkpoint(path)
@@ -103,17 +103,17 @@ def with_data(
     labels: str | None = None,
     whole: bool = False,
 ) -> TrainConfig:
-    """A run's configuration with the data that options name, and its own where they name none.
+    """A run's configuration with the data that options name, or with its own data if they name none.
 
-    ``whole`` says that all rows are asked for, so that none of ``data`` have to be test rows.
+    ``whole`` says that all rows are asked for, so that no test set must be set apart from ``data``.
 
     Raises:
-        typer.BadParameter: options that exclude each other.
-        ValueError: options name none, and a program gave the run's own.
+        typer.BadParameter: options exclude each other.
+        ValueError: the options name no data, and a program gave the run's own.
     """
     config = trained.config
     if dataset is not None and data is not None:
-        raise typer.BadParameter("takes the place of a published data set: give one of both", param_hint="--data")
+        raise typer.BadParameter("it replaces a published data set: give one of both", param_hint="--data")
     if trained.data_given and dataset is None and data is None:
         raise ValueError(f"{trained.path} {DATA_GIVEN}")
     paths = with_absolute_paths({"data": data, "test_data": test_data, "data_dir": data_dir}, Path.cwd())
@@ -123,7 +123,7 @@ def with_data(
         if test_data is None and config.test_data is not None and not whole:
             # A part of the rows would be set aside, though the run may have been trained on all of them.
             raise typer.BadParameter(
-                f"is needed beside --data: the run had a test file of its own, {config.test_data}",
+                f"it is needed with --data: the run had a test file of its own, {config.test_data}",
                 param_hint="--test-data",
             )
         config = replace(config, data=paths["data"], test_data=None)

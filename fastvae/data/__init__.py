@@ -1,7 +1,7 @@
-"""Data sets: where they come from, what they hold, and batches of them.
+"""Data sets: their sources, their content, and batches of them.
 
-Nothing here makes a floating-point copy of a data set: images stay uint8 from the file to the operators,
-which read a pixel as x/255.
+No function makes a floating-point copy of a data set. Images stay uint8 from the file to the operators, which read a
+pixel as x/255.
 """
 
 from fastvae.data.batches import Batches

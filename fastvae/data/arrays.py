@@ -1,4 +1,4 @@
-"""Files of arrays: ``.npy``, ``.npz``, ``.pt`` and ``.safetensors``. Nothing in them is ever unpickled."""
+"""Readers of files of arrays: ``.npy``, ``.npz``, ``.pt`` and ``.safetensors``. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _DATA_WORDS = {"x", "data", "image", "images", "img", "imgs"}
 
 
 def read_npy(path: Path) -> Raw:
-    """The array of a ``.npy`` file, mapped: pages are read when they are used."""
+    """The array of a ``.npy`` file, which is mapped, so that pages are read when they are used."""
     with open(path, "rb") as file, naming(path, ValueError, SyntaxError, EOFError):
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(file)
         offset = file.tell()
     if dtype.hasobject:
-        raise ValueError(f"{path}: holds Python objects, which only running code of the file could read")
+        raise ValueError(f"{path}: holds Python objects, which can be read only by running code in the file")
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
     check_size(path, path.stat().st_size - offset, expected, f"{dtype} {list(shape)}")
     if not expected:  # there is no map of nothing
@@ -88,13 +88,13 @@ def read_npz(path: Path, labels: str | None) -> Raw:
 
 
 def read_torch(path: Path, labels: str | None) -> Raw:
-    """The tensor or dict of tensors of a ``.pt`` file, mapped."""
+    """The tensor or dict of tensors of a ``.pt`` file, which is mapped."""
     try:
         with naming(path, RuntimeError, EOFError, ValueError):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{path}: holds Python objects, which only running code of the file could read; expected a tensor or a "
+            f"{path}: holds Python objects, which can be read only by running code in the file; expected a tensor or a "
             "dict of tensors"
         ) from None
     return _from_tensors(path, content, labels)
@@ -111,10 +111,11 @@ _SAFETENSORS = {
 
 
 def read_safetensors(path: Path, labels: str | None) -> Raw:
-    """The tensors of a ``.safetensors`` file, mapped.
+    """The tensors of a ``.safetensors`` file, which is mapped.
 
-    The library maps a file privately and writable, which the kernel counts as memory that may be needed: a file beyond
-    the machine's memory is refused. So the header, a length and JSON, is read here.
+    The safetensors library maps a file privately and writable. The kernel counts this as memory that may be needed and
+    refuses a file larger than the machine's memory. Therefore this function reads the header, a length and JSON,
+    itself.
     """
     with open(path, "rb") as file, naming(path, ValueError, KeyError, TypeError, AttributeError):
         start, size = 8 + int.from_bytes(file.read(8), "little"), path.stat().st_size
@@ -128,7 +129,7 @@ def read_safetensors(path: Path, labels: str | None) -> Raw:
     tensors = {}
     for name, entry in header.items():
         if entry.get("dtype") not in _SAFETENSORS:
-            raise ValueError(f"{path}: {name}: holds numbers of type {entry.get('dtype')}, which torch has not")
+            raise ValueError(f"{path}: {name}: holds numbers of type {entry.get('dtype')}, which torch lacks")
         with naming(f"{path}: {name}", RuntimeError, ValueError, KeyError, TypeError):
             begin, end = entry["data_offsets"]
             tensors[name] = content[begin:end].view(_SAFETENSORS[entry["dtype"]]).view(entry["shape"])
@@ -164,15 +165,16 @@ def _to_array(labels: Tensor) -> Array:
 def assign(
     path: Path, names: Iterable[str], labels: str | None = None
 ) -> tuple[str, str | None, str | None, str | None]:
-    """Which of the named arrays are data, its labels, the test part and its labels.
+    """The names of the arrays that are the data, its labels, the test part and its labels.
 
-    Known are the words of names: ``x_train, y_train, x_test, y_test``, ``train_images, train_labels``, ``train, test,
-    labels``, ``data``, and the like. Where no name is one of data, the only array that is not labels is the data.
+    Words in the names are recognised, as in ``x_train, y_train, x_test, y_test``, ``train_images, train_labels``,
+    ``train, test, labels`` or ``data``. If no name stands for data, the only array that is not labels is the data.
 
     Args:
         path: the file, for errors.
-        names: of its arrays.
-        labels: the name of the labels, with or without the word for a part; by default those are told by their names.
+        names: the names of its arrays.
+        labels: the name of the labels, with or without the word for a part. By default labels are recognised by their
+            names.
 
     Raises:
         ValueError: several arrays could be the data, or none; the message lists the names.
@@ -222,12 +224,12 @@ def _part_and_rest(name: str) -> tuple[str | None, list[str]]:
 
 
 def arrange(data: Tensor, layout: Layout) -> Tensor:
-    """Images as ``[N, C, H, W]``, as a view; anything else as it is.
+    """Images as a view ``[N, C, H, W]``; other data unchanged.
 
     Args:
         data: of any shape.
-        layout: ``"hwc"`` says that a 4-dimensional tensor is ``[N, H, W, C]``, ``"chw"`` that it is not. ``"auto"``
-            takes it so where the last dimension is 1, 3 or 4 and the second is not.
+        layout: ``"hwc"`` if a 4-dimensional tensor is ``[N, H, W, C]``, ``"chw"`` if it is not. ``"auto"`` assumes
+            ``"hwc"`` if the last dimension is 1, 3 or 4 and the second is not.
     """
     if data.dim() != 4 or layout == "chw":
         return data

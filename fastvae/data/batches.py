@@ -1,4 +1,4 @@
-"""Batches of a data set that lies in memory."""
+"""Batches of a data set in memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fastvae.ops import binarize
 
 
 class Batches:
-    """Batches of a data set, on the device where it is; each ``iter()`` is one epoch.
+    """Batches of a data set, on the device of the data set; each ``iter()`` is one epoch.
 
-    A batch is ``[B, *E]``, of the dtype of ``images``, or bool where ``binarize`` is set.
+    A batch is ``[B, *E]``, of the dtype of ``images``, or bool if ``binarize`` is set.
 
     Args:
-        images: ``[N, *E]``. It is never copied as a whole.
-        batch_size: images per batch; the last batch of an epoch holds what is left.
-        shuffle: draws a new order for each epoch. A CPU generator, so that one seed gives one order on every
-            device. Without it the batches are views of ``images`` in their own order.
-        binarize: whether to draw each pixel anew, 1 with probability x/255, at every pass.
+        images: ``[N, *E]``, which is never copied as a whole.
+        batch_size: images per batch; the last batch of an epoch holds the remaining images.
+        shuffle: a generator that draws a new order for each epoch. With a CPU generator, one seed gives one order on
+            every device. Without ``shuffle`` the batches are views of ``images`` in their own order.
+        binarize: whether to draw each pixel anew at every pass, 1 with probability x/255.
         noise: the source of those draws, by default torch's own.
 
     Raises:
-        ValueError: no images, or a batch size below 1.
+        ValueError: there are no images, or the batch size is below 1.
 
     Source: binarisation at every draw as in Burda et al. 2015 (arXiv:1509.00519), sec. 5.
     """
@@ -50,7 +50,7 @@ class Batches:
         self.noise = noise
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -65,7 +65,7 @@ class Batches:
 
 
 def drawn(data: Data, index: Tensor, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
-    """Rows ``index``, int64 ``[B]``, each element drawn anew, 1 with the probability that it says.
+    """Binary draws of the rows ``index``, int64 ``[B]``: each element is 1 with the probability that the data hold.
 
     Returns:
         ``[B, *E]`` of ``dtype``, bool or floating point (:func:`fastvae.binarize`).

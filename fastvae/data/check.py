@@ -1,4 +1,4 @@
-"""One look at all of a data set, before hours are spent on it."""
+"""Checks of all values of a data set before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _BYTES = (torch.bool, torch.uint8)
 
 
 class Expected(NamedTuple):
-    """What values of data must be."""
+    """The values that data must hold."""
 
     values: str = "finite"
-    """``"finite"`` numbers, those of the ``"unit"`` interval [0, 1], ``"counts"`` 0, 1, 2, ... or ``"levels"``, which
+    """``"finite"`` numbers, numbers in the ``"unit"`` interval [0, 1], ``"counts"`` 0, 1, 2, ... or ``"levels"``, which
     are uint8."""
     why: str = ""
-    """What asks for that, as errors say it: ``"for a Bernoulli likelihood"``."""
+    """The reason, in the words of errors: ``"for a Bernoulli likelihood"``."""
     total: int | None = None
-    """The largest count."""
+    """The largest count; None for no limit."""
 
     def described(self) -> str:
-        """For errors."""
+        """The description of the expected values in errors."""
         counts = "counts 0, 1, 2, ..." if self.total is None else f"counts 0 .. {self.total}"
         what = {"finite": "finite numbers", "unit": "numbers in [0, 1]", "counts": counts, "levels": "uint8 levels"}
         return f"{what[self.values]} {self.why}".rstrip()
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
-        """The least and the largest value of data of a dtype."""
+        """The smallest and the largest value that data of a dtype may hold."""
         if self.values == "unit" and dtype not in _BYTES:
             return 0, 1
         if self.values == "counts":
@@ -42,13 +42,13 @@ class Expected(NamedTuple):
         return -math.inf, math.inf
 
     def wrong(self, block: Tensor) -> Tensor:
-        """Which elements of a block are none of the values."""
+        """A mask of the elements of a block that are not expected."""
         low, high = self.bounds(block.dtype)
         wrong = ~torch.isfinite(block) | (block < low) | (block > high)
         return wrong | (block != block.round()) if self._must_be_whole(block) else wrong
 
     def are_whole(self, block: Tensor) -> bool:
-        """Whether no element of a block has a fraction that it must not have."""
+        """Whether a block holds only integers, if it must."""
         return not self._must_be_whole(block) or torch.equal(block, block.round())
 
     def _must_be_whole(self, block: Tensor) -> bool:
@@ -63,19 +63,19 @@ def check(
     constant: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """See that there is something to learn from ``data``, and nothing that breaks training, in one pass.
+    """Checks in one pass that a model can learn something from ``data`` and that no value breaks training.
 
     Args:
-        name: what errors call the data.
+        name: name of the data in errors.
         data: ``[N, *E]`` dense or ``torch.sparse_csr`` ``[N, D]``. It is read in order, in blocks of 64 MiB.
-        expected: what the values must be. Those of bool and uint8, read as x/255, lie in [0, 1].
-        constant: whether data of which all values are equal pass: a trained model can tell something about them.
-        progress: is called with the numbers read and their total.
+        expected: the values that the data must hold. Values of bool and of uint8, read as x/255, lie in [0, 1].
+        constant: whether to accept data whose values are all equal, which a trained model can evaluate.
+        progress: called with the number of rows read and the total, or of stored values for sparse data.
 
     Raises:
-        ValueError: no data, or of another dtype than uint8 where levels are expected; a value that is NaN, infinite or
-            none of those that are expected, with its row and its index in the row; or data of which all values are
-            equal, unless ``constant``.
+        ValueError: there are no data; they are not uint8 although levels are expected; a value is NaN, infinite or not
+            among those expected (the message gives its row and its index in the row); or all values are equal and
+            ``constant`` is false.
     """
     stored = data
     if expected.values == "levels" and data.dtype != torch.uint8:
@@ -114,7 +114,7 @@ def check_parts(
     constant: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """The same for parts of a data set, each with what errors call it; an array that several are of is read once."""
+    """Runs :func:`check` on parts of a data set, each with its name in errors; a shared array is read once."""
     arrays: dict[int, tuple[str, Tensor]] = {}
     for name, data in parts:
         array = array_of(data)

@@ -1,4 +1,4 @@
-"""Images of which one column is known."""
+"""Images that are split into one known column and the others."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _BATCH = 1000
 def split_column(
     images: Tensor, column: int | None = None, *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one column of each image as what is known of it, and the others as what is to be completed.
+    """Splits images into the columns to complete and the one column that is known.
 
     Args:
         images: ``[B, H, W]`` uint8 or bool.
-        column: which one; by default that in the middle, 13 of 28.
+        column: index of the known column; by default the middle one, 13 of 28.
         generator: the source of the noise, by default torch's own.
 
     Returns:
-        The other columns, ``[B, H, W - 1]`` of the dtype of ``images``, and the column, ``[B, H]`` bool: a uint8
-        pixel is drawn anew at every call, 1 with probability x/255.
+        The other columns, ``[B, H, W - 1]`` of the dtype of ``images``, and the known column, ``[B, H]`` bool. A uint8
+        pixel of the latter is drawn anew at every call, 1 with probability x/255.
 
     Raises:
-        ValueError: images that are not ``[B, H, W]`` uint8 or bool with W > 1, or a column that they have not.
+        ValueError: the images are not ``[B, H, W]`` uint8 or bool with W > 1, or do not have the column.
 
     Source: the code of Doersch 2016 (arXiv:1606.05908), sec. 5.
     """
@@ -39,7 +39,7 @@ def split_column(
 
 
 def split_rows(images: Rows, *, generator: torch.Generator | None = None) -> tuple[Rows, Tensor]:
-    """The middle column, with the same noise, of rows of which no copy is made: others are read when asked for."""
+    """Splits rows as :func:`split_column` does with the same noise; other columns are read only when asked for."""
     _check(images)
     column = (images.shape[2] - 1) // 2
     known = torch.cat([batch[:, :, column] for batch in Batches(images, _BATCH)])
@@ -82,12 +82,15 @@ def _drawn(known: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def join_column(others: Tensor, known: Tensor, column: int | None = None) -> Tensor:
-    """Put a column back: ``[..., B, H, W - 1]`` and ``[B, H]`` to ``[..., B, H, W]``, of the dtype of ``others``.
+    """Puts the known column back between the others.
 
     Args:
-        others: as ``split_column`` gives them, or completions of ``[B, H]``, with any leading dimensions.
-        known: the column, bool.
-        column: as for ``split_column``.
+        others: the other columns as from ``split_column``, or completions of them, ``[..., B, H, W - 1]``.
+        known: the known column, bool ``[B, H]``.
+        column: index of the known column, as for ``split_column``.
+
+    Returns:
+        ``[..., B, H, W]``, of the dtype of ``others``.
     """
     column = others.shape[-1] // 2 if column is None else column
     values = known.to(others.dtype)

@@ -1,4 +1,4 @@
-"""What a model is trained on: two parts of a data set, and their labels."""
+"""Data sets for training: training rows, test rows and their labels."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fastvae.data.torch_data import TorchData
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows to train on and rows to test on, with their labels where there are any; all of it on the CPU."""
+    """Rows to train on and rows to test on, with their labels if there are any, all on the CPU."""
 
     name: str
     train: Data | TorchData
     """``[N, *E]``: uint8 (read as x/255, but as counts for a likelihood of counts), bool, other integers or floating
     point."""
     train_labels: Tensor | None
-    """``[N]`` integers, the class."""
+    """Class of each training row, ``[N]`` integers; None without labels."""
     test: Data
     """``[M, *E]``, of the same dtype."""
     test_labels: Tensor | None
-    """``[M]`` integers, the class."""
+    """Class of each test row, ``[M]`` integers; None without labels."""
     num_classes: int | None = None
-    """Where nobody can look at all labels beforehand."""
+    """Number of classes, needed if the labels cannot all be read in advance."""
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """Labels lie in 0 .. classes - 1.
+        """Number of classes; labels lie in 0 .. classes - 1.
 
         Raises:
             ValueError: there are no labels.
@@ -70,7 +70,7 @@ class Dataset:
         layout: Layout = "auto",
         name: str = "the data",
     ) -> Dataset:
-        """A data set of arrays, which are not copied where torch can read them as they are.
+        """A data set of arrays, which are not copied if torch can read them as they are.
 
         Args:
             train: ``[N, *E]``: a torch tensor on the CPU (also ``torch.sparse_csr``), a numpy array or memory map, a
@@ -79,16 +79,18 @@ class Dataset:
             test: the same for the test set. Without it, part of ``train`` is set aside.
             labels: ``[N]``, the class of each row of ``train``: integers or strings. Those that are not 0 .. C - 1 are
                 numbered in sorted order.
-            test_labels: ``[M]``, of ``test``.
-            test_fraction: the part of ``train`` that is set aside, in (0, 1). Which rows these are depends on ``seed``
-                and the number of rows, on nothing else.
-            seed: of that choice.
+            test_labels: ``[M]``, the class of each row of ``test``.
+            test_fraction: fraction of the rows of ``train`` that is set aside, in (0, 1). The choice of these rows
+                depends only on ``seed`` and the number of rows.
+            seed: seed of the choice of rows that are set aside.
             layout: ``"hwc"`` for images ``[N, H, W, C]``, ``"chw"`` for ``[N, C, H, W]``. ``"auto"`` takes 4 dimensions
-                for ``[N, H, W, C]`` where the last is 1, 3 or 4 and the second is not. Networks see ``[N, C, H, W]``.
-            name: what errors call it.
+                for ``[N, H, W, C]`` if the last is 1, 3 or 4 and the second is not. Networks are given
+                ``[N, C, H, W]``.
+            name: name of the data set in errors.
 
         Raises:
-            ValueError: shapes or dtypes that do not fit, a tensor on another device, or too few rows to set some aside.
+            ValueError: shapes or dtypes do not fit, a tensor is on another device, or there are too few rows to set
+                some aside.
         """
         for what, given in (
             (name, train),
@@ -122,7 +124,7 @@ class Dataset:
         for part, rows, classes in (("data", data, labels), ("test set", held_out, held_labels)):
             if rows is None:
                 if classes is not None:
-                    raise ValueError(f"{name}: there are labels of a test set, but no test set")
+                    raise ValueError(f"{name}: there are labels for a test set, but no test set")
                 continue
             if rows.dim() < 2 or len(rows) == 0:
                 raise ValueError(f"{name}: the {part} has shape {list(rows.shape)}, expected [N, *E], N > 0")
@@ -148,21 +150,21 @@ class Dataset:
         layout: Layout = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> Dataset:
-        """A data set of files (:func:`fastvae.data.read` says of which).
+        """A data set of files, in any format of :func:`fastvae.data.read`.
 
         Args:
             path: file or folder of the training set.
-            test: file or folder of the test set; of one that has a test part itself, that part is taken. Without it,
-                the test part of ``path`` is taken, and where it has none, some of the rows are set aside.
-            labels: what holds the labels, as for ``read``.
-            test_fraction: as for ``from_arrays``, and so are ``seed`` and ``layout``.
-            seed: of the choice of that part.
-            layout: of images in arrays.
-            progress: told how many files of how many are read.
+            test: file or folder of the test set. If it has a test part itself, only that part is taken. Without
+                ``test``, the test part of ``path`` is taken or, if there is none, some of the rows are set aside.
+            labels: name of the labels, as for ``read``.
+            test_fraction: fraction of the rows that is set aside, as for ``from_arrays``.
+            seed: seed of the choice of these rows.
+            layout: layout of images in arrays, as for ``from_arrays``.
+            progress: called with the amount done and the total, while images are decoded and tables are read.
 
         Raises:
-            ValueError: a file that is not what it should be, or parts that do not fit.
-            OSError: there is none, or it cannot be read.
+            ValueError: a file is damaged or has the wrong content, or the parts do not fit.
+            OSError: a file does not exist or cannot be read.
         """
         source = read(path, labels=labels, layout=layout, progress=progress)
         held_out, held_labels = source.test, source.test_labels
@@ -182,26 +184,26 @@ class Dataset:
     def from_torch(
         cls, train: Any, test: Any, *, num_classes: int | None = None, workers: int = 0, name: str = "the data"
     ) -> Dataset:
-        """A data set of PyTorch's own kinds, for augmentation and for sources that no format of ours is.
+        """A data set from PyTorch's own classes, for augmentation and for sources in other formats.
 
-        The order of a ``Dataset`` is the run's, and each process takes its own part. A ``DataLoader`` is taken as it
-        is, by a run of one process whose batches are of the loader's size. A run that goes on repeats the draws of
-        augmentation bitwise where they are torch's and no worker processes make the items; with workers, an epoch that
-        was interrupted goes on with other draws.
+        The run determines the order of a ``Dataset``, and each process takes its own part. A ``DataLoader`` keeps its
+        order; it serves a run of one process whose batch size is the loader's. A resumed run repeats the random numbers
+        of augmentation bitwise if they come from torch's generator and no worker processes make the items. With
+        workers, an interrupted epoch is resumed with other random numbers.
 
         Args:
             train: a ``torch.utils.data.Dataset`` with a length, or a ``DataLoader``; items are rows ``[*E]``, or pairs
                 of a row and its label.
-            test: the same; it is read once, into memory.
-            num_classes: labels lie in 0 .. num_classes - 1, for models that are given them.
-            workers: processes that make the items of a ``Dataset`` ahead.
-            name: what errors call it.
+            test: likewise for the test set, which is read once, into memory.
+            num_classes: number of classes, for models that are given labels; these lie in 0 .. num_classes - 1.
+            workers: number of processes that make the items of a ``Dataset`` ahead.
+            name: name of the data set in errors.
 
         Raises:
-            ValueError: something else than tensors, no length, or nothing there.
+            ValueError: the items are not tensors, there is no length, or there are no items.
         """
         if test is None:
-            raise ValueError(f"{name}: give a test set, as nobody can set rows of a torch Dataset aside")
+            raise ValueError(f"{name}: give a test set, because rows of a torch Dataset cannot be set aside")
         source = TorchData(train, workers, name)
         held_out = TorchData(test, 0, f"{name} (test)")
         rows, labels = held_out.all()

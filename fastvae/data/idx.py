@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST, and folders of them."""
+"""Readers of IDX files, the format of MNIST, and of folders of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(.*?)(train|t10k|test|val)-(images|labels)[-.]idx\d-ubyte(\
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """Read an IDX file of unsigned bytes, plain or gzip-compressed (told apart by content, not by name).
+    """Reads an IDX file of unsigned bytes, plain or gzip-compressed, as its content shows.
 
     Args:
         path: the file.
@@ -28,7 +28,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         uint8, of the shape that the file's header states.
 
     Raises:
-        ValueError: the file is truncated, has bytes to spare, is corrupt or no IDX file of unsigned bytes.
+        ValueError: the file is truncated, too long, corrupt, or not an IDX file of unsigned bytes.
         OSError: the file cannot be read.
 
     Source: LeCun, Cortes & Burges, the MNIST page, section "file formats".
@@ -52,7 +52,7 @@ def parse_idx(path: Path, content: bytes) -> Tensor:
     # Magic number: two zero bytes, the element type (8 = unsigned byte), the number of dimensions. Then the
     # dimensions, big-endian, and the elements.
     if len(content) < 4 or content[:2] != b"\0\0" or content[3] == 0:
-        raise ValueError(f"{path}: no IDX file: it starts with {content[:4].hex(' ') or 'nothing'}")
+        raise ValueError(f"{path}: not an IDX file: it starts with {content[:4].hex(' ') or 'nothing'}")
     if content[2] != 8:
         raise ValueError(f"{path}: holds IDX elements of type 0x{content[2]:02x}, expected 0x08 (unsigned byte)")
     header = 4 + 4 * content[3]
@@ -65,10 +65,10 @@ def parse_idx(path: Path, content: bytes) -> Tensor:
 
 
 def find_idx(folder: Path) -> dict[tuple[str, str, str], Path]:
-    """The IDX files of a folder that are called like MNIST's, by prefix, part and kind.
+    """The IDX files of a folder that are named like MNIST's, by prefix, part and kind.
 
-    The prefix is what stands before ``train`` or ``t10k``, the part ``train``, ``test`` or ``val``, the kind ``images``
-    or ``labels``. A plain file is preferred to a compressed one.
+    The prefix is the text before ``train`` or ``t10k``, the part is ``train``, ``test`` or ``val``, and the kind is
+    ``images`` or ``labels``. A plain file is preferred to a compressed one.
     """
     found: dict[tuple[str, str, str], Path] = {}
     for path in sorted(folder.iterdir()):
@@ -82,13 +82,13 @@ def read_idx_folder(folder: Path, found: dict[tuple[str, str, str], Path]) -> Ra
     """The data set whose files ``find_idx`` found; test images and labels may be missing.
 
     Raises:
-        ValueError: several data sets, no training images, or files as for ``read_idx``.
+        ValueError: there are several data sets or no training images, or as for ``read_idx``.
     """
     prefixes = sorted({prefix for prefix, _, _ in found})
     if len(prefixes) > 1:
         raise ValueError(
-            f"{folder}: holds several data sets, whose files start with {listed(prefixes)}: give the file of one's "
-            "training images"
+            f"{folder}: holds several data sets, whose files start with {listed(prefixes)}: give the file with the "
+            "training images of one of them"
         )
     files = {(part, kind): path for (_, part, kind), path in found.items()}
     if ("train", "images") not in files:
@@ -109,7 +109,7 @@ def read_idx_folder(folder: Path, found: dict[tuple[str, str, str], Path]) -> Ra
 
 
 def read_idx_file(path: Path) -> Raw:
-    """One file; that of training images brings its labels and its test set, where they lie beside it."""
+    """The content of one file; training images come with labels and a test set that lie in the same folder."""
     match = _NAME.fullmatch(path.name)
     if match and (PARTS[match[2]], match[3]) == ("train", "images"):
         beside = {key: other for key, other in find_idx(path.parent).items() if key[0] == match[1]}
@@ -118,7 +118,7 @@ def read_idx_file(path: Path) -> Raw:
 
 
 def read_idx_images(path: Path) -> Tensor:
-    """As ``read_idx``, with EMNIST's images upright: their files hold columns for rows."""
+    """Reads as ``read_idx``, and transposes EMNIST's images, whose files hold columns for rows."""
     tensor = read_idx(path)
     if path.name.startswith("emnist-") and tensor.dim() == 3:
         return tensor.transpose(1, 2).contiguous()

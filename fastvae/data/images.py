@@ -1,4 +1,4 @@
-"""Encoded images: one file or many, decoded by Pillow on all cores."""
+"""Readers of encoded images, one or many, which Pillow decodes on all cores."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _ROUND = 256
 
 Encoded = tuple[str, Callable[[], bytes]]
-"""What errors call an image, and how to get its bytes."""
+"""The name of an image in errors, and a function that returns its bytes."""
 
 
 def decode(name: str, content: bytes) -> NDArray[np.uint8]:
-    """Decode an image: uint8 ``[H, W]`` where it is grey or black and white, else ``[3, H, W]``.
+    """Decodes an image: uint8 ``[H, W]`` if it is grey or black and white, else ``[3, H, W]``.
 
-    It is turned as its EXIF orientation says. Transparency is dropped, and a palette is looked up. Of several frames
-    the first is taken.
+    The image is turned as its EXIF orientation says. Transparency is dropped, and palette indices become colours. Of
+    several frames the first is taken.
 
     Raises:
-        ValueError: it cannot be decoded, or has more than 8 bits a pixel and channel.
+        ValueError: the image cannot be decoded, or has more than 8 bits per pixel and channel.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -47,13 +47,13 @@ def decode(name: str, content: bytes) -> NDArray[np.uint8]:
                 colours = image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")
                 return np.ascontiguousarray(np.asarray(colours).transpose(2, 0, 1))
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
-        reason = "it is none of its formats" if isinstance(error, UnidentifiedImageError) else error
+        reason = "it has no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{name}: cannot be decoded as an image: {reason}") from None
-    raise ValueError(f"{name}: has grey levels of more than 8 bits (mode {mode}), expected 8; an array keeps them")
+    raise ValueError(f"{name}: has grey levels of more than 8 bits (mode {mode}), expected 8; arrays can hold them")
 
 
 def turn_upright(image: Any) -> None:
-    """Decode an image of Pillow's and turn it as its EXIF orientation says, where that can be read."""
+    """Decodes a Pillow image and turns it as its EXIF orientation says, if that can be read."""
     from PIL import ImageOps
 
     image.load()
@@ -65,7 +65,7 @@ def turn_upright(image: Any) -> None:
 
 
 def decode_all(encoded: Iterable[Encoded], count: int, progress: Progress | None) -> NDArray[np.uint8]:
-    """Decode ``count`` images of one size and mode, on all cores, in their order: ``[N, H, W]`` or ``[N, 3, H, W]``.
+    """Decodes ``count`` images of one size and mode in order, on all cores, to ``[N, H, W]`` or ``[N, 3, H, W]``.
 
     Raises:
         ValueError: an image cannot be decoded, or differs from the first one; the message names the first such image.
@@ -101,10 +101,11 @@ def _describe(image: Array) -> str:
 
 
 def read_images(folder: Path, progress: Progress | None) -> Raw:
-    """The image files of a folder; its subfolders are classes, or parts with or without classes of their own.
+    """The images of a folder. Its subfolders are classes, or parts that may have subfolders for classes.
 
     Raises:
-        ValueError: no image files, files beside folders of classes, or images that differ or cannot be decoded.
+        ValueError: there are no image files, some lie next to folders of classes, or images differ or cannot be
+            decoded.
     """
     files = files_below(folder, SUFFIXES)
     if not files:
@@ -127,5 +128,5 @@ def _classes(folder: Path, files: list[str]) -> Array | None:
     """The subfolder that each file of a part lies in, or None where they lie in the part itself."""
     direct = [file for file in files if "/" not in file]
     if direct and len(direct) < len(files):
-        raise ValueError(f"{folder}: has images like {direct[0]} beside folders of images, which would be classes")
+        raise ValueError(f"{folder}: has images like {direct[0]} next to folders of images, which would be classes")
     return None if direct or not files else np.array([file.partition("/")[0] for file in files])

@@ -14,23 +14,23 @@ Labels = tuple[Tensor | None, Tensor | None, tuple[str, ...] | None]
 def number_labels(
     source: object, train: Array | None, test: Array | None, classes: tuple[str, ...] | None = None
 ) -> Labels:
-    """Labels of both parts as classes 0 .. C - 1.
+    """Numbers the labels of both parts as classes 0 .. C - 1.
 
-    Integers that are 0 .. C - 1 without a gap stay what they are, and so do those that ``classes`` names. All others
-    (strings, integers that start elsewhere or leave some out) are numbered in sorted order, over both parts.
+    Integers that are 0 .. C - 1 without a gap, or that ``classes`` names, are kept. All others (strings, and integers
+    that start elsewhere or have gaps) are numbered in sorted order over both parts.
 
     Args:
-        source: what errors name.
+        source: name of the data in errors.
         train: ``[N]`` or ``[N, 1]``: integers, bool, floating-point numbers that are integers, or strings.
-        test: the same for the test part. Where all labels of a part are -1, it has none.
-        classes: what the integers 0, 1, ... are called.
+        test: the same for the test part. A part whose labels are all -1 has no labels.
+        classes: names of the integers 0, 1, ..., if they have names.
 
     Returns:
-        ``[N]`` int64 or None, the same for the test part, and the names of the classes: None where labels are integers
-        that were kept and have no names.
+        ``[N]`` int64 or None, the same for the test part, and the names of the classes, which are None if labels are
+        integers that were kept and have no names.
 
     Raises:
-        ValueError: labels that are missing, fractions, several for a sample, or no class of ``classes``.
+        ValueError: a label is missing, a fraction or not among ``classes``, or a sample has several labels.
     """
     given = [None if part is None else _values(source, part) for part in (train, test)]
     parts = [part for part in given if part is not None]

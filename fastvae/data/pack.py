@@ -1,7 +1,7 @@
-"""Image files of any size and format as one array that trains memory-mapped.
+"""Packs image files of any size and format into one array, which training maps into memory.
 
-Pillow is loaded by what decodes. Threads decode, as Pillow lets go of the interpreter meanwhile; the calling thread
-alone writes.
+Pillow is loaded only by functions that decode. Several threads decode, because Pillow releases the GIL meanwhile. Only
+the calling thread writes.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _BLOCK, _BLOCK_BYTES = 16, 2**22  # files of a thread's task, and what their row
 
 
 class Packed(NamedTuple):
-    """What :func:`pack` has written."""
+    """The result of :func:`pack`."""
 
     images: int
-    """How many images the array holds."""
+    """Number of images in the array."""
     skipped: list[str]
     """Files that could not be read, each with the reason."""
     classes: tuple[str, ...]
-    """Names of the classes that the labels number, or none."""
+    """Names of the classes 0, 1, ...; empty without labels."""
     shape: tuple[int, ...]
-    """Of one image: ``(H, W)`` or ``(3, H, W)``."""
+    """Shape of one image: ``(H, W)`` or ``(3, H, W)``."""
 
 
 def pack(
@@ -63,36 +63,36 @@ def pack(
     workers: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Packed:
-    """Write image files as one uint8 array, ``[N, H, W]`` (grey) or ``[N, 3, H, W]`` (RGB), to a ``.npy`` file.
+    """Writes image files as one uint8 array, ``[N, H, W]`` (grey) or ``[N, 3, H, W]`` (RGB), to a ``.npy`` file.
 
     Images are turned as their EXIF orientation says, laid on white where they are transparent, and resized with a
-    Lanczos filter. Of an animation, the first frame is taken. 16-bit grey keeps its upper 8 bits.
+    Lanczos filter. The first frame of an animation is taken. 16-bit grey keeps its upper 8 bits.
 
-    A call that was killed or interrupted goes on where it was when it is made again with the same files and options;
-    files that have changed meanwhile are read again. ``out`` is there only once all of it is written and synced to the
-    disk. Memory does not grow with the number of pixels; the disk holds the result once, or twice where files are
-    skipped.
+    A call that was killed or interrupted goes on where it stopped if it is made again with the same files and options;
+    files that have changed meanwhile are read again. ``out`` appears only once all of it is written and synced to the
+    disk. Memory does not grow with the number of pixels. The result takes its size on the disk, or twice its size while
+    files are skipped.
 
     Args:
-        source: a folder, which is searched with its subfolders for files with the suffix of an image, hidden ones left
-            out, and read in the order of their names; or a ``.txt`` file with one path a line, relative to its folder.
-            Where all images of a folder lie in two subfolders or more, the subfolders are their classes. Parts of a
-            data set, such as the subfolders ``train`` and ``val``, are packed each by itself.
-        out: the file to write, ``NAME.npy``. Where there are classes, ``NAME.labels.npy`` beside it gets the labels,
-            int64 ``[N]``, and ``NAME.classes.txt`` the name of each class, one a line.
+        source: a folder or a ``.txt`` file. A folder is searched with its subfolders for files with the suffix of an
+            image, except hidden ones. The files are read in the order of their names. If all images lie in two or more
+            subfolders, the subfolders are their classes. Parts of a data set, such as the subfolders ``train`` and
+            ``val``, must be packed one by one. A ``.txt`` file has one path a line, relative to its own folder.
+        out: the file to write, ``NAME.npy``. If there are classes, the labels, int64 ``[N]``, go to ``NAME.labels.npy``
+            and the names of the classes, one a line, to ``NAME.classes.txt`` in the same folder.
         size: height and width, or one number for both.
-        channels: ``"auto"`` gives grey where every image is, else RGB. Images with a palette count as colour.
-        fit: what happens to images of another shape. ``"crop"`` keeps the centre, ``"stretch"`` distorts them,
+        channels: ``"auto"`` gives grey if every image is grey, else RGB. Images with a palette count as colour.
+        fit: how images of another aspect ratio are fitted. ``"crop"`` keeps the centre, ``"stretch"`` distorts them,
             ``"pad"`` adds black borders.
-        skip_bad: leave out files that cannot be read, rather than raise an error that names them.
-        overwrite: replace ``out`` where it exists.
-        workers: threads that decode; by default one for each core that the process may use.
+        skip_bad: whether to leave out files that cannot be read, rather than raise an error that names them.
+        overwrite: whether to replace ``out`` if it exists.
+        workers: number of threads that decode; by default one for each core that the process may use.
         progress: called in this thread with the number of files that are done, of all files, and of unreadable ones.
 
     Raises:
-        ValueError: a size or number of workers below 1, an unknown option, an ``out`` that does not end in ``.npy``, no
-            images found, parts of a data set, or files that cannot be read. All files have been looked at then: the
-            message names the first ten, and what was read is kept for the next call.
+        ValueError: a size or number of workers is below 1, an option is unknown, ``out`` does not end in ``.npy``, no
+            images are found, ``source`` holds parts of a data set, or files cannot be read. In the last case all files
+            have been tried: the message names the first ten bad ones, and what was read is kept for the next call.
         FileExistsError: ``out`` exists.
         BlockingIOError: another process is writing ``out``.
         OSError: the source cannot be searched or the result not written, as on a full disk.
@@ -143,7 +143,7 @@ def pack(
 
 
 def named(skipped: Sequence[str]) -> str:
-    """The first ten of these, and how many more there are."""
+    """The first ten skipped files, and the number of further ones."""
     more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     return ", ".join(skipped[:_NAMED]) + more
 
@@ -192,9 +192,9 @@ def _read_or_reason(path: str, size: tuple[int, int], grey: bool, fit: Fit) -> n
     except MemoryError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return "more pixels than Pillow takes for safe"
+        return "more pixels than Pillow considers safe"
     except UnidentifiedImageError:
-        return "no image"
+        return "not an image"
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # decoders of damaged files raise what they like
@@ -216,9 +216,9 @@ def _strict_pillow() -> Iterator[None]:
 
 
 def read_image(path: str, size: tuple[int, int], grey: bool, fit: Fit) -> npt.NDArray[np.uint8]:
-    """One image file as uint8 ``[H, W]`` (grey) or ``[3, H, W]``; arguments and errors as Pillow's and :func:`pack`'s.
+    """One image file as uint8 ``[H, W]`` (grey) or ``[3, H, W]``; the options are those of :func:`pack`.
 
-    Raises whatever Pillow does for a file that is no image, or a damaged one.
+    It raises the errors of Pillow for a file that is not an image or is damaged.
     """
     from PIL import Image
 

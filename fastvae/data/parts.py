@@ -1,4 +1,4 @@
-"""What the readers of all formats share: what they return, names of parts, and numbers that torch has."""
+"""Common parts of all readers: the type that they return, names of parts, and conversion to torch's dtypes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch import Tensor
 T = TypeVar("T")
 Array: TypeAlias = NDArray[np.generic]
 Progress: TypeAlias = Callable[[int, int], None]
-"""Is called with what is done and what there is to do."""
+"""A function that is called with the amount done and the total."""
 
 
 class Raw(NamedTuple):
-    """What a file or folder holds, before labels are numbered and parts are checked against each other."""
+    """The content of a file or folder, before labels are numbered and parts are checked against each other."""
 
     data: Tensor
     labels: Array | None = None
     classes: tuple[str, ...] | None = None
-    """What labels 0, 1, ... are called, where the source says so."""
+    """Names of the labels 0, 1, ..., if the source has them."""
     test: Tensor | None = None
     test_labels: Array | None = None
 
@@ -37,28 +37,28 @@ PARTS = {
     **dict.fromkeys(("test", "testing", "t10k"), "test"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
 }
-"""What folders, files and arrays call the parts of a data set."""
+"""The words in names of folders, files and arrays that stand for the parts of a data set."""
 
 
 def words(name: str) -> list[str]:
-    """``x_train`` or ``X-Train.npy`` as the words that it is made of, in lower case."""
+    """The words of a name such as ``x_train`` or ``X-Train.npy``, in lower case."""
     return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names in one line, however many there are."""
+    """Names in one line; from the twelfth on, only the first ten are shown."""
     texts = [str(name) for name in names]
     more = f" and {len(texts) - 10} more" if len(texts) > 11 else ""
     return ", ".join(texts[:10] if more else texts) + more or "none"
 
 
 def train_and_test(parts: Mapping[str | None, T]) -> tuple[T | None, T | None]:
-    """The part to train on, and the one to test on: the validation part where there is no other."""
+    """The part to train on and the part to test on, which is the validation part if there is no test part."""
     return parts.get("train", parts.get(None)), parts.get("test", parts.get("val"))
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """The files of a folder and its subfolders with one of some suffixes, relative and sorted; none that is hidden."""
+    """Relative paths, sorted, of a folder's files with one of the suffixes, also in subfolders, except hidden ones."""
     found = []
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -71,7 +71,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 
 @contextmanager
 def naming(source: object, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a library raises into one line that names the source.
+    """Turns errors that a library raises into an error of one line that names the source.
 
     Raises:
         ValueError: the block raised one of ``errors``.
@@ -84,7 +84,7 @@ def naming(source: object, *errors: type[Exception]) -> Iterator[None]:
 
 
 def check_size(path: Path, held: int, expected: int, what: str) -> None:
-    """Raise a ValueError unless ``path`` holds as many bytes of data as its header says."""
+    """Raises ValueError unless ``path`` holds as many bytes of data as its header says."""
     if held != expected:
         reason = "truncated" if held < expected else "too long"
         raise ValueError(f"{path}: {reason}: {held} bytes of data, expected {expected} for {what}")
@@ -102,13 +102,13 @@ _EXPECTED = "expected bool, integers of at most 63 bits or floating-point number
 
 
 def to_tensor(source: object, array: Array) -> Tensor:
-    """An array as a tensor: on the same memory, also where that is a read-only map, if torch has its type.
+    """An array as a tensor, which shares its memory, even a read-only map, if torch has the array's type.
 
-    int8, uint16 and uint32 become the next wider signed type; an array in Fortran order or of the other byte order
-    is converted.
+    int8, uint16 and uint32 become the next wider signed type. An array in Fortran order or with the other byte order is
+    converted.
 
     Raises:
-        ValueError: objects, complex numbers, times, records, strings; the message names ``source``.
+        ValueError: the array holds objects, complex numbers, times, records or strings; the message names ``source``.
     """
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"
     if kind not in _KEPT and kind not in _WIDER:
@@ -121,7 +121,7 @@ def to_tensor(source: object, array: Array) -> Tensor:
 
 
 def to_number(source: object, tensor: Tensor) -> Tensor:
-    """The same for a tensor; a sparse one becomes CSR."""
+    """A tensor converted as :func:`to_tensor` does; a sparse tensor becomes CSR."""
     tensor = tensor.detach()
     if tensor.dtype in _WIDER_TORCH:
         tensor = tensor.to(_WIDER_TORCH[tensor.dtype])

@@ -1,4 +1,4 @@
-"""Published data sets of small grey images: found in a folder, or downloaded and checked."""
+"""Published data sets of small grey images, which are read from a folder, or downloaded and checked."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _WHITE = 255
 
 @dataclass(frozen=True)
 class Images(Dataset):
-    """A published data set of grey images with labels, all of them in memory."""
+    """A published data set of grey images with labels, all in memory."""
 
     train: Tensor
     """``[N, H, W]`` uint8, 0..255."""
     train_labels: Tensor
-    """``[N]`` uint8, the class."""
+    """The class of each training image, ``[N]`` uint8."""
     test: Tensor
     """``[M, H, W]`` uint8, 0..255."""
     test_labels: Tensor
-    """``[M]`` uint8, the class."""
+    """The class of each test image, ``[M]`` uint8."""
 
     def as_counts(self) -> Images:
         """The same images with pixels as counts of 0 .. :func:`largest_count`, for likelihoods of counts."""
@@ -46,7 +46,7 @@ class Images(Dataset):
 
 
 def largest_count(name: str) -> int:
-    """What a white pixel of a data set counts: 16 for scikit-learn's digits, which are counts of dots, else 255."""
+    """The count of a white pixel of a data set: 16 for scikit-learn's digits, which are counts of dots, else 255."""
     return 16 if name == "digits" else _WHITE
 
 
@@ -118,22 +118,22 @@ _SOURCES = {
 
 
 def load(name: DatasetName, root: str | os.PathLike[str] | None = None) -> Images:
-    """Load a data set.
+    """Loads a published data set.
 
     Args:
         name: ``"digits"``: scikit-learn's 1,797 digits of 8x8 pixels, which need no file. ``"mnist"``,
             ``"fashion-mnist"`` and ``"kmnist"``: 60,000 training and 10,000 test images of 28x28 pixels from the
             four IDX files as published, plain or gzip-compressed.
-        root: the folder of the IDX files, themselves or in a subfolder called ``name``, or the ``root`` of
-            torchvision's class (``MNIST/raw/``); by default that of the environment variable ``FASTVAE_DATA``. The
-            files may be called ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``.
-            Where neither is given the files are downloaded once, checked against the published MD5 sums, into the
-            user's cache folder.
+        root: the folder that holds the IDX files, directly or in a subfolder called ``name``, or the ``root`` of
+            torchvision's class (``MNIST/raw/``). The default is the environment variable ``FASTVAE_DATA``. Files may be
+            called ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``. If neither
+            ``root`` nor the variable is given, the files are downloaded once into the user's cache folder and checked
+            against the published MD5 sums.
 
     Raises:
-        ValueError: an unknown name, or a file that is truncated, corrupt, mislabelled or not the published
-            one; the message names the file.
-        FileNotFoundError: a file is missing; the message says which were looked for, and where.
+        ValueError: the name is unknown, or a file is truncated, corrupt, mislabelled or not the published one; the
+            message names the file.
+        FileNotFoundError: a file is missing; the message names the files that were looked for, and where.
         OSError: a file cannot be read or downloaded.
 
     Source: UCI Optical Recognition of Handwritten Digits (test part); LeCun, Cortes & Burges, MNIST; Xiao,
@@ -176,7 +176,7 @@ def _find_files(name: str, root: Path) -> list[Path]:
         missing = min(missing, [s for s, path in zip(_STEMS, found, strict=True) if path is None], key=len)
     raise FileNotFoundError(
         f"{name} is not in {root}: found no {', '.join(missing)} (or {_dotted(missing[0])}; plain or .gz, all four in "
-        f"one folder) in its subfolders {', '.join(subfolders[:-1])} and {subfolders[-1]}, or in itself"
+        f"one folder) there or in its subfolders {', '.join(subfolders[:-1])} and {subfolders[-1]}"
     )
 
 
@@ -219,7 +219,7 @@ def _download(name: str) -> list[Path]:
                 )
             except (OSError, ValueError) as error:
                 raise OSError(
-                    f"could not download {url}: {error}; where the files of {name} are at hand, name their "
+                    f"could not download {url}: {error}; if you have the files of {name}, name their "
                     "folder with --data-dir or FASTVAE_DATA"
                 ) from error
             finally:

@@ -1,4 +1,4 @@
-"""Rows of an array that lies in memory, on the disk or in compressed rows; read when they are asked for."""
+"""Rows of an array in memory, on the disk or in compressed rows, which are read when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class Rows:
-    """Some rows of an array, in an order of their own, of which no copy is made.
+    """Some rows of an array in any order, without a copy of them.
 
     Args:
-        array: ``[N, *E]``, dense, perhaps a view of a memory map; or ``torch.sparse_csr`` ``[N, D]``, whose rows are
-            given dense.
-        index: int64 ``[M]``, which rows and in which order; all of them if None.
+        array: ``[N, *E]``, dense, possibly a view of a memory map; or ``torch.sparse_csr`` ``[N, D]``, whose rows are
+            returned dense.
+        index: int64 ``[M]``, the indices of the rows in their order; None for all rows.
     """
 
     def __init__(self, array: Tensor, index: Tensor | None = None) -> None:
@@ -23,21 +23,21 @@ class Rows:
 
     @property
     def shape(self) -> torch.Size:
-        """``[M, *E]``."""
+        """The shape of the rows, ``[M, *E]``."""
         return torch.Size([len(self), *self.array.shape[1:]])
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the rows."""
+        """The dtype of the rows."""
         return self.array.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the array is."""
+        """The device of the array."""
         return self.array.device
 
     def __getitem__(self, part: slice) -> Tensor:
-        """Rows in their order: a view where that is possible."""
+        """A slice of the rows, as a view if possible."""
         if self.index is None and self.array.layout == torch.strided:
             return self.array[part]
         return self.take(torch.arange(len(self), device=self.device)[part])
@@ -50,21 +50,21 @@ class Rows:
         )
 
     def to(self, device: torch.device) -> Rows:
-        """The same there; compressed rows stay so."""
+        """The rows on another device; compressed rows stay compressed."""
         return Rows(self.array.to(device), None if self.index is None else self.index.to(device))
 
 
 Data = Tensor | Rows
-"""What is trained on: ``[N, *E]``."""
+"""Data for training or evaluation: ``[N, *E]``."""
 
 
 def array_of(data: Data) -> Tensor:
-    """The array that rows are of, all of it."""
+    """The whole array that rows belong to."""
     return data.array if isinstance(data, Rows) else data
 
 
 def rows_of(data: Data, part: slice = slice(None)) -> Rows:
-    """A part of the rows in their order, of which no copy is made."""
+    """A part of the rows in their order, without a copy."""
     if isinstance(data, Tensor):
         return Rows(data[part])
     index = torch.arange(len(data), device=data.device) if data.index is None else data.index

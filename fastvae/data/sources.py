@@ -1,4 +1,4 @@
-"""Data of anybody: files and folders of the usual formats as tensors."""
+"""Readers of files and folders in the usual formats, as tensors."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ FORMATS = (
 
 
 class Source(NamedTuple):
-    """What a file or folder holds."""
+    """The content of a file or folder."""
 
     data: Tensor
-    """``[N, *E]``: dense, possibly a read-only map of the file that must never be written to; or ``torch.sparse_csr``
-    ``[N, D]``."""
+    """The data, dense ``[N, *E]`` or ``torch.sparse_csr`` ``[N, D]``. They may be a read-only map of the file, which
+    must never be written to."""
     labels: Tensor | None
-    """``[N]`` int64, classes 0 .. C - 1."""
+    """The classes 0 .. C - 1 of the rows, ``[N]`` int64."""
     classes: tuple[str, ...] | None
-    """What the classes are called, where the source has names, or other numbers than 0 .. C - 1."""
+    """The names of the classes, if the source has names, or numbers other than 0 .. C - 1."""
     test: Tensor | None = None
-    """``[M, *E]``, where the source itself has a test part, or else a validation part."""
+    """The test part, ``[M, *E]``, or the validation part if the source has no test part."""
     test_labels: Tensor | None = None
-    """``[M]`` int64, classes as those of ``labels``."""
+    """The classes of the test part, ``[M]`` int64, with the numbers of ``labels``."""
 
 
 def read(
@@ -43,43 +43,49 @@ def read(
     layout: Layout = "auto",
     progress: Progress | None = None,
 ) -> Source:
-    """Read a file or folder of data, whatever its format: told by its content, and by its suffix where that is broken.
+    """Reads a file or folder of data in any known format.
 
-    - ``.npy``: mapped, so that a file may exceed the memory. ``NAME.labels.npy`` beside ``NAME.npy`` holds its labels,
-      and ``NAME.classes.txt`` the names of the classes, a line each. An array in Fortran order, of the other byte order
-      or of uint16 or uint32 is converted, in memory.
-    - ``.npz``, ``.pt``, ``.safetensors``: one array, or several called like ``x_train, y_train, x_test, y_test`` or
-      ``train, test, labels``. The last two are mapped; of a ``.pt`` file, torch's map counts as memory in use.
-    - ``.npz`` of ``scipy.sparse.save_npz``, ``X`` of ``.h5ad``: a sparse matrix stays sparse.
-    - ``.parquet``, or a folder of such files: a column of encoded images and their ``label``, or a table of numbers,
-      ``[N, D]``: bool or integers where all columns are, otherwise float32; uint8 only where all columns are uint8.
-      Every column of a table is data, one called ``label`` too, unless ``labels`` names it. Files (or their folders)
-      called ``train`` and ``test`` or ``validation`` are the parts, and others beside them are left out.
-    - IDX files of unsigned bytes, alone or in a folder with the names of MNIST's or EMNIST's. A file of training images
-      brings its labels and its test set along, where they lie beside it.
-    - A folder of PNG, JPEG, GIF, BMP, TIFF, WebP or PNM images of one size: uint8 ``[N, H, W]`` where they are grey,
+    The content of a file tells its format, or the suffix if the content is broken.
+
+    - ``.npy`` is mapped, so that a file may exceed the memory. In the folder of ``NAME.npy``, ``NAME.labels.npy`` may
+      hold its labels, and ``NAME.classes.txt`` the names of the classes, one a line. An array in Fortran order, with
+      the other byte order or of uint16 or uint32 is converted in memory.
+    - ``.npz``, ``.pt`` and ``.safetensors`` hold one array, or several called like ``x_train, y_train, x_test, y_test``
+      or ``train, test, labels``. The last two formats are mapped. torch's map of a ``.pt`` file counts as memory in
+      use.
+    - ``.npz`` of ``scipy.sparse.save_npz`` and ``X`` of ``.h5ad`` are sparse matrices, which stay sparse.
+    - ``.parquet`` files, or a folder of them, hold a column of encoded images and their ``label``, or a table of
+      numbers, ``[N, D]``. A table becomes bool or integers if all its columns are, otherwise float32, and uint8 only if
+      all columns are uint8. Every column of a table is data, even one called ``label``, unless ``labels`` names it.
+      Files or folders called ``train`` and ``test`` or ``validation`` are the parts; other files of the folder are left
+      out.
+    - IDX files of unsigned bytes may be alone or in a folder with the names of MNIST's or EMNIST's. A file of training
+      images is read with the labels and the test set in the same folder.
+    - A folder may hold PNG, JPEG, GIF, BMP, TIFF, WebP or PNM images of one size: uint8 ``[N, H, W]`` if they are grey,
       otherwise ``[N, 3, H, W]``. Subfolders are classes; ``train`` and ``test`` (or ``val``) are the parts.
 
-    Kept are bool, uint8, int16, int32, int64, float16, bfloat16, float32 and float64; int8, uint16 and uint32 become
-    the next wider signed type. Nothing is ever unpickled.
+    The types bool, uint8, int16, int32, int64, float16, bfloat16, float32 and float64 are kept; int8, uint16 and uint32
+    become the next wider signed type. Nothing is ever unpickled.
 
     Args:
         path: the file or folder.
-        labels: what holds the labels: an array of ``.npz``, ``.pt`` or ``.safetensors`` (``"kind"`` is ``kind_train``
-            and ``kind_test``), a column of a Parquet file, or a column of ``obs`` in ``.h5ad``. By default those are
-            told by their names, and ``.h5ad`` has none.
-        layout: of 4-dimensional arrays. ``"hwc"``: ``[N, H, W, C]``, returned as a view ``[N, C, H, W]``; ``"chw"``: as
-            they are; ``"auto"``: ``"hwc"`` where the last dimension is 1, 3 or 4 and the second is not.
-        progress: is called with what is done and the total, while images are decoded and tables are read.
+        labels: name of the labels: an array of ``.npz``, ``.pt`` or ``.safetensors`` (``"kind"`` stands for
+            ``kind_train`` and ``kind_test``), a column of a Parquet file, or a column of ``obs`` in ``.h5ad``. By
+            default labels are recognised by their names, and ``.h5ad`` has none.
+        layout: layout of 4-dimensional arrays. ``"hwc"``: ``[N, H, W, C]``, returned as a view ``[N, C, H, W]``;
+            ``"chw"``: returned as they are; ``"auto"``: ``"hwc"`` if the last dimension is 1, 3 or 4 and the second is
+            not, else ``"chw"``.
+        progress: called with the amount done and the total, while images are decoded and tables are read.
 
     Returns:
         Data, labels, the names of classes and the test part, as far as the source has them. Labels that are integers
-        0 .. C - 1 without a gap, or have names, stay what they are; others are numbered in sorted order.
+        0 .. C - 1 without a gap, or that have names, are kept; others are numbered in sorted order.
 
     Raises:
-        ValueError: an unknown format, or a file that is damaged or does not hold what it should. One line names it.
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
+        ValueError: the format is unknown, or a file is damaged or has the wrong content. The message of one line names
+            the file.
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read.
         ModuleNotFoundError: the format needs a library that is not installed (``pip install fastvae-torch[data]``).
     """
     path = Path(path).expanduser()
@@ -100,7 +106,7 @@ def _read(path: Path, labels: str | None, layout: Layout, progress: Progress | N
         reader = {"npz": arrays.read_npz, "pt": arrays.read_torch, "safetensors": arrays.read_safetensors}[kind]
         return _arrange(reader(path, labels), layout)
     if labels is not None:
-        raise ValueError(f"{path}: has no columns or arrays with names, so that none can be called {labels}")
+        raise ValueError(f"{path}: has no named columns or arrays, and so no labels called {labels}")
     if kind == "npy":
         return _arrange(arrays.read_npy(path), layout)
     if kind == "idx":

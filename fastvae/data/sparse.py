@@ -1,4 +1,4 @@
-"""Sparse matrices, which stay sparse: scipy's ``.npz`` files, and ``.h5ad`` files of counts."""
+"""Readers of sparse matrices, which stay sparse: scipy's ``.npz`` files, and ``.h5ad`` files of counts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def to_csr(source: object, matrix: Any) -> Tensor:
     """A scipy matrix as a ``torch.sparse_csr`` tensor ``[N, D]``: columns sorted in each row, duplicates summed.
 
     Raises:
-        ValueError: not two-dimensional, indices out of range, or values of a type that torch has not.
+        ValueError: the matrix is not two-dimensional, indices are out of range, or torch lacks the type of the values.
     """
     if matrix.ndim != 2:
         raise ValueError(f"{source}: holds a sparse array of shape {list(matrix.shape)}, expected [N, D]")

@@ -1,4 +1,4 @@
-"""Parquet files: encoded images as Hugging Face exports them, or a table of numbers."""
+"""Readers of Parquet files, which hold encoded images as Hugging Face exports them, or a table of numbers."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class _Shard(NamedTuple):
 
 
 def read_parquet(path: Path, labels: str | None, progress: Progress | None) -> Raw:
-    """The images of a Parquet file, or its table of numbers; a folder's files are one data set.
+    """The images of a Parquet file or its table of numbers. The files of a folder are one data set.
 
     Raises:
-        ValueError: files that are damaged or differ, columns that are no numbers or miss some, or images as for
+        ValueError: files are damaged or have different columns, columns do not hold numbers or lack some, or as for
             ``decode_all``; the message names the file and the column.
     """
     train, test = _parts(path)
@@ -163,7 +163,7 @@ def _numbers(
         if not (types.is_boolean(f.type) or types.is_integer(f.type) or types.is_floating(f.type))
     ]
     if wrong:
-        raise ValueError(f"{path}: has columns that are no numbers: {listed(wrong)}")
+        raise ValueError(f"{path}: has columns that do not hold numbers: {listed(wrong)}")
     if not fields:
         raise ValueError(f"{path}: has no columns of numbers")
     dtypes = {np.dtype(f.type.to_pandas_dtype()) for f in fields}

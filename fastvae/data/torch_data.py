@@ -1,4 +1,4 @@
-"""Data that another program gives: ``torch.utils.data.Dataset`` and ``DataLoader``."""
+"""Data from other programs: ``torch.utils.data.Dataset`` and ``DataLoader``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class TorchData:
     """A map-style ``torch.utils.data.Dataset``, or a ``DataLoader``, as training data.
 
     Args:
-        source: whose items are rows ``[*E]`` or pairs of a row and its label.
-        workers: processes that make the items of a ``Dataset`` ahead; 0 for none, in which case what they draw from
-            torch's generator (augmentation) is repeated bitwise by a run that goes on. Workers draw otherwise after a
-            run was interrupted within an epoch.
-        name: what errors call it.
+        source: the data set or loader; items are rows ``[*E]`` or pairs of a row and its label.
+        workers: number of processes that make the items of a ``Dataset`` ahead. With 0, a resumed run repeats bitwise
+            what items draw from torch's generator (augmentation). With workers, other numbers are drawn after a run was
+            interrupted within an epoch.
+        name: name of the data in errors.
 
     Raises:
-        ValueError: there is no length, there are no items or no batch of them, or an item is no tensor.
+        ValueError: there is no length, there are no items or no full batch, or an item is not a tensor.
     """
 
     def __init__(self, source: Any, workers: int = 0, name: str = "the data") -> None:
@@ -33,11 +33,11 @@ class TorchData:
         try:
             items = len(counted)
         except TypeError:
-            raise ValueError(f"{name} has no length: a run counts its epochs by it") from None
+            raise ValueError(f"{name} has no length, by which a run counts its epochs") from None
         if items == 0:
             raise ValueError(f"{name} is empty")
         if isinstance(source, IterableDataset):
-            raise ValueError(f"{name} is an IterableDataset, whose rows have no numbers: give a DataLoader of it")
+            raise ValueError(f"{name} is an IterableDataset, whose rows have no indices: give a DataLoader of it")
         if isinstance(source, DataLoader):
             if source.batch_size is None:
                 raise ValueError(f"{name}: the DataLoader must have a batch_size")
@@ -67,14 +67,15 @@ class TorchData:
         self.shape, self.dtype = torch.Size([items, *rows.shape[1:]]), rows.dtype
 
     def __len__(self) -> int:
-        """Rows in an epoch."""
+        """Number of rows in an epoch."""
         return self.shape[0]
 
     def batch(self, batch: Any, count: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """What a loader gives as rows and labels.
+        """A loader's batch as rows and labels.
 
         Raises:
-            ValueError: something else than a tensor of rows or a pair of such and labels, or not ``count`` of them.
+            ValueError: the batch is neither a tensor of rows nor a pair of rows and labels, or it does not have
+                ``count`` rows.
         """
         pair = isinstance(batch, (tuple, list))
         rows, labels = (batch[0], batch[1] if len(batch) > 1 else None) if pair else (batch, None)
@@ -83,11 +84,11 @@ class TorchData:
                 f"{self.name} gives {type(rows).__name__}, expected tensors or pairs of a tensor and a label"
             )
         if count is not None and len(rows) != count:
-            raise ValueError(f"{self.name} gives a batch of {len(rows)} rows where the run takes {count}")
+            raise ValueError(f"{self.name} gives a batch of {len(rows)} rows, but the run takes {count}")
         return rows, None if labels is None else torch.as_tensor(labels)
 
     def next_of(self, batches: Iterator[Any]) -> Any:
-        """What a loader gives next, of which there must be as much as its length says; ValueError otherwise."""
+        """A loader's next batch. Raises ValueError if it gives fewer batches than its length says."""
         try:
             return next(batches)
         except StopIteration:
@@ -96,7 +97,7 @@ class TorchData:
             ) from None
 
     def check_steps(self, batch_size: int, parts: int) -> None:
-        """Raises ValueError where steps of ``batch_size`` rows in ``parts`` parts cannot be had of a ``DataLoader``."""
+        """Raises ValueError if a ``DataLoader`` cannot serve steps of ``batch_size`` rows in ``parts`` parts."""
         if not isinstance(self.source, DataLoader):
             return
         if self.source.batch_size != batch_size:

@@ -1,7 +1,8 @@
-"""An array on the disk that is written row by row, over several calls if need be, and is there once it is whole.
+"""An array on the disk that is written row by row, possibly over several calls, and appears once it is complete.
 
-Beside ``NAME.npy`` lie, until it is finished, ``NAME.npy.part``, the array itself, and ``NAME.npy.part.journal``,
-uint64: a digest of what the array shall be, and for each row the stamp of the file that was written there, or 0.
+Until it is finished, the folder of ``NAME.npy`` holds ``NAME.npy.part``, the array itself, and
+``NAME.npy.part.journal``. The journal is uint64: a digest of the array's description, then for each row the stamp of
+the file that was written there, or 0.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ _COPIED_BYTES = 2**24
 
 @contextmanager
 def unfinished(out: Path, files: Sequence[str], digest: bytes) -> Iterator[Unfinished]:
-    """The array that becomes ``out``, with a row for each of ``files``; what is written stays when the block is left.
+    """Yields the array that becomes ``out``, with a row for each of ``files``. Written rows outlast the block.
 
     Args:
-        out: the file to be.
-        files: where each row comes from. A row counts as written as long as its file keeps its size and time.
-        digest: 32 bytes that tell one array from another: an unfinished one of another digest is given up.
+        out: the file to make.
+        files: the file that each row comes from. A row counts as written while its file keeps its size and time.
+        digest: 32 bytes that identify the array; an unfinished array with another digest is discarded.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process is writing the array.
         OSError: a file cannot be written; the error names it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +64,11 @@ def unfinished(out: Path, files: Sequence[str], digest: bytes) -> Iterator[Unfin
 
 
 class Unfinished:
-    """See :func:`unfinished`."""
+    """The array that :func:`unfinished` yields."""
 
     def __init__(self, out: Path, part: Path, journal: Path, files: Sequence[str], digest: bytes) -> None:
         self.shape: tuple[int, ...] = ()
-        """Of a row."""
+        """Shape of a row."""
         self._out, self._part, self._journal_path = out, part, journal
         self._digest = np.frombuffer(digest, np.uint64)
         self._stamps = np.array([_stamp(path) for path in files], np.uint64)
@@ -84,7 +85,7 @@ class Unfinished:
         return self._file is not None
 
     def start(self, shape: tuple[int, ...]) -> None:
-        """Begin it anew, with uint8 rows of a shape. Its space on the disk is taken at once, or refused."""
+        """Starts the array anew, with uint8 rows of a shape. Its space on the disk is taken at once, or refused."""
         self._journal_path.write_bytes(b"")
         with open(self._part, "wb") as file:
             _write_header(file, (len(self._stamps), *shape))
@@ -109,7 +110,7 @@ class Unfinished:
         self._file = open(self._part, "r+b")  # noqa: SIM115
 
     def todo(self) -> npt.NDArray[np.int64]:
-        """The rows that are not written, or from files that have changed since."""
+        """The rows that are not written, or whose files have changed since."""
         return np.flatnonzero((self._journal != self._stamps) | (self._stamps == 0))
 
     def write(self, row: int, values: npt.NDArray[np.uint8]) -> None:
@@ -120,7 +121,7 @@ class Unfinished:
         self._written.append(row)
 
     def commit(self) -> None:
-        """Make what is written last, whatever happens to process or machine."""
+        """Makes written rows durable, so that they survive a crash of the process or the machine."""
         if self._file is None:
             return
         self._file.flush()
@@ -138,7 +139,7 @@ class Unfinished:
                 self._file = None
 
     def finish(self, kept: npt.NDArray[np.bool_]) -> None:
-        """Move the array to its place; or a copy without the rows that are not kept, bool ``[N]``."""
+        """Moves the array to its place, or a copy of the kept rows only; ``kept`` is bool ``[N]``."""
         self.close()
         if kept.all():
             os.replace(self._part, self._out)

@@ -1,4 +1,4 @@
-"""The figures and claims of the tutorial, each by a name: what ``fastvae experiment`` runs.
+"""The experiments that ``fastvae experiment`` runs: figures and claims of the tutorial, each with a name.
 
 Source: C. Doersch, Tutorial on Variational Autoencoders (arXiv:1606.05908).
 """
@@ -43,25 +43,26 @@ def run(
     seed: int = 0,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Run an experiment, or go on with one that stopped.
+    """Runs an experiment, or resumes one that stopped.
 
-    The folder gets ``NAME.png`` and ``NAME.json``, and under ``runs/`` the training runs behind them, which a second
-    call goes on with.
+    The folder gets ``NAME.png`` and ``NAME.json`` and, under ``runs/``, the training runs behind them, which a second
+    call resumes.
 
     Args:
         name: one of ``EXPERIMENTS``.
-        out_dir: made where it is missing.
-        quick: scikit-learn's digits, small networks and few epochs, in less than a minute: to see that it works.
-        data_dir: of MNIST, as for ``fastvae.data.load``.
-        epochs: of each training, instead of the experiment's own number.
-        seed: of everything.
-        report: told what is being done, several times a second.
+        out_dir: the folder to write to, made if it is missing.
+        quick: whether to use scikit-learn's digits, small networks and few epochs, which takes less than a minute and
+            shows that the experiment works.
+        data_dir: folder of MNIST, as for ``fastvae.data.load``.
+        epochs: epochs of each training, instead of the experiment's own number.
+        seed: seed of all random numbers.
+        report: called several times a second with a description of what is being done.
 
     Returns:
-        What the JSON file holds.
+        The content of the JSON file.
 
     Raises:
-        ValueError: an unknown name; a run in the folder that is another one.
+        ValueError: the name is unknown, or a run in the folder has another configuration.
         OSError: a file cannot be read or written.
         TrainingError: a loss is no longer finite.
     """

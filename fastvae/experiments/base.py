@@ -1,4 +1,4 @@
-"""What an experiment is, and what it may ask for."""
+"""The interface of an experiment: its setting, its result, and helpers for its picture."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7",
 
 
 class Result(NamedTuple):
-    """What an experiment ends with."""
+    """The result of an experiment."""
 
     picture: Figure
     figures: dict[str, Any]
-    """Plain enough for JSON."""
+    """The numbers of the experiment, in JSON's types."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How an experiment is to be run."""
+    """The setting in which an experiment runs."""
 
     quick: bool
-    """On scikit-learn's digits, with small networks and few epochs: to see that it works."""
+    """Whether to use scikit-learn's digits, small networks and few epochs, to see that the experiment works."""
     data_dir: str | None
-    """Of MNIST, as for ``fastvae.data.load``."""
+    """Folder of MNIST, as for ``fastvae.data.load``."""
     epochs: int | None
-    """Instead of the experiment's own number."""
+    """Epochs of each training; None for the experiment's own number."""
     seed: int
     folder: Path
-    """Its training runs are kept here, and gone on with when it is run again."""
+    """Folder that keeps the training runs, which are resumed when the experiment is run again."""
     report: Callable[[str], None]
-    """Told what is being done, several times a second."""
+    """Called several times a second with a description of what is being done."""
 
     def dataset(self) -> Images:
-        """MNIST, or the digits."""
+        """MNIST, or scikit-learn's digits if the setting is quick."""
         return load("digits" if self.quick else "mnist", self.data_dir)
 
     def train(self, name: str, *, epochs: int, **options: Any) -> tuple[Model, list[dict[str, Any]]]:
         """A model trained with the options of ``TrainConfig``, and the history of its epochs.
 
         Args:
-            name: of its run, for its folder and the display.
-            epochs: the experiment's own number; quick runs have two.
-            options: but for the data set and its folder; quick runs have hidden layers (64, 32).
+            name: name of the run, for its folder and the display.
+            epochs: the experiment's own number of epochs; quick runs have two.
+            options: further fields of ``TrainConfig``, except the data set and its folder; quick runs have hidden
+                layers (64, 32).
         """
         if self.quick:
             options |= {"hidden": (64, 32)}
@@ -72,14 +73,14 @@ class Setting:
 
 
 def show_images(axes: Axes, images: Tensor, columns: int, title: str) -> None:
-    """A grid of grey images, ``[N, H, W]`` as for ``image_grid``, without an axis."""
+    """Draws a grid of grey images, ``[N, H, W]`` as for ``image_grid``, without axes."""
     axes.imshow(image_grid(images, columns).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title)
     axes.set_axis_off()
 
 
 def label(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Titles of an axis' pair, with a light grid."""
+    """Labels two axes and gives them a title and a light grid."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title)
@@ -88,12 +89,12 @@ def label(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty picture, inches."""
+    """An empty picture of a size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def log_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic abscissa with a tick at each value."""
+    """Makes the horizontal axis logarithmic, with a tick at each value."""
     axes.set_xscale("log")
     axes.set_xticks(list(values), [f"{value:g}" for value in values])
     axes.minorticks_off()

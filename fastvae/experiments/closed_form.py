@@ -1,4 +1,4 @@
-"""What the tutorial shows without training: its figures 2 and 3 and its appendix A."""
+"""Experiments of the tutorial without training: its figures 2 and 3 and its appendix A."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def ring(setting: Setting) -> Result:
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Images ``[..., H, W]`` moved down and right by half a pixel: each pixel the mean of four."""
+    """Images ``[..., H, W]`` moved down and right by half a pixel: each pixel becomes the mean of four."""
     padded = torch.nn.functional.pad(images, (1, 0, 1, 0))
     return (padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]) / 4
 
 
 def broken(image: Tensor, size: int) -> Tensor:
-    """An image ``[H, W]`` without the ink of a square: at the ink nearest to its centre, to cut a stroke."""
+    """An image ``[H, W]`` with a square erased at the ink nearest to its centre of mass, which cuts a stroke."""
     rows, columns = (torch.arange(n, dtype=image.dtype) for n in image.shape)
     mass = image.sum()
     centre = (image.sum(1) @ rows / mass, image.sum(0) @ columns / mass)
@@ -60,7 +60,7 @@ def broken(image: Tensor, size: int) -> Tensor:
 
 
 def pixel_distance(setting: Setting) -> Result:
-    """Figure 3: a digit that is moved by half a pixel is farther from itself than one with a piece missing."""
+    """Figure 3: a digit moved by half a pixel is farther from the original than one with a piece missing."""
     data = load("digits" if setting.quick else "mnist", setting.data_dir)
     images = data.test[data.test_labels == 2].double() / 255
     size = 1 if setting.quick else 3
@@ -133,8 +133,8 @@ def kl_to_posterior(sigma: float, x: Tensor, points: int) -> Tensor:
     """KL(Q(z|x), P(z|x)) for each x ``[N]`` by quadrature, nats.
 
     P(x|z) = N(f(z), sigma^2), and Q(z|x) = N(g(x), (sigma g'(x))^2), as in the tutorial's appendix A (eq. 16 to 22).
-    The grid is of 16 standard deviations of Q, outside of which lies 1e-15 of it; that of the normaliser P(x) is the
-    same, for the posterior is as narrow.
+    The grid spans 16 standard deviations of Q, outside of which lies 1e-15 of it. The normaliser P(x) has the same
+    grid, because the posterior is as narrow as Q.
     """
     mixture = _Mixture()
     mean, deviation = mixture.g(x), sigma * mixture.slope(x)
@@ -149,7 +149,7 @@ def kl_to_posterior(sigma: float, x: Tensor, points: int) -> Tensor:
 
 
 def one_dimensional(setting: Setting) -> Result:
-    """Appendix A: with one dimension and a decoder of any power, KL(Q, P(z|X)) tends to 0 with sigma."""
+    """Appendix A: with one dimension and an arbitrarily powerful decoder, KL(Q, P(z|X)) tends to 0 with sigma."""
     mixture, points = _Mixture(), 401 if setting.quick else 4001
     sigmas = [2.0**-i for i in range(2, 10)]
     # At the quantiles of P(X): their mean is the expectation over X.

@@ -1,4 +1,4 @@
-"""What the tutorial shows of trained auto-encoders: its figure 7, and what sections 2 and 4 say of them."""
+"""Experiments of the tutorial with trained models: its figures 7 and 8, and claims of its sections 2 and 4."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def mnist_vae(setting: Setting) -> Result:
 
 
 def latent_size(setting: Setting) -> Result:
-    """Section 4.1: what fewer than four dimensions of z lack, and what thousands cost."""
+    """Section 4.1: the cost of fewer than four dimensions of z, and that of thousands."""
     sizes = (2, 4, 30) if setting.quick else (2, 3, 4, 10, 30, 100, 1000, 10000)
     images = setting.dataset().test
     rows: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def latent_size(setting: Setting) -> Result:
 
 
 def learning_rate(setting: Setting) -> Result:
-    """Section 4.1: five restarts at each learning rate, and which of them learn."""
+    """Section 4.1: five restarts at each learning rate show which learning rates train."""
     rates = (1e-3, 1e-1) if setting.quick else (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     restarts = 2 if setting.quick else 5
     rows: list[dict[str, Any]] = []
@@ -155,7 +155,7 @@ def latent_manifold(setting: Setting) -> Result:
 
 
 def prior_sampling(setting: Setting) -> Result:
-    """Section 2: samples of z from the prior need very many; from Q few, and the ELBO is near them."""
+    """Section 2: estimating log P(X) takes very many z from the prior but few from Q, and the ELBO is close."""
     model, _ = _train(
         setting, "likelihood", epochs=20, hidden=(200, 200), latent_dim=50, activation="tanh", binarize="dynamic"
     )

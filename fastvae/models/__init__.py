@@ -1,4 +1,4 @@
-"""Auto-encoders on top of the operators; they need torch and ``fastvae.ops`` and nothing else."""
+"""Auto-encoders that are built on the operators. They need only torch and ``fastvae.ops``."""
 
 from fastvae.models.convolutional import convolutional
 from fastvae.models.cvae import CVAE

@@ -1,8 +1,9 @@
-"""What a model is given beside x: conditions of any shape, or labels, and the network that MLPs have for them.
+"""Conditions of a model, of any shape or labels, and the network that processes them in models of MLPs.
 
-The condition has a network of its own, whose outputs are added to the layers of the encoder and the decoder before
-their ReLU. With hidden sizes (h1, ..., hn) it runs from C over layers of these sizes to one more of size hn; the last
-but one of them joins the encoder's of the same size, the one more the decoder's first.
+The condition has a network of its own, whose outputs are added to layers of the encoder and the decoder before their
+ReLU. With hidden sizes (h1, ..., hn) it runs from C over layers of these sizes to one more layer of size hn. Its layer
+of size h(n-1), or h1 if n = 1, joins the encoder's layer of the same size. Its additional layer joins the decoder's
+first layer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ _COLUMN = 28  # pixels of the column that the tutorial's networks are given
 
 
 class ConditionNetwork(nn.Module):
-    """``[B, *C]`` or labels ``[B]`` to what joins the encoder ``[B, h]`` and the decoder ``[B, hn]``, before ReLU."""
+    """Maps conditions ``[B, *C]`` or ``[B]`` to what is added to an encoder layer and to a decoder layer before ReLU.
+
+    These are ``[B, h]``, with the width of the encoder's layer, and ``[B, hn]``.
+    """
 
     def __init__(
         self, shape: tuple[int, ...] | None, classes: int | None, hidden: Sequence[int], activation: Activation
@@ -43,16 +47,16 @@ class ConditionNetwork(nn.Module):
 def condition_numbers(
     condition: Tensor, shape: tuple[int, ...] | None, classes: int | None, *networks: nn.Module
 ) -> Tensor:
-    """A condition as the networks take it: ``[B, *C]`` in the dtype of their weights, or labels ``[B]`` one-hot.
+    """A condition as input of networks: ``[B, *C]`` in the dtype of their weights, or one-hot labels ``[B, classes]``.
 
     Args:
-        condition: ``[B, *C]`` as for :func:`fastvae.models.networks.as_input`; or integers ``[B]``.
-        shape: C, unless conditions are labels.
-        classes: how many labels there are, and so numbers for each.
-        networks: the first of them that has weights has the dtype.
+        condition: ``[B, *C]`` as for :func:`fastvae.models.networks.as_input`, or integers ``[B]``.
+        shape: C; None if conditions are labels.
+        classes: the number of labels; None if conditions are not labels.
+        networks: the first of them that has weights determines the dtype.
 
     Raises:
-        ValueError: another shape or dtype; a label outside 0 .. classes - 1 (on a CPU).
+        ValueError: the shape or dtype is another, or a label is outside 0 .. classes - 1 (checked on a CPU).
     """
     if shape is not None:
         return as_input("condition", condition, shape, *networks)
@@ -76,17 +80,17 @@ def condition_numbers(
 
 
 def joined_layer(hidden: Sequence[int]) -> int:
-    """The encoder's layer, by number, that the condition joins."""
+    """The number of the encoder's layer that the condition joins."""
     return max(0, len(hidden) - 2)
 
 
 def check_condition(
     shape: int | Sequence[int] | None, classes: int | None
 ) -> tuple[tuple[int, ...] | None, int | None]:
-    """``condition_shape`` and ``condition_classes``, one of which is None.
+    """Checked values of ``condition_shape`` and ``condition_classes``, one of which is None.
 
     Raises:
-        ValueError: both are given, or a size is no positive integer.
+        ValueError: both are given, or a size is not a positive integer.
     """
     if classes is not None:
         if shape is not None:

@@ -1,10 +1,10 @@
-"""Residual convolutional networks for images, an encoder and the decoder that mirrors it.
+"""Residual convolutional networks for images: an encoder, and a decoder that mirrors it.
 
 Shapes: B is the batch, E = ``data_shape`` is ``[C, H, W]`` or ``[H, W]`` (one channel), L = ``latent_dim``.
 
-Each level halves both sides, rounded up, until the shorter one is 4 to 7. Residual blocks work where the longer side
-is at most 16, and at the last level; finer levels are passed by one strided convolution each. With a block at 28 x 28
-as well, a step with images of that size takes a CPU about six times as long.
+Each level halves both sides of the image, rounded up, until the shorter side is 4 to 7. The last level and levels whose
+longer side is at most 16 have residual blocks; finer levels are passed by one strided convolution each. With a block at
+28 x 28 too, a step with images of that size takes about six times as long on a CPU.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def convolutional(
     Args:
         data_shape: E, ``(C, H, W)`` or ``(H, W)``; H and W from 8 to 256, also odd or different from each other.
         latent_dim: L.
-        width: channels of the finest level that has residual blocks. They double at each coarser level, up to 8 times
-            that number, and halve at each finer one.
+        width: channels of the finest level that has residual blocks. Their number doubles at each coarser level, up to
+            8 times ``width``, and halves at each finer one.
         depth: residual blocks per level.
         norm: ``"group"`` (group normalisation), ``"batch"`` (batch normalisation) or ``"none"``.
-        condition: how many numbers a condition has, for networks of a ``CVAE``. The encoder adds a linear function of
-            them to the channels of each level; the decoder reads them beside z.
-        outputs: numbers that the decoder gives for each pixel and channel.
+        condition: number of values in a condition, for networks of a ``CVAE``. The encoder adds a linear function of
+            the condition to the channels of each level; the decoder takes the condition concatenated to z.
+        outputs: number of values that the decoder gives for each pixel and channel.
 
     Returns:
-        The encoder, ``[B, *E]`` to ``[B, 2L]``, mu beside logvar; and the decoder, ``[B, L]`` to ``[B, *E]``, or to
-        ``[B, outputs, *E]`` for several ``outputs``. With a
-        condition both take it, ``[B, *C]``, as a second argument. At first logvar is 0, the residual branches add
-        nothing, and the decoder gives about 0 for each pixel.
+        The encoder, from ``[B, *E]`` to ``[B, 2L]``, mu and then logvar; and the decoder, from ``[B, L]`` to
+        ``[B, *E]``, or to ``[B, outputs, *E]`` for several ``outputs``. With a condition both take it, ``[B, *C]``, as
+        a second argument. Initially logvar is 0, the residual branches add nothing, and the decoder gives about 0 for
+        each pixel.
 
     Raises:
-        ValueError: a ``data_shape`` of other than two or three dimensions, a side below 8 or above 256, a size that is
-            no positive integer, an unknown ``norm``.
+        ValueError: ``data_shape`` does not have two or three dimensions, a side is below 8 or above 256, a size is not
+            a positive integer, ``norm`` is unknown.
 
     Source: residual blocks with the activation first: He et al. 2016 (arXiv:1603.05027), fig. 4e; branches that start
     at zero: Goyal et al. 2017 (arXiv:1706.02677), sec. 5.1; upsampling by PixelShuffle: Shi et al. 2016
@@ -105,7 +105,7 @@ class _Plan:
 
 
 class ConvolutionalEncoder(nn.Module):
-    """``[B, *E]``, and a condition ``[B, *C]`` where it has one, to ``[B, 2L]``, mu beside logvar."""
+    """Maps ``[B, *E]``, and a condition ``[B, *C]`` if it takes one, to ``[B, 2L]``, mu and then logvar."""
 
     def __init__(self, plan: _Plan, latent_dim: int, depth: int, norm: Norm, condition: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """``[B, L]``, and a condition ``[B, *C]`` where it has one, to ``[B, *E]`` or ``[B, outputs, *E]``."""
+    """Maps ``[B, L]``, and a condition ``[B, *C]`` if it takes one, to ``[B, *E]`` or ``[B, outputs, *E]``."""
 
     def __init__(self, plan: _Plan, latent_dim: int, depth: int, norm: Norm, condition: int, outputs: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Likelihoods of counts 0, 1, 2, ...: uint8 is the count itself, and so are other integers and floating-point numbers.
+"""Likelihoods of counts 0, 1, 2, ..., which are read as they are from uint8, other integers and floating point.
 
-The encoder is given log(1 + x), as scVI's is, but x / total where counts have a total.
+The encoder is given log(1 + x), as scVI's is, or x / total if counts have a total.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastvae.ops import (
 
 
 class Counts(Likelihood):
-    """What the likelihoods of counts have in common."""
+    """The base class of the likelihoods of counts."""
 
     values = "counts"
 
@@ -34,10 +34,10 @@ class Counts(Likelihood):
 
 
 class Binomial(Counts):
-    """Counts 0 .. total, such as the grey levels of an image. The decoder gives logits.
+    """Binomial counts 0 .. total, such as the grey levels of an image. The decoder gives logits.
 
     Raises:
-        ValueError: as ``Likelihood``; a total that is no positive integer.
+        ValueError: as for ``Likelihood``, or the total is not a positive integer.
     """
 
     name, title = "binomial", "binomial"
@@ -49,7 +49,7 @@ class Binomial(Counts):
         super().__init__(event, sigma, learn_sigma, total)
         if not isinstance(total, int) or isinstance(total, bool) or total < 1:
             raise ValueError(
-                "the binomial likelihood needs total, the largest count that is possible, a positive integer, not "
+                "the binomial likelihood needs total, the largest count that is possible, as a positive integer, not "
                 f"{total}"
             )
         self.total = self._trials = total
@@ -69,10 +69,10 @@ class Binomial(Counts):
 
 
 class Poisson(Counts):
-    """Counts without a bound, each of a rate of its own. The decoder gives log rates.
+    """Poisson counts without an upper bound, with a rate for each element. The decoder gives log rates.
 
     scVI's Poisson likelihood has rates that are shares of the row's observed sum. It differs from ``multinomial`` by a
-    number that no parameter changes, so that its gradients are those of ``multinomial``.
+    number that does not depend on the parameters, so that both have the same gradients.
 
     Source: p(x) = e^(x a - e^a) / x! for the log rate a.
     """
@@ -90,9 +90,9 @@ class Poisson(Counts):
 
 
 class CountsByLibrary(Counts):
-    """Counts whose means are shares of their row's sum, the library, which is observed. The decoder gives logits.
+    """The base class for counts whose means are shares of the library, the observed sum of their row.
 
-    Shares are the softmax of the logits over the event.
+    The decoder gives logits. The shares are their softmax over the event.
     """
 
     has_library = has_layer = True
@@ -109,11 +109,11 @@ class CountsByLibrary(Counts):
 
 
 class NegativeBinomial(CountsByLibrary):
-    """Counts that vary more than a Poisson's, whose means are shares of the library: a cell's counts of genes.
+    """Negative binomial counts, which vary more than Poisson ones, such as the counts of genes in a cell.
 
-    The inverse dispersion theta, with which the variance is mean + mean^2 / theta, is a parameter for each element that
-    all rows share: scVI's ``dispersion="gene"``, with the observed library size, both of them its defaults. It is 1
-    at first.
+    Means are shares of the library. The variance is mean + mean^2 / theta. The inverse dispersion theta is a parameter
+    for each element that all rows share and that starts at 1. These are scVI's defaults: ``dispersion="gene"`` and the
+    observed library size.
 
     Source: Lopez et al. 2018 (scVI, doi:10.1038/s41592-018-0229-2), Methods.
     """
@@ -177,9 +177,9 @@ class NegativeBinomial(CountsByLibrary):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    """The negative binomial with further zeros: a count is 0 with a probability of which the decoder gives the logit.
+    """The zero-inflated negative binomial: a count is an additional zero with some probability.
 
-    The decoder gives the logits of shares and those of zeros. Means count the further zeros in.
+    The decoder gives the logits of shares and the logits of additional zeros. Means include the additional zeros.
     """
 
     name, title = "zinb", "zero-inflated negative binomial"
@@ -194,7 +194,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
 
 class Multinomial(CountsByLibrary):
-    """How the sum of a row, which is given, falls to its elements: clicks on the items of a catalogue, words of a text.
+    """Multinomial counts with a given sum per row, such as clicks on the items of a catalogue or words of a text.
 
     Source: Liang et al. 2018 (arXiv:1802.05814), eq. 2, with the multinomial coefficient.
     """

@@ -1,6 +1,7 @@
-"""P(x|c): the conditional VAE of the tutorial.
+"""The conditional VAE of the tutorial, a model of P(x|c).
 
-Shapes: B is the batch, E = ``data_shape`` the event, C = ``condition_shape`` that of one condition, L = ``latent_dim``.
+Shapes: B is the batch, E = ``data_shape`` the event, C = ``condition_shape`` the shape of one condition, L =
+``latent_dim``.
 """
 
 from __future__ import annotations
@@ -26,26 +27,29 @@ class CVAE(LatentVariableModel):
 
     Args:
         data_shape: the event E of x, as one size or a sequence of sizes.
-        condition_shape: C, the shape of one condition, likewise: any numbers, e.g. pixels that are known, or an image
-            and its mask side by side. It is 28 by default, unless ``condition_classes`` is given.
-        condition_classes: instead of that, the number of classes: conditions are labels, integers ``[B]``.
+        condition_shape: C, the shape of one condition, as one size or a sequence of sizes. A condition may be any
+            numbers, e.g. known pixels, or an image and its mask. The default is 28, unless ``condition_classes`` is
+            given.
+        condition_classes: number of classes, instead of ``condition_shape``: conditions are then labels, integers
+            ``[B]``.
         hidden: widths of the MLPs' hidden layers, at least one; (1000, 500, 250) by default.
         latent_dim: L.
         likelihood: as for :class:`fastvae.models.VAE`, and so are ``sigma``, ``learn_sigma``, ``total`` and
             ``activation``.
-        preset: ``"doersch"`` for the tutorial's own heads and initial weights, as for ``VAE``.
+        preset: ``"doersch"`` for the tutorial's own last encoder layer and initial weights, as for ``VAE``.
         encoder: a module of your own, as for ``VAE``, but called as ``encoder(x, condition)``. The condition is
-            ``[B, *C]`` in the dtype of the weights, or labels as one-hot numbers ``[B, condition_classes]``.
-        decoder: a module of your own, called as ``decoder(z, condition)``, with ``[N, L]`` and N conditions.
+            ``[B, *C]`` in the dtype of the weights, or one-hot labels ``[B, condition_classes]``.
+        decoder: a module of your own, called as ``decoder(z, condition)`` with z ``[N, L]`` and N conditions.
         network: ``"mlp"`` or ``"conv"``, as for ``VAE``, and so are ``conv_width``, ``conv_depth`` and ``conv_norm``.
 
-    A condition is ``[B, *C]``: uint8 read as c/255, bool, other integers or floating point; or labels ``[B]``.
+    Conditions are ``[B, *C]``: uint8 read as c/255, bool, other integers or floating point. Or they are labels ``[B]``.
 
-    The defaults are the sizes of the tutorial's network: 27 of the 28 columns of a digit given the one in the middle,
-    with 3,506,316 parameters.
+    The defaults are the sizes of the tutorial's network, with 3,506,316 parameters: x is 27 of the 28 columns of a
+    digit, and the condition is the middle column.
 
     Raises:
-        ValueError: as ``VAE``; both of the two kinds of conditions; MLPs without a hidden layer.
+        ValueError: as for ``VAE``, or both ``condition_shape`` and ``condition_classes`` are given, or MLPs have no
+            hidden layer.
 
     Source: Doersch 2016 (arXiv:1606.05908), sec. 3, eq. 12 to 15, and sec. 5.
     """
@@ -90,7 +94,7 @@ class CVAE(LatentVariableModel):
             self.encoder, self.decoder = whole
             return
         if not self.hidden:
-            raise ValueError("hidden must name at least one layer: the condition joins there")
+            raise ValueError("hidden must name at least one layer: the condition joins a hidden layer")
         activation = self._options["activation"]
         self.condition = ConditionNetwork(self.condition_shape, self.condition_classes, self.hidden, activation)
         layers = encoder_mlp(self.pixels, self.hidden, self.latent_dim, activation, preset)
@@ -102,7 +106,7 @@ class CVAE(LatentVariableModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that build this model again, as :attr:`fastvae.models.VAE.config`."""
+        """The arguments that build this model again, as in :attr:`fastvae.models.VAE.config`."""
         shape = None if self.condition_shape is None else list(self.condition_shape)
         return {
             "data_shape": list(self.data_shape),
@@ -122,7 +126,7 @@ class CVAE(LatentVariableModel):
             ``(mu, logvar)``, each ``[B, L]``.
 
         Raises:
-            ValueError: a shape or dtype that is none of those, or batches of two sizes.
+            ValueError: a shape or dtype is none of those, or the sizes of the batches differ.
         """
         return self._moments(x, self._joins(condition, x.shape[:1]))
 
@@ -130,11 +134,11 @@ class CVAE(LatentVariableModel):
         """The parameters of P(x|z, c).
 
         Args:
-            z: ``[..., B, L]``: a condition serves all that comes before B.
+            z: ``[..., B, L]``; the dimensions before B share the B conditions.
             condition: ``[B, *C]`` or ``[B]``.
 
         Returns:
-            ``[..., B, *E]`` or ``[..., B, 2, *E]``, as :meth:`fastvae.models.VAE.decode`.
+            ``[..., B, *E]`` or ``[..., B, 2, *E]``, as from :meth:`fastvae.models.VAE.decode`.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -143,7 +147,7 @@ class CVAE(LatentVariableModel):
         return self._decoded(z, self._joins(condition, z.shape[-2:-1]))
 
     def nll(self, z: Tensor, x: Tensor, condition: Tensor) -> Tensor:
-        """-log P(x|z, c), as :meth:`fastvae.models.VAE.nll`.
+        """-log P(x|z, c), as in :meth:`fastvae.models.VAE.nll`.
 
         Args:
             z: ``[B, L]`` or ``[K, B, L]``.
@@ -154,7 +158,7 @@ class CVAE(LatentVariableModel):
             ``[B]`` or ``[K, B]``, nats.
 
         Raises:
-            ValueError: a shape that is none of those, or batches of two sizes.
+            ValueError: a shape is none of those, or the sizes of the batches differ.
         """
         return self._nll(z, self._joins(condition, x.shape[:1]), x, "none")
 
@@ -202,7 +206,7 @@ class CVAE(LatentVariableModel):
             generator: the source of the noise, by default torch's own.
 
         Raises:
-            ValueError: as ``encode``.
+            ValueError: as for ``encode``.
         """
         return self._pass(x, self._joins(condition, x.shape[:1]), generator)
 
@@ -221,16 +225,16 @@ class CVAE(LatentVariableModel):
         Args:
             x: ``[B, *E]``.
             condition: ``[B, *C]`` or ``[B]``.
-            beta: and the rest as for :meth:`fastvae.models.VAE.loss`.
+            beta: weight of the KL term, as for :meth:`fastvae.models.VAE.loss`.
             generator: the source of the noise, by default torch's own.
-            sigma: stands in for the model's own.
-            free_bits: nats that each dimension of z may carry freely.
+            sigma: replaces the model's own sigma, as for :meth:`fastvae.models.VAE.loss`.
+            free_bits: nats that each dimension of z may carry without a gradient that reduces them.
 
         Returns:
             ``(loss, reconstruction, kl)``: batch means in nats.
 
         Raises:
-            ValueError: as ``encode``; a sigma for a likelihood without one.
+            ValueError: as for ``encode``, or ``sigma`` is given for a likelihood without one.
 
         Source: Doersch 2016, eq. 15.
         """
@@ -248,7 +252,7 @@ class CVAE(LatentVariableModel):
     ) -> ELBO:
         """Minus the importance-weighted bound of log P(x|c).
 
-        Arguments, results and errors as for ``loss`` and :meth:`fastvae.models.VAE.importance_weighted_loss`.
+        Arguments, results and errors are those of ``loss`` and :meth:`fastvae.models.VAE.importance_weighted_loss`.
         """
         joins = self._joins(condition, x.shape[:1])
         return self._log_weights_loss(x, joins, num_samples, gradient, sigma, generator)
@@ -263,20 +267,20 @@ class CVAE(LatentVariableModel):
         library: float | Tensor | None = None,
         mean: bool = True,
     ) -> Tensor:
-        """What x may be: decode draws of the prior N(0, I). No gradient flows.
+        """Decode draws of the prior N(0, I) for each condition, without gradients.
 
         Args:
             condition: ``[B, *C]`` or ``[B]``.
-            num_samples: K, or None for one without a dimension of its own.
+            num_samples: K, or None for one sample without a sample dimension.
             generator: the source of the noise, by default torch's own.
             library: the sum of each row, ``[B]`` or one for all, as for :meth:`fastvae.models.VAE.sample`.
-            mean: whether to return means or draws, likewise.
+            mean: whether to return means rather than draws, as for :meth:`fastvae.models.VAE.sample`.
 
         Returns:
             ``[B, *E]`` or ``[K, B, *E]``.
 
         Raises:
-            ValueError: as ``encode`` and ``VAE.sample``; K below 1.
+            ValueError: as for ``encode`` and ``VAE.sample``, or K is below 1.
         """
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
@@ -286,7 +290,7 @@ class CVAE(LatentVariableModel):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Decode the mode of Q(z|x, c), z = mu: ``[B, *E]``, as ``sample``. No gradient flows."""
+        """Decode the mode of Q(z|x, c), z = mu, to means ``[B, *E]`` as from ``sample``, without gradients."""
         joins = self._joins(condition, x.shape[:1])
         mu, _ = self._moments(x, joins)
         return self.output.mean(self._decoded(mu, joins), library=self.output.library(x))

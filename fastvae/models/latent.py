@@ -1,4 +1,4 @@
-"""What VAE and CVAE have in common: q(z|...), P(x|z, ...) and the losses made of them."""
+"""The base class of VAE and CVAE: q(z|...), P(x|z, ...) and the losses made of them."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from fastvae.ops import ELBO, gaussian_kl, reparameterize, sample_kl, serializab
 
 @serializable
 class VAEOutput(NamedTuple):
-    """What one pass through the model gives."""
+    """The results of one pass through the model."""
 
     decoded: Tensor
-    """``[B, *E]``: what :meth:`fastvae.models.VAE.decode` gives."""
+    """The result of :meth:`fastvae.models.VAE.decode` for ``z``, ``[B, *E]``."""
     mu: Tensor
-    """``[B, L]``, the mean of Q(z|x)."""
+    """The mean of Q(z|x), ``[B, L]``."""
     logvar: Tensor
-    """``[B, L]``, the log-variance of Q(z|x)."""
+    """The log-variance of Q(z|x), ``[B, L]``."""
     z: Tensor
-    """``[B, L]``, one sample of Q(z|x)."""
+    """One sample of Q(z|x), ``[B, L]``."""
 
 
 Joins = tuple[Tensor, Tensor]
-"""What a condition adds to an MLP's encoder and decoder; for other networks twice what they are given of it."""
+"""What a condition adds to an MLP's encoder and decoder. For other networks both are the condition as numbers."""
 
 Modules = tuple[nn.Module | None, nn.Module | None]
-"""An encoder and a decoder of the caller's own, or neither."""
+"""The caller's own encoder and decoder, or twice None."""
 
 
 class LatentVariableModel(nn.Module):
-    """A model with a code z of prior N(0, I). Its subclasses have the networks."""
+    """A model with a code z whose prior is N(0, I). Subclasses add the networks."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class LatentVariableModel(nn.Module):
         is_own = own != (None, None)
         self._options = network_options(network, is_own, options)
         self.network: str | None = None if is_own else network
-        """``"mlp"``, ``"conv"`` or ``"package.module:function"``; None where encoder and decoder were given."""
+        """``"mlp"``, ``"conv"`` or ``"package.module:function"``; None if encoder and decoder were given."""
         self.hidden = sizes("hidden", self._options.get("hidden", ()))
         self.activation: Activation | None = self._options.get("activation")
         self.preset: Preset | None = self._options.get("preset")
@@ -101,12 +101,12 @@ class LatentVariableModel(nn.Module):
 
     @property
     def likelihood(self) -> LikelihoodName:
-        """The name of P(x|z)'s family."""
+        """The name of the likelihood P(x|z)."""
         return self.output.name
 
     @property
     def sigma(self) -> float | Tensor:
-        """The Gaussian likelihood's standard deviation or the Laplace one's scale: a 0-d tensor where it is learned."""
+        """Standard deviation of the Gaussian likelihood or scale of the Laplace one; a 0-d tensor if it is learned."""
         return self.output.sigma
 
     def _config(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""P(x given what the decoder says): the table of likelihoods."""
+"""The table of likelihoods by name."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ LIKELIHOODS: dict[LikelihoodName, type[Likelihood]] = {
 def make_likelihood(
     name: LikelihoodName, event: tuple[int, ...], sigma: float, learn_sigma: bool, total: int | None
 ) -> Likelihood:
-    """The likelihood of that name.
+    """Makes the likelihood of a name.
 
     Args:
-        name: of the table.
-        event: E.
+        name: a key of ``LIKELIHOODS``.
+        event: E, the shape of x.
         sigma: standard deviation of the Gaussian likelihood or scale of the Laplace one, in units of the data.
-        learn_sigma: whether sigma is a parameter, with ``sigma`` its first value.
+        learn_sigma: whether sigma is a parameter whose initial value is ``sigma``.
         total: the number of trials of the binomial likelihood.
 
     Raises:
-        ValueError: an unknown name, and as the likelihood.
+        ValueError: the name is unknown, or as for the likelihood's class.
     """
     one_of("likelihood", name, get_args(LikelihoodName))
     return LIKELIHOODS[name](event, sigma, learn_sigma, total)

@@ -1,4 +1,4 @@
-"""What the models' networks are made of: options, layers, heads, initialisations, and the numbers that they take."""
+"""Parts of the models' networks: options, layers, heads, initialisations and the conversion of inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MomentHeads(nn.Module):
     """The last layer of the tutorial's encoder: mu from after a ReLU, log sigma from before it.
 
     Args:
-        width: size of the layer below, whose ReLU is here.
+        width: size of the layer below; its ReLU is part of this module.
         latent_dim: L.
 
     Source: the code of Doersch 2016 (arXiv:1606.05908), sec. 4.
@@ -41,20 +41,20 @@ class MomentHeads(nn.Module):
         self.log_sigma = nn.Linear(width, latent_dim)
 
     def forward(self, h: Tensor) -> Tensor:
-        """``[..., width]`` to the packed moments ``[..., 2L]``: mu beside logvar."""
+        """The packed moments ``[..., 2L]``, mu and then logvar, for ``[..., width]``."""
         return torch.cat([self.mu(h.relu()), 2 * self.log_sigma(h)], dim=-1)
 
 
 def activation_layer(activation: Activation) -> nn.Module:
-    """A layer of it."""
+    """A module of the activation."""
     return ACTIVATIONS[activation]()
 
 
 def mlp(*widths: int, activation: Activation = "relu") -> MLP:
-    """Linear layers with an activation between them, none after the last.
+    """Linear layers with an activation between them and none after the last.
 
-    He's initialisation before a ReLU, Glorot's elsewhere: with torch's own, of a sixth of He's variance, the
-    signal fades over four layers and the code stays unused for many epochs.
+    Layers before a ReLU have He's initialisation, others Glorot's. With torch's own, which has a sixth of He's
+    variance, the signal fades over four layers and the code stays unused for many epochs.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -70,14 +70,14 @@ def mlp(*widths: int, activation: Activation = "relu") -> MLP:
 
 
 def split(layers: MLP, at: int) -> tuple[MLP, MLP]:
-    """The layers before number ``at``, and the others."""
+    """The layers before number ``at``, and those from ``at`` on."""
     return MLP(*list(layers)[:at]), MLP(*list(layers)[at:])
 
 
 def encoder_mlp(
     inputs: int, hidden: Sequence[int], latent_dim: int, activation: Activation, preset: Preset | None
 ) -> MLP:
-    """From ``inputs`` numbers to the packed moments ``[..., 2L]``."""
+    """An MLP from ``inputs`` numbers to the packed moments ``[..., 2L]``."""
     if preset is None:
         # One layer for both moments: the operators read its two halves in place.
         return mlp(inputs, *hidden, 2 * latent_dim, activation=activation)
@@ -86,8 +86,8 @@ def encoder_mlp(
 
 @torch.no_grad()
 def initialise_as_doersch(model: nn.Module, dense: Collection[nn.Module] = ()) -> None:
-    """Weights N(0, 0.1^2) and biases 0; but for ``dense`` layers and the heads, each weight is kept with
-    probability 15 / outputs.
+    """Initialises weights from N(0, 0.1^2) and biases to 0. Except in ``dense`` layers and the heads, each weight is
+    kept with probability 15 / outputs and set to 0 otherwise.
 
     Source: the code of Doersch 2016, whose layers ask Caffe's Gaussian filler for ``sparse: 15``.
     """
@@ -103,15 +103,15 @@ def initialise_as_doersch(model: nn.Module, dense: Collection[nn.Module] = ()) -
 
 
 def network_options(network: str, own: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a network, whole.
+    """All options of a network, with defaults for those that are not given.
 
     Args:
-        network: the built-in one, or ``"package.module:function"``, where the caller gives no modules.
-        own: whether the caller has modules of their own.
-        given: the options of all networks by name, None for those that the caller left out.
+        network: the built-in network or ``"package.module:function"``, if the caller gives no modules.
+        own: whether the caller gives modules of their own.
+        given: the options of all networks by name; None for those that the caller left out.
 
     Raises:
-        ValueError: an unknown network, or options that belong to another; the message names them.
+        ValueError: the network is unknown, or options belong to another one; the message names them.
     """
     imported = ":" in network
     if not imported and network not in get_args(NetworkName):
@@ -128,7 +128,7 @@ def network_options(network: str, own: bool, given: dict[str, Any]) -> dict[str,
 
 
 def check_network(hidden: Sequence[int], activation: str, preset: str | None) -> None:
-    """Raises ValueError where a model cannot be built so; the message names the argument."""
+    """Raises ValueError if no model can have these options; the message names the argument."""
     one_of("activation", activation, get_args(Activation))
     if preset is None:
         return
@@ -138,16 +138,16 @@ def check_network(hidden: Sequence[int], activation: str, preset: str | None) ->
 
 
 def one_of(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raises ValueError where ``value`` is none of the choices."""
+    """Raises ValueError if ``value`` is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
 
 def sizes(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
-    """Positive integers, one or several.
+    """One or several positive integers as a tuple.
 
     Raises:
-        ValueError: something else; the message names the argument.
+        ValueError: a value is not a positive integer; the message names the argument.
     """
     values = (values,) if isinstance(values, int) else tuple(values)
     for size in values:
@@ -171,12 +171,12 @@ def check_numbers(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module) -> Tensor:
-    """``x [B, *shape]`` as numbers of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others as their value.
+    """``x [B, *shape]`` in the dtype of :func:`input_dtype`: uint8 as x/255, bool as 0 or 1, others by their value.
 
-    Or as it is, for a network that sees to that itself.
+    ``x`` is not converted if the first network does this itself.
 
     Raises:
-        ValueError: another shape (the message names both), or a dtype that holds no real numbers.
+        ValueError: the shape is another (the message names both), or the dtype holds no real numbers.
     """
     check_numbers(name, x, shape)
     return x if takes_bytes(*networks[:1]) and is_operand(x) else as_numbers(x, *networks)
@@ -184,7 +184,7 @@ def as_input(name: str, x: Tensor, shape: tuple[int, ...], *networks: nn.Module)
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, modules are in evaluation mode; after it, each submodule is in the mode that it was in."""
+    """Puts modules into evaluation mode within the block; after it, each submodule has its former mode again."""
     training = {module: module.training for network in networks for module in network.modules()}
     try:
         for network in networks:

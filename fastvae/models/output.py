@@ -1,7 +1,7 @@
-"""What a decoder's numbers mean: the base of all likelihoods, and the last layer that is run together with one.
+"""The base class of the models' likelihoods, which give a meaning to the decoder's numbers.
 
-B is the batch, E the event, ``data_shape``; a decoder gives ``[B, *E]`` or, where a likelihood has more than one number
-for each element, ``[B, outputs, *E]``.
+B is the batch, E = ``data_shape`` the event. A decoder gives ``[B, *E]`` or, for a likelihood that needs several
+numbers for each element, ``[B, outputs, *E]``.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ LikelihoodName = Literal[
     "laplace",
 ]
 Values = Literal["finite", "unit", "counts", "levels"]
-"""What data may hold: finite numbers, numbers in [0, 1], counts 0, 1, 2, ... or the 256 levels of uint8."""
+"""Values that data may hold: finite numbers, numbers in [0, 1], counts 0, 1, 2, ... or the 256 levels of uint8."""
 
 
 class Likelihood(nn.Module):
-    """P(x|z) of independent elements, given what the decoder says. Its subclasses are the distributions.
+    """P(x|z) with elements that are independent given the decoder's numbers. Subclasses are the distributions.
 
     Args:
-        event: E.
+        event: E, the shape of x.
         sigma: the standard deviation or scale of a likelihood that has one, in units of the data.
-        learn_sigma: whether sigma is a parameter, with ``sigma`` its first value.
+        learn_sigma: whether sigma is a parameter whose initial value is ``sigma``.
         total: the number of trials of a likelihood that has one.
 
     Raises:
-        ValueError: a sigma that is not positive and finite; one to be learned, or a total, that the likelihood has not.
+        ValueError: sigma is not positive and finite, or the likelihood has no sigma to be learned or no total.
     """
 
     name: ClassVar[LikelihoodName]
     title: ClassVar[str]
-    """What the distribution is called in a sentence."""
+    """The name of the distribution in a sentence."""
     values: ClassVar[Values]
-    """What the data must be."""
+    """The values that the data may hold."""
     outputs: ClassVar[int] = 1
-    """Numbers that the decoder gives for each element."""
+    """Number of values that the decoder gives for each element."""
     has_sigma: ClassVar[bool] = False
     has_total: ClassVar[bool] = False
     has_library: ClassVar[bool] = False
-    """Whether means are shares of a library, the sum of a row of counts."""
+    """Whether means are shares of a library, which is the sum of a row of counts."""
     has_bits: ClassVar[bool] = False
-    """Whether bits per dimension are a figure of the field."""
+    """Whether bits per dimension are a customary figure for the likelihood."""
     has_layer: ClassVar[bool] = False
     """Whether there is an operator for the likelihood and the linear layer before it."""
     total: int | None = None
-    """Trials of each element."""
+    """Number of trials of each element."""
 
     def __init__(
         self, event: tuple[int, ...], sigma: float = 1.0, learn_sigma: bool = False, total: int | None = None
@@ -71,48 +71,48 @@ class Likelihood(nn.Module):
         self.check_options(learn_sigma, total)
         self.event = event
         self.shape = event if self.outputs == 1 else (self.outputs, *event)
-        """What the decoder gives for a row."""
+        """Shape of the decoder's output for a row."""
         self.initial_sigma = float(sigma)
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma))) if learn_sigma else None
 
     @classmethod
     def check_options(cls, learn_sigma: bool, total: int | None) -> None:
-        """Raises ValueError for options that the likelihood has not."""
+        """Raises ValueError for options that the likelihood does not have."""
         if learn_sigma and not cls.has_sigma:
-            raise ValueError(f"learn_sigma needs the gaussian likelihood or the laplace one: {cls.name} has no sigma")
+            raise ValueError(f"learn_sigma needs the likelihood gaussian or laplace: {cls.name} has no sigma")
         if total is not None and not cls.has_total:
-            raise ValueError(f"total is of the binomial likelihood: {cls.name} has none, got {total}")
+            raise ValueError(f"total belongs to the binomial likelihood: {cls.name} has none, got {total}")
 
     @property
     def counts(self) -> bool:
-        """Whether the data are counts, of which a uint8 is the count itself."""
+        """Whether the data are counts, so that a uint8 is the count itself and not x/255."""
         return self.values == "counts"
 
     @property
     def sigma(self) -> float | Tensor:
-        """The standard deviation or scale: a 0-d tensor with its gradient where it is learned."""
+        """The standard deviation or scale; a 0-d tensor with its gradient if it is learned."""
         return self.initial_sigma if self.log_sigma is None else self.log_sigma.exp()
 
     def to_input(self, x: Tensor) -> Tensor:
-        """Rows ``[B, *E]`` as the encoder is given them: as they are, unless they are counts."""
+        """The encoder's input for rows ``[B, *E]``: the rows themselves, unless they are counts."""
         return x
 
     def library(self, x: Tensor) -> Tensor | None:
-        """The sum of each row of ``x [B, *E]``, which means are shares of: ``[B]``; None where they are not."""
+        """The sum of each row of ``x [B, *E]``, ``[B]``, if means are shares of it; otherwise None."""
         return None
 
     def nll(self, decoded: Tensor, x: Tensor, *, sigma: float | Tensor | None = None, reduction: str) -> Tensor:
-        """-log P(x) in nats: ``[B]`` or ``[K, B]``, or their mean or sum.
+        """-log P(x) in nats, ``[B]`` or ``[K, B]``, or the mean or sum of these.
 
         Args:
-            decoded: ``[B, *E]`` or ``[K, B, *E]``, with ``outputs`` before E where there are several.
+            decoded: ``[B, *E]`` or ``[K, B, *E]``, with a dimension ``outputs`` before E if there are several.
             x: ``[B, *E]``, as for :class:`fastvae.models.VAE`.
-            sigma: stands in for the model's own, as in a schedule.
+            sigma: replaces the model's own sigma, as in a schedule.
             reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
         Raises:
-            ValueError: a sigma that the likelihood has not; a value of x that is none of its values (on a GPU a
-                device-side assertion).
+            ValueError: a sigma is given for a likelihood that has none, or a value of x is not among the likelihood's
+                values (on a GPU this is a device-side assertion).
         """
         self._refuse(sigma)
         return self._nll(self._numbers(decoded), self._target(x, decoded.dtype), sigma, reduction)
@@ -127,9 +127,10 @@ class Likelihood(nn.Module):
         sigma: float | Tensor | None = None,
         reduction: str,
     ) -> Tensor:
-        """The same of ``layers(*inputs)``, flat or in shape, with leading dimensions made ``batch``.
+        """:meth:`nll` of ``layers(*inputs)``, which may be flat, reshaped to have the leading dimensions ``batch``.
 
-        Where the layers end in a linear one, and the likelihood has an operator for both, its outputs are not all kept.
+        If the layers end in a linear one and the likelihood has an operator that includes it, the linear layer's
+        outputs are not all kept.
         """
         below, tail = _split(layers) if self.has_layer and len(inputs) == 1 else ([layers], [])
         h = run(below, *inputs) if tail else layers(*inputs)
@@ -146,15 +147,15 @@ class Likelihood(nn.Module):
         return self.nll(h.reshape(*batch, *self.shape), x, sigma=sigma, reduction=reduction)
 
     def mean(self, decoded: Tensor, *, library: float | Tensor | None = None) -> Tensor:
-        """The expected x, ``[..., *E]``, in units of the data: those of uint8 images are of x/255.
+        """The expected x, ``[..., *E]``, in units of the data, which for uint8 images are those of x/255.
 
         Args:
             decoded: as for ``nll``, with any leading dimensions.
-            library: the row sums, ``[B]`` or one for all, 1 by default; for likelihoods by library alone.
+            library: the row sums, ``[B]`` or one for all, 1 by default; only for likelihoods with a library.
 
         Raises:
-            ValueError: a library that the likelihood has not, of another shape, or with a number that is negative or
-                infinite (a tensor on another device than the CPU is not waited for).
+            ValueError: a library is given for a likelihood that has none, has another shape, or holds a number that is
+                negative or not finite (numbers on another device than the CPU are not checked).
         """
         return self._mean(self._numbers(decoded), self._library_of(decoded, library))
 
@@ -162,10 +163,10 @@ class Likelihood(nn.Module):
     def sample(
         self, decoded: Tensor, *, library: float | Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        """One draw of x for each row, ``[..., *E]``; arguments and units as for ``mean``. No gradient flows.
+        """One draw of x for each row, ``[..., *E]``, without gradients; arguments and units are those of ``mean``.
 
         Raises:
-            ValueError: as ``mean``; no library for a likelihood that needs one.
+            ValueError: as for ``mean``, or the likelihood needs a library and none is given.
         """
         if self.has_library and library is None:
             raise ValueError(f"draws of the {self.name} likelihood need a library, the sum of each row")

@@ -1,4 +1,4 @@
-"""Modules of the caller's own as a model's networks: what they give is checked when the model is made."""
+"""The caller's own modules as a model's networks, whose results are checked when the model is made."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def own_networks(
     condition_shape: Sequence[int] | None = None,
     outputs: int = 1,
 ) -> tuple[nn.Module, nn.Module] | None:
-    """Both modules, after one pass through each on a batch of two; or None where there is neither.
+    """Both modules, checked by one pass through each on a batch of two; None if neither is given.
 
-    The pass is made without gradients and in evaluation mode, on zeros in the dtype and on the device of the weights.
-    Lazy modules are initialised by it, for which they draw random numbers as in any first pass; nothing else of the
-    modules changes, and no other random numbers are drawn.
+    The pass runs without gradients and in evaluation mode, on zeros in the dtype and on the device of the weights. It
+    initialises lazy modules, which draw random numbers for this as in any first pass. Nothing else in the modules
+    changes, and no other random numbers are drawn.
 
     Args:
-        encoder: ``[B, *E]`` to ``[B, 2L]``.
-        decoder: ``[B, L]`` to ``[B, *E]`` or ``[B, D]``.
+        encoder: a module from ``[B, *E]`` to ``[B, 2L]``.
+        decoder: a module from ``[B, L]`` to ``[B, *E]`` or ``[B, D]``.
         data_shape: E, of D elements.
         latent_dim: L.
-        condition_shape: C, where both modules take a condition ``[B, *C]`` as a second argument.
-        outputs: numbers that the decoder gives for each element. For two of them it gives ``[B, 2, *E]`` or
+        condition_shape: C, if both modules take a condition ``[B, *C]`` as a second argument.
+        outputs: number of values that the decoder gives for each element. For 2 it gives ``[B, 2, *E]`` or
             ``[B, 2 D]``.
 
     Raises:
-        ValueError: only one of the two, one that is no module, that fails on such inputs, or that gives another shape;
-            the message names both shapes.
+        ValueError: only one of the two is given, one is not a module, fails on such inputs, or gives another shape (the
+            message names both shapes).
     """
     if encoder is None and decoder is None:
         return None
@@ -70,17 +70,17 @@ def own_networks(
 def made_by(
     name: str, data_shape: Sequence[int], latent_dim: int, condition_shape: Sequence[int] | None = None
 ) -> tuple[nn.Module, nn.Module]:
-    """What a function of the caller's own makes: an encoder and a decoder.
+    """The encoder and the decoder that the caller's own function makes.
 
     Args:
-        name: ``"package.module:function"``. A module is looked for in the working folder, too.
+        name: ``"package.module:function"``. The module is also looked for in the working folder.
         data_shape: E, the function's first argument.
-        latent_dim: L, its second.
-        condition_shape: C, its third, where there is a condition.
+        latent_dim: L, the function's second argument.
+        condition_shape: C, the function's third argument if there is a condition.
 
     Raises:
         ImportError: there is no such module or function.
-        ValueError: the function gives something else.
+        ValueError: the function does not give an encoder and a decoder.
     """
     module_name, _, function_name = name.partition(":")
     folder = os.getcwd()

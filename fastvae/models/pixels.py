@@ -23,7 +23,7 @@ _LEAST_LOG_SCALE, _FIRST_LOG_SCALE = -7.6, math.log(0.1)
 
 
 class Bernoulli(Likelihood):
-    """Pixels in [0, 1]: binary, or grey ones read as probabilities. The decoder gives logits.
+    """Pixels in [0, 1], which are binary, or grey and read as probabilities. The decoder gives logits.
 
     Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.1.
     """
@@ -47,7 +47,7 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """Grey pixels in [0, 1], as the real numbers that they are. The decoder gives logits of the parameter lambda.
+    """Grey pixels in [0, 1], treated as real numbers. The decoder gives logits of the parameter lambda.
 
     Source: Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845); the mean is its eq. 9 in logit form.
     """
@@ -77,8 +77,8 @@ class ContinuousBernoulli(Likelihood):
 class DiscretizedLogistic(Likelihood):
     """The 256 levels of uint8 images. The decoder gives a mean and a log scale for each element, in units of x/255.
 
-    A scale for each element that depends on z is safe here, because a probability is at most 1: that of an element that
-    never changes cannot grow without bound, as a density would.
+    A scale for each element that depends on z is safe here, because a probability is at most 1. For an element that
+    never changes, a density would grow without bound.
 
     Source: Salimans et al. 2017 (arXiv:1701.05517), eq. 2, with one component.
     """
@@ -113,9 +113,9 @@ def _log_scale(raw: Tensor) -> Tensor:
 
 
 class Gaussian(Likelihood):
-    """Real numbers, of one standard deviation sigma. The decoder gives means.
+    """Real numbers with one standard deviation sigma for all. The decoder gives means.
 
-    Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.2; sigma's part: Doersch 2016 (arXiv:1606.05908),
+    Source: Kingma & Welling 2013 (arXiv:1312.6114), App. C.2; the role of sigma: Doersch 2016 (arXiv:1606.05908),
     sec. 2.4.3; learned: Rybkin et al. 2020 (arXiv:2006.13202), sec. 3.
     """
 
@@ -135,10 +135,10 @@ class Gaussian(Likelihood):
 
 
 class Laplace(Likelihood):
-    """Real numbers with rare large errors, of one scale, which is ``sigma``. The decoder gives means.
+    """Real numbers with rare large errors and one scale for all, which is ``sigma``. The decoder gives means.
 
-    The scale is one number, as the Gaussian's: a density with a scale for each element grows without bound where an
-    element never changes. The standard deviation is sqrt(2) sigma.
+    The scale is one number, as the Gaussian's is, because a density with a scale for each element grows without bound
+    if an element never changes. The standard deviation is sqrt(2) sigma.
 
     Source: p(x) = e^(-abs(x - m) / b) / (2 b) for the mean m and the scale b.
     """

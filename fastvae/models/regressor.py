@@ -1,4 +1,4 @@
-"""The regressor of the tutorial, which the conditional VAE is held against: the same without a code."""
+"""The tutorial's regressor, to compare the conditional VAE with: the same model without a code."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from fastvae.models.networks import (
 
 
 class Regressor(nn.Module):
-    """A conditional VAE without z: it predicts each pixel's mean given c, and so blurs what c leaves open.
+    """A conditional VAE without z. It predicts each pixel's mean given c, and so blurs what c does not determine.
 
-    Args:
-        data_shape: and the rest as for the MLPs of :class:`fastvae.models.CVAE`. By default it has the tutorial's
-            2,100,756 parameters.
+    All arguments are as for the MLPs of :class:`fastvae.models.CVAE`. With the defaults it has the tutorial's 2,100,756
+    parameters.
 
     Raises:
-        ValueError: as ``CVAE``.
+        ValueError: as for ``CVAE``.
 
     Source: Doersch 2016 (arXiv:1606.05908), sec. 5.
     """
@@ -69,7 +68,7 @@ class Regressor(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that build this model again: ``Regressor(**model.config)``; plain enough for JSON."""
+        """The arguments that build this model again, which JSON can hold: ``Regressor(**model.config)``."""
         return {
             "data_shape": list(self.data_shape),
             "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
@@ -90,26 +89,26 @@ class Regressor(nn.Module):
             condition: ``[B, *C]`` or ``[B]``.
 
         Returns:
-            ``[B, *E]`` or ``[B, 2, *E]``, as :meth:`fastvae.models.VAE.decode`.
+            ``[B, *E]`` or ``[B, 2, *E]``, as from :meth:`fastvae.models.VAE.decode`.
 
         Raises:
-            ValueError: a shape or dtype that is none of those.
+            ValueError: the shape or dtype is none of those.
         """
         return torch.unflatten(self.decoder(self.condition(condition)[1]), -1, self.output.shape)
 
     def loss(self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None) -> Tensor:
-        """-log P(x|c): 0-d, the batch mean in nats; ``x [B, *E]``, ``condition`` as for ``forward``."""
+        """The batch mean of -log P(x|c) in nats, 0-d, for ``x [B, *E]`` and a condition as for ``forward``."""
         return self.nll(x, condition, sigma=sigma, reduction="mean")
 
     def nll(
         self, x: Tensor, condition: Tensor, *, sigma: float | Tensor | None = None, reduction: str = "none"
     ) -> Tensor:
-        """-log P(x|c): ``[B]``, nats, or their ``"mean"`` or ``"sum"``; ``x [B, *E]``, the rest as for ``forward``."""
+        """-log P(x|c) in nats, ``[B]`` or its ``"mean"`` or ``"sum"``, for ``x [B, *E]`` and a condition as above."""
         check_shape("x", x, self.data_shape)
         h = self.condition(condition)[1]
         return self.output.nll_through(self.decoder, (h,), x, x.shape[:1], sigma=sigma, reduction=reduction)
 
     @torch.no_grad()
     def predict(self, condition: Tensor, *, library: float | Tensor | None = None) -> Tensor:
-        """The expected x, ``[B, *E]``, as :meth:`fastvae.models.VAE.sample` gives it. No gradient flows."""
+        """The expected x, ``[B, *E]``, as from :meth:`fastvae.models.VAE.sample`, without gradients."""
         return self.output.mean(self(condition), library=library)

@@ -1,4 +1,4 @@
-"""Training runs: what they are made of, how they stop and how they go on."""
+"""Training runs: their configuration, their checkpoints, how they stop and how they resume."""
 
 from fastvae.training.batch_size import BatchSpeed, best_batch_size, measure_batch_sizes
 from fastvae.training.checkpoint import CHECKPOINTS, Checkpoint, load_checkpoint

@@ -1,4 +1,4 @@
-"""How many images a second a training takes at growing batches, to choose one."""
+"""Measures the training speed of growing batches, to choose a batch size."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _GAIN = 1.05
 
 
 class BatchSpeed(NamedTuple):
-    """What training steps of one size took."""
+    """The speed and memory of training steps with one batch size."""
 
     batch_size: int
     images_per_second: float
-    """The median of the steps."""
+    """Images per second of the median step."""
     peak_bytes: int
-    """Of a GPU: what its tensors took at most. Of the CPU: what the process took at most, with all batches so far."""
+    """Peak memory. On a GPU, of the tensors; on a CPU, of the process, over all batch sizes measured so far."""
 
 
 def measure_batch_sizes(
@@ -40,16 +40,17 @@ def measure_batch_sizes(
     data_on: DataOn = "auto",
     report: Callable[[BatchSpeed], None] | None = None,
 ) -> list[BatchSpeed]:
-    """Train with batches of 64, 128, ... images until two in a row bring nothing, the memory or the data set ends.
+    """Trains with batches of 64, 128, ... images, until two sizes in a row gain nothing or memory or data run out.
 
     Args:
-        config: of the training, but for its ``batch_size``.
+        config: the configuration of the training; its ``batch_size`` is ignored.
         device: as for ``train``.
         data_on: as for ``train``.
-        report: told each result as it comes.
+        report: called with each result as it comes.
 
     Raises:
-        ValueError: a device that is not there, a bad data set, or one of fewer images than ``config.accumulate``.
+        ValueError: the device does not exist, the data set is damaged, or it has fewer images than 64 or
+            ``config.accumulate``.
         OSError: there is no data set.
     """
     own = torch_device(device)
@@ -60,7 +61,7 @@ def measure_batch_sizes(
     results: list[BatchSpeed] = []
     size = max(_FIRST, config.accumulate)
     if size > len(dataset.train):
-        raise ValueError(f"a batch of {size} needs as many images, {config.data_name} has {len(dataset.train)}")
+        raise ValueError(f"a batch of {size} needs as many images, but {config.data_name} has {len(dataset.train)}")
     while size <= len(dataset.train) and not _settled(results) and _fits(results, own):
         changed = dataclasses.replace(config, batch_size=size)
         stepper: Stepper | None = None  # and the one before is gone
@@ -85,7 +86,7 @@ def measure_batch_sizes(
 
 
 def best_batch_size(results: Sequence[BatchSpeed]) -> int:
-    """The smallest batch that is within 5 % of the fastest: what is larger costs steps and brings no speed."""
+    """The smallest batch size within 5 % of the fastest: larger ones make fewer steps and are no faster."""
     fastest = max(result.images_per_second for result in results)
     return next(result.batch_size for result in results if result.images_per_second * _GAIN >= fastest)
 

@@ -1,10 +1,11 @@
-"""Checkpoints: a folder each, whole or not there, written while training goes on.
+"""Checkpoints, each a folder that appears only once it is complete, written while training goes on.
 
-``checkpoints/step-000000600/`` holds safetensors files, one for each process that had something to write, by
-torch.distributed.checkpoint, and ``manifest.json``: the configuration, how far the run is, and the size and SHA-256 of
-every file; what else falls into the folder is neither read nor minded. A folder gets its name when all of it is on the
-disk. No pickle: reading a checkpoint runs no code.
-The tensors are called ``model.NAME`` (the state dictionary) and ``optimizer.PARAMETER.KEY`` (Adam's state); there are
+``checkpoints/step-000000600/`` holds safetensors files written by torch.distributed.checkpoint, one for each process
+that had something to write, and ``manifest.json`` with the configuration, the position of the run, and the size and
+SHA-256 of every file. Other files in the folder are ignored. A folder gets its name when everything in it is on the
+disk. There is no pickle: reading a checkpoint runs no code.
+
+The tensors are called ``model.NAME`` (the state dictionary) and ``optimizer.PARAMETER.KEY`` (Adam's state). There are
 no states of random generators, because a run seeds them anew for each part of each step.
 """
 
@@ -50,48 +51,48 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is."""
+    """The position of a run between two steps."""
 
     step: int = 0
-    """Batches done."""
+    """Number of steps done."""
     epoch: int = 0
-    """Epochs done."""
+    """Number of complete epochs."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """The list ``epochs`` of ``metrics.json``."""
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Of the epoch that is not over: loss, reconstruction and KL of its images."""
+    """Sums of loss, reconstruction and KL over the images done in the current epoch."""
     images: int = 0
-    """Of that epoch."""
+    """Number of images done in the current epoch."""
     seconds: float = 0.0
-    """Spent on that epoch."""
+    """Seconds spent on the current epoch."""
     rows: str | None = None
-    """What the rows were (:func:`fastvae.training.inputs.digest_rows`); None where that is not known."""
+    """Digest of the rows (:func:`fastvae.training.inputs.digest_rows`); None if it is not known."""
     optimized: list[str] | None = None
-    """The parameters that have had a gradient, of which the optimiser has a state; None where that is not known."""
+    """Names of the parameters that have had a gradient and so have an optimiser state; None if they are not known."""
     data_given: bool = False
-    """Whether a program gave the data, so that the configuration's are others."""
+    """Whether a program gave the data, so that the configuration does not describe them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk, of which the manifest is read."""
+    """A checkpoint on the disk whose manifest has been read."""
 
     folder: Path
     files: tuple[str, ...]
-    """Those that the manifest names; what else lies in the folder is nobody's."""
+    """Names of the files that the manifest lists; other files in the folder are ignored."""
     model_config: dict[str, Any]
     """The arguments of the model's class (:func:`config_of`)."""
     train_config: dict[str, Any]
     """The fields of ``TrainConfig``."""
     position: Position
     sha256: str
-    """Of what the manifest says, and so of the files: what tells two checkpoints apart."""
+    """SHA-256 of the manifest's content, and thereby of all files, which identifies the checkpoint."""
     init_from: dict[str, Any] | None = None
-    """The checkpoint that the run's first weights are of (:meth:`origin`); none for those of its seed."""
+    """The checkpoint from which the run's initial weights came (:meth:`origin`); None if they came from the seed."""
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """Number of complete epochs."""
         return self.position.epoch
 
     @property
@@ -100,7 +101,7 @@ class Checkpoint:
         return self.position.history
 
     def origin(self) -> dict[str, Any]:
-        """What a run that starts from these weights keeps to say so; plain enough for JSON."""
+        """The record, in JSON's types, that a run keeps if it starts from these weights."""
         position = self.position
         return {
             "checkpoint": str(self.folder.absolute()),
@@ -110,31 +111,32 @@ class Checkpoint:
         }
 
     def shapes(self) -> dict[str, torch.Size]:
-        """The tensors' names and shapes."""
+        """Names and shapes of the tensors."""
         held = _Reader(self.folder, self.files).read_metadata().state_dict_metadata
         return {name: about.size for name, about in held.items() if isinstance(about, TensorStorageMetadata)}
 
     def read(self, tensors: dict[str, Tensor]) -> None:
-        """Fill tensors by their names, also the shards of tensors that were saved whole or sharded otherwise.
+        """Fills tensors by their names, including shards of tensors that were saved whole or with other shards.
 
-        Every process of a run must call it.
+        Every process of a run must call this method.
         """
         self._read(tensors, alone=not dist.is_initialized())
 
     @property
     def given(self) -> str | None:
-        """The class of a model that a program gave, and that nothing here can build."""
+        """The class of the model if a program gave it, so that it cannot be built from the checkpoint; else None."""
         return self.model_config.get("given")
 
     def build_model(self, model: nn.Module | None = None) -> Any:
-        """The model with its weights, on the CPU and in evaluation mode. Draws no random numbers.
+        """The model with its weights, on the CPU and in evaluation mode. This draws no random numbers.
 
         Args:
-            model: one that fits, for the checkpoint of a run whose model a program gave; it gets the weights.
+            model: a model that gets the weights, needed for a run whose model a program gave.
 
         Raises:
-            ValueError: the checkpoint is no longer there, or was altered since; a model is needed, or does not fit.
-            ImportError: what makes the model's networks is not to be had.
+            ValueError: the checkpoint no longer exists or has been altered, a model is needed, or ``model`` does not
+                fit.
+            ImportError: the function that makes the model's networks cannot be imported.
         """
         if model is None:
             model = self.unread_model()
@@ -151,7 +153,7 @@ class Checkpoint:
             raise ValueError(f"{self.folder}: damaged checkpoint ({_reason(error)})") from error
 
     def refuse_other(self, model: nn.Module) -> None:
-        """Raises ValueError where the weights of ``model`` have other names or shapes."""
+        """Raises ValueError if the weights of ``model`` have other names or shapes than the checkpoint's."""
         theirs = {name: shape for name, shape in self.shapes().items() if name.startswith("model.")}
         ours = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
         for name in [*ours, *theirs]:
@@ -164,14 +166,14 @@ class Checkpoint:
                 )
 
     def unread_model(self, device: str | torch.device = "cpu") -> Model:
-        """The model with room for its weights, of which none is read yet. Draws no random numbers.
+        """The model with memory for its weights, which are not read yet. This draws no random numbers.
 
         Args:
-            device: where it is; ``"meta"`` for names and shapes alone.
+            device: device of the model; ``"meta"`` for names and shapes alone.
 
         Raises:
-            ValueError: a program gave it.
-            ImportError: what makes its networks is not to be had.
+            ValueError: a program gave the model.
+            ImportError: the function that makes the model's networks cannot be imported.
         """
         if self.given is not None:
             raise ValueError(
@@ -183,7 +185,7 @@ class Checkpoint:
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """What builds a model again, plain enough for JSON; or ``{"given": CLASS}``, if only a program can."""
+    """The arguments that build a model again, in JSON's types; or ``{"given": CLASS}`` if only a program can do so."""
     kind = type(model)
     if kind is Regressor or (kind in MODELS.values() and getattr(model, "network", None) is not None):
         assert isinstance(model, Model)
@@ -258,10 +260,10 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: of the run.
-        keep: how many, the newest.
+        folder: folder of the run.
+        keep: number of newest checkpoints that are kept.
         first: whether this is the first of the run's processes.
-        group: for the processes to agree, apart from that of training.
+        group: process group for saving, separate from the one for training.
     """
 
     def __init__(
@@ -282,10 +284,10 @@ class Checkpoints:
         position: Position,
         init_from: dict[str, Any] | None = None,
     ) -> None:
-        """Take a copy of the tensors and write it in the background; every process of the run must call it.
+        """Copies the tensors and writes the copy in the background. Every process of the run must call this method.
 
         Raises:
-            OSError: the checkpoint before this one could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
         manifest = {"format": FORMAT, "model": model_config, "train": train_config, "init_from": init_from}
@@ -306,10 +308,10 @@ class Checkpoints:
         self._pending = future
 
     def wait(self) -> None:
-        """Until the last one is on the disk.
+        """Waits until the last checkpoint is on the disk.
 
         Raises:
-            OSError: it could not be written; those before it are as they were.
+            OSError: it could not be written; earlier checkpoints are unchanged.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -319,7 +321,7 @@ class Checkpoints:
         except CheckpointException as error:
             self._remove_parts()  # which may be what fills the disk
             raise OSError(
-                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); those before it are whole"
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); earlier checkpoints are whole"
             ) from error
         if self._first:
             names = self.names()
@@ -334,24 +336,24 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
 
     def abandon(self) -> None:
-        """After an error: wait for the last one, whatever becomes of it."""
+        """Waits for the last checkpoint after an error, and only logs a warning if it cannot be written."""
         try:
             self.wait()
         except (OSError, RuntimeError) as error:
             logger.warning("%s", error)
 
     def names(self) -> list[str]:
-        """Those that are there, oldest first."""
+        """Names of the existing checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
     def newest(self) -> Checkpoint:
-        """The newest that is whole. What is damaged is logged, as a warning, and passed by.
+        """The newest complete checkpoint. Damaged ones are skipped with a warning in the log.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: all of them are damaged; the message says how.
+            FileNotFoundError: there is no checkpoint.
+            ValueError: every checkpoint is damaged; the message says how.
         """
         while True:
             names = self.names()
@@ -365,18 +367,19 @@ class Checkpoints:
                         break  # a training goes on there: it removes old ones, and has written newer ones
                     if name == names[0] or isinstance(error, OSError):
                         raise
-                    logger.warning("%s; taking the one before it", error)
+                    logger.warning("%s; taking the checkpoint before it", error)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Find a checkpoint, check every byte of it, and read its manifest.
+    """Finds a checkpoint, checks every byte of it and reads its manifest.
 
     Args:
-        path: its folder, or the folder of a run, of which it is the newest that is whole.
+        path: folder of the checkpoint, or of a run, whose newest complete checkpoint is then taken.
 
     Raises:
-        ValueError: it is truncated, altered, not whole, of another program or of another version; the message names it.
-        OSError: there is none, or it cannot be read.
+        ValueError: the checkpoint is truncated, altered, incomplete, of another program or of another version; the
+            message names it.
+        OSError: there is no checkpoint, or it cannot be read.
     """
     path = Path(path)
     if (path / CHECKPOINTS).is_dir():
@@ -417,7 +420,7 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
         if size != seal["bytes"]:
             raise ValueError(f"{folder}: damaged checkpoint ({name} has {size} bytes, expected {seal['bytes']})")
         if _seal_of(folder / name) != seal:
-            raise ValueError(f"{folder}: damaged checkpoint ({name} was altered: its SHA-256 is another)")
+            raise ValueError(f"{folder}: damaged checkpoint ({name} was altered: its SHA-256 differs)")
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
@@ -434,7 +437,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     expected = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     held = checkpoint.shapes()
     if {name: shape for name, shape in held.items() if name.startswith("model.")} != expected:
-        raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its tensors are not the model's)")
+        raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its tensors do not fit the model)")
 
 
 def _seal_of(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run's configuration as a TOML file: what a user writes for a run, and what a run writes to be repeated."""
+"""The configuration of a run as a TOML file, written by a user for a run, or by a run so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
             paths in it start from the file's own folder.
 
     Raises:
-        ValueError: no TOML, an unknown key, a key that is given twice, or a value of another type than the field's; the
-            message names the file and the line or key.
+        ValueError: the file is not TOML, a key is unknown or given twice, or a value has another type than the field;
+            the message names the file and the line or key.
         OSError: the file cannot be read.
     """
     if sys.version_info >= (3, 11):
@@ -52,7 +52,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         # A last line that does not end has no number in the parser's messages.
         table = tomllib.loads(content.decode() + "\n")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no TOML: {error}") from None
+        raise ValueError(f"{path}: not a TOML file: {error}") from None
     hints = get_type_hints(TrainConfig)
     fields: dict[str, Any] = {}
     for key, value in table.items():
@@ -92,7 +92,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def with_absolute_paths(fields: Mapping[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fields of a configuration whose relative paths start from a folder, or from ``~``, as absolute ones."""
+    """Fields of a configuration with absolute paths; relative ones start from ``folder``, or from ``~``."""
     return {
         name: str(Path(folder, os.path.expanduser(value))) if name in PATHS and value is not None else value
         for name, value in fields.items()
@@ -100,14 +100,14 @@ def with_absolute_paths(fields: Mapping[str, Any], folder: str | os.PathLike[str
 
 
 def config_text(config: TrainConfig, notes: Iterable[str] = ()) -> str:
-    """A configuration in TOML, which :func:`read_config` reads as the same fields.
+    """A configuration in TOML, from which :func:`read_config` reads the same fields.
 
-    Fields that are None are left out: TOML has no such value. So is a path that is not Unicode, as TOML is; a comment
-    has it.
+    Fields that are None are left out, because TOML has no such value. A path that is not Unicode is only a comment,
+    because TOML is Unicode.
 
     Args:
-        config: relative paths in it start from the working directory.
-        notes: lines of comment, for what the file does not hold.
+        config: the configuration, whose relative paths start from the working directory.
+        notes: lines of comment about what the file does not hold.
     """
     lines = [
         f"# Written by fastvae {fastvae.__version__} with torch {torch.__version__}.",
@@ -129,19 +129,19 @@ def config_text(config: TrainConfig, notes: Iterable[str] = ()) -> str:
 
 
 def keep_config(config: TrainConfig, out_dir: Path, notes: Iterable[str] = (), *, data_given: bool = False) -> None:
-    """Leave ``config.toml`` in the folder of a run, whole or not at all.
+    """Writes ``config.toml`` into the folder of a run, complete or not at all.
 
-    One that says the same already stays as it is, with a user's comments; one of other values is replaced.
+    An existing file with the same values is kept, with a user's comments. One with other values is replaced.
 
     Args:
-        config: with its likelihood (:meth:`TrainConfig.resolved`).
-        out_dir: the folder.
+        config: the configuration with its likelihood (:meth:`TrainConfig.resolved`).
+        out_dir: folder of the run.
         notes: as for :func:`config_text`.
         data_given: whether a program gave the data of the run.
 
     Raises:
-        ValueError: there is a file of that name that is no configuration, and so not ours to replace.
-        OSError: it cannot be read or written.
+        ValueError: a file of that name exists that is no configuration, and is therefore not replaced.
+        OSError: the file cannot be read or written.
     """
     path = out_dir / CONFIG
     if path.exists():

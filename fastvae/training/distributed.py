@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun starts."""
+"""The processes of a run: a single one, or those that torchrun starts."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; its last checkpoint is kept."""
+    """The run cannot go on. Its last checkpoint is kept."""
 
 
 class StoppedError(TrainingError):
-    """A run that was told to stop, and saved where it is."""
+    """The run was told to stop and has saved its position."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train one model, and which of them this is."""
+    """The processes that train one model, seen from this one."""
 
     rank: int
+    """Number of this process, from 0."""
     size: int
+    """Number of processes."""
     device: torch.device
-    """Where the model and the images of this process are."""
+    """Device of this process, for its model and images."""
     agreeing: dist.ProcessGroup | None = None
-    """Of the CPUs, which need not wait for their devices."""
+    """Process group of the CPUs, so that agreeing does not wait for devices."""
     saving: dist.ProcessGroup | None = None
-    """The same for checkpoints, which are written while training goes on."""
+    """Process group of the CPUs for checkpoints, which are written while training goes on."""
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sums a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -61,7 +63,7 @@ class World:
                 buffer.copy_(dense)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so. Waits for all of them, not for their devices."""
+        """Whether ``flag`` is true in any process. This waits for all processes but not for their devices."""
         if self.size == 1:
             return flag
         flags = torch.tensor(float(flag), device="cpu")
@@ -69,7 +71,7 @@ class World:
         return bool(flags)
 
     def of_first(self, function: Callable[[], T]) -> T:
-        """What ``function`` gives, or raises, in the first process alone: in every process."""
+        """Runs ``function`` in the first process alone, and returns or raises its outcome in every process."""
         if self.size == 1:
             return function()
         outcome: list[tuple[bool, T | Exception] | None] = [None]
@@ -89,14 +91,14 @@ class World:
 
 @contextmanager
 def world(device: str | torch.device | None) -> Iterator[World]:
-    """The processes that torchrun started, or a process group that is there already, or this process by itself.
+    """Yields the processes of the run: those that torchrun started, an existing process group, or this process alone.
 
     Args:
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU (each process of a machine its own) where
-            there is one and this build has kernels for it.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. By default a GPU if there is one and this build has kernels for
+            it; each process of a machine takes a GPU of its own.
 
     Raises:
-        ValueError: a device that is not there, or for which this build has no kernels.
+        ValueError: the device does not exist, or this build has no kernels for it.
         TrainingError: another process was lost.
     """
     many = dist.is_initialized() or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
@@ -118,7 +120,7 @@ def world(device: str | torch.device | None) -> Iterator[World]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise TrainingError(f"the processes of the run did not find one another: {reason}") from error
+            raise TrainingError(f"the processes of the run could not connect to each other: {reason}") from error
     try:
         groups = [dist.new_group(backend="gloo") for _ in range(2)]
         yield World(dist.get_rank(), dist.get_world_size(), own, *groups)
@@ -127,7 +129,7 @@ def world(device: str | torch.device | None) -> Iterator[World]:
             raise
         raise TrainingError(
             f"process {dist.get_rank()} of {dist.get_world_size()} lost another one ({str(error).splitlines()[-1]}); "
-            "what that one printed, or torchrun's report below, says why"
+            "for the reason, see the output of that process or torchrun's report below"
         ) from error
     # Not after an error: the others may be gone, and would be waited for.
     if started:
@@ -135,13 +137,13 @@ def world(device: str | torch.device | None) -> Iterator[World]:
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
-    """Whether ``error`` is of the connection to another process."""
+    """Whether ``error`` says that the connection to another process was lost."""
     told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
     return isinstance(error, dist.DistError) or any(text in str(error) for text in told)
 
 
 def torch_device(name: str | torch.device | None, local_rank: int = 0) -> torch.device:
-    """The device of that name, or the best one; see :func:`world`."""
+    """The device of that name, or for None the default of :func:`world`."""
     kernels = _build.cuda_architectures not in ([], ["emulated"])
     if name is None:
         name = "cuda" if kernels and torch.cuda.is_available() else "cpu"
@@ -154,7 +156,7 @@ def torch_device(name: str | torch.device | None, local_rank: int = 0) -> torch.
     if device.type != "cuda":
         raise ValueError(f"device must be cpu, cuda or cuda:N, not {name!r}")
     if not kernels:
-        raise ValueError(f"device {name}: this fastvae was built without CUDA kernels; `fastvae info` says for what")
+        raise ValueError(f"device {name}: this fastvae was built without CUDA kernels; `fastvae info` shows its build")
     index = local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise ValueError(f"device cuda:{index}: PyTorch sees {torch.cuda.device_count()} GPUs")
@@ -162,7 +164,7 @@ def torch_device(name: str | torch.device | None, local_rank: int = 0) -> torch.
 
 
 def share_out(objective: nn.Module, processes: World, fsdp: bool, compile: bool) -> nn.Module:
-    """A module whose gradients are the mean over the processes, by DDP, or by FSDP2 layer by layer."""
+    """Wraps a module so that its gradients are the mean over the processes, by DDP, or by FSDP2 layer by layer."""
     if compile:
         objective.compile(fullgraph=True)
     if processes.size == 1:
@@ -177,7 +179,7 @@ def share_out(objective: nn.Module, processes: World, fsdp: bool, compile: bool)
 
 @contextmanager
 def more_to_come(objective: nn.Module, more: bool) -> Iterator[None]:
-    """A backward pass whose gradients are kept for a later one to exchange, where ``more`` is true."""
+    """If ``more`` is true, gradients of the block's backward pass are kept and exchanged by a later one."""
     keeping: AbstractContextManager[None] = nullcontext()
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(not more)
@@ -189,7 +191,7 @@ def more_to_come(objective: nn.Module, more: bool) -> Iterator[None]:
 
 @contextmanager
 def gathered(objective: nn.Module) -> Iterator[None]:
-    """The model under ``objective`` can be called by itself: what FSDP shards outside of its layers is whole."""
+    """Within the block, the model in ``objective`` can be called alone: its weights outside of layers are unsharded."""
     if isinstance(objective, FSDPModule):
         objective.unshard()
     yield
@@ -198,12 +200,12 @@ def gathered(objective: nn.Module) -> Iterator[None]:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be sharded."""
+    """This process' shard of a tensor, or the tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_of_compiler(error: RuntimeError) -> bool:
-    """Whether torch.compile raised it, and not the code that it compiled."""
+    """Whether torch.compile itself raised the error, rather than the code that it compiled."""
     from torch._dynamo.exc import TorchDynamoException  # takes a second to load
 
     return isinstance(error, TorchDynamoException)
@@ -211,9 +213,9 @@ def is_of_compiler(error: RuntimeError) -> bool:
 
 @contextmanager
 def until_terminated() -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether SIGTERM has come, which then ends nothing by itself.
+    """Yields a function that tells whether SIGTERM has come. Within the block the signal itself ends nothing.
 
-    In the main thread only, where Python takes signals; elsewhere SIGTERM is what it was.
+    This works only in the main thread, where Python handles signals. In other threads SIGTERM acts as before.
     """
     came = False
 

@@ -1,7 +1,7 @@
-"""Where a step's rows come from: the memory of its device, a file that is larger than that, or a program's own data.
+"""Sources of a step's rows: the memory of the device, a file that may be larger, or a program's own data.
 
-A step asks for the rows of its parts, int64 indices, one part after the other. A feed that reads them elsewhere is told
-beforehand which will be asked for, and reads one part ahead while the step before it computes.
+A step asks for the rows of its parts, one part after the other, by int64 indices. A feed that reads rows from elsewhere
+is told in advance which parts will be asked for, and reads one part ahead while the previous step computes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PART = 64 << 20  # bytes that are copied to a device at a time
 
 
 class Read(NamedTuple):
-    """Rows and their labels on the device, and when they are there."""
+    """Rows and their labels on the device, and an event that tells when they have arrived."""
 
     rows: Tensor
     labels: Tensor | None
@@ -44,48 +44,48 @@ class Read(NamedTuple):
 
 
 class Feed:
-    """Rows on the device, gathered there.
+    """Rows that lie on the device and are gathered there.
 
     Args:
         data: ``[N, *E]`` on the device.
-        labels: ``[N]`` likewise, or None.
-        device: where rows are asked for.
+        labels: ``[N]`` on the device, or None.
+        device: the device on which rows are asked for.
     """
 
     reads_ahead = False
-    """Whether rows come from elsewhere."""
+    """Whether rows are read ahead from elsewhere."""
     waited = 0.0
-    """Seconds that steps have waited for rows."""
+    """Seconds that steps have waited for rows so far."""
 
     def __init__(self, data: Data, labels: Tensor | None, device: torch.device) -> None:
         self.data, self.labels, self.device = data, labels, device
 
     def announce(self, parts: Sequence[Tensor], done: int = 0, seed: int = 0) -> None:
-        """The parts that will be asked for next.
+        """Announces the parts that will be asked for next.
 
         Args:
-            parts: int64 ``[B]`` each, in this order.
-            done: how many others of the same epoch came before them.
-            seed: of what the epoch draws by itself.
+            parts: int64 indices ``[B]`` of each part, in the order in which they will be asked for.
+            done: number of parts of the same epoch that came before.
+            seed: seed of the random numbers that a program's own data draw in the epoch.
         """
 
     def __call__(self, index: Tensor, draw: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-        """Rows ``index`` and their labels, or None.
+        """Rows ``index``, and their labels or None.
 
         Args:
             index: int64 ``[B]``, on the device or the CPU.
-            draw: dtype of binary rows, of which each element is drawn anew; None for rows as they are.
+            draw: dtype of binary rows, whose elements are drawn anew; None for rows as they are.
         """
         index = index.to(self.device)
         rows = take(self.data, index) if draw is None else drawn(self.data, index, draw)
         return rows, None if self.labels is None else self.labels.index_select(0, index)
 
     def close(self) -> None:
-        """No rows are asked for any more."""
+        """Ends the reading of rows."""
 
 
 class HostFeed(Feed):
-    """Rows in the memory of the host, or of a file that is mapped there, read by a thread of its own."""
+    """Rows in the memory of the host, or in a file mapped there, which a thread reads."""
 
     reads_ahead = True
 
@@ -159,7 +159,7 @@ class HostFeed(Feed):
 
 
 class TorchFeed(Feed):
-    """What a ``torch.utils.data.Dataset`` or ``DataLoader`` gives."""
+    """Rows from a ``torch.utils.data.Dataset`` or ``DataLoader``."""
 
     reads_ahead = True
 
@@ -197,10 +197,10 @@ class TorchFeed(Feed):
 
 
 def make_feed(dataset: Dataset, labelled: bool, device: torch.device, data_on: DataOn) -> Feed:
-    """The training rows of a data set, and their labels if ``labelled``, for the steps of one process.
+    """The feed of a data set's training rows, and of their labels if ``labelled``, for the steps of one process.
 
     Raises:
-        ValueError: an unknown ``data_on``, or ``"device"`` for data that only a program gives.
+        ValueError: ``data_on`` is unknown, or is ``"device"`` for data that a program gives batch by batch.
     """
     one_of("data_on", data_on, get_args(DataOn))
     if isinstance(dataset.train, TorchData):
@@ -215,7 +215,7 @@ def make_feed(dataset: Dataset, labelled: bool, device: torch.device, data_on: D
 
 
 def class_numbers(labels: Tensor) -> Tensor:
-    """Integer labels as int64, which embeddings and one-hot codes ask for; published data sets hold uint8."""
+    """Integer labels as int64, which embeddings and one-hot codes need, while published data sets hold uint8."""
     return labels if labels.is_floating_point() else labels.long()
 
 

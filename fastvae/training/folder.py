@@ -1,4 +1,4 @@
-"""What lies in the folder of a run, and whether to start there or to go on."""
+"""The folder of a run: the names of its files, and whether a run may start or resume there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREE_ON_RESUME = ("epochs", *PATHS)
 
 
 def refuse_run(out_dir: Path) -> None:
-    """Raises FileExistsError where a folder holds a run, but for one that has nothing to lose."""
+    """Raises FileExistsError if a folder holds a run, unless that run saved no step."""
     if _stopped_before_its_first_step(out_dir):
         return
     checkpoints = out_dir / CHECKPOINTS
@@ -49,21 +49,21 @@ def saved_config(path: str | os.PathLike[str]) -> TrainConfig:
     """The configuration of a run.
 
     Args:
-        path: its folder, or that of one of its checkpoints.
+        path: folder of the run, or of one of its checkpoints.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: all of the checkpoints are damaged, or of another version.
+        ValueError: every checkpoint is damaged, or of another version of fastvae.
     """
     return TrainConfig.from_checkpoint(load_checkpoint(path))
 
 
 def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of the run in a folder; none where there is no run yet.
+    """The newest complete checkpoint of the run in a folder; None if there is no run yet.
 
     Raises:
-        FileExistsError: there is something of a run, but no checkpoint.
-        ValueError: all are damaged, or the run is not one of ``config``.
+        FileExistsError: the folder holds files of a run, but no checkpoint.
+        ValueError: every checkpoint is damaged, or the run has another configuration than ``config``.
     """
     if not holds_run(out_dir):
         refuse_run(out_dir)
@@ -78,12 +78,14 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path) -> Checkpoint | Non
             raise ValueError(f"cannot resume with {field.name} {ours}: the run in {out_dir} has {theirs}")
     begun = checkpoint.epoch + (checkpoint.position.images > 0)
     if config.epochs < begun:
-        raise ValueError(f"cannot resume with epochs {config.epochs}: the run in {out_dir} has begun {begun}")
+        raise ValueError(
+            f"cannot resume with epochs {config.epochs}: the run in {out_dir} has already begun epoch {begun}"
+        )
     return checkpoint
 
 
 def refuse_other_model(config: TrainConfig, model: nn.Module, source: Checkpoint) -> None:
-    """Raises ValueError where the weights of a checkpoint are not those of the model of ``config``."""
+    """Raises ValueError if the weights of a checkpoint do not fit the model of ``config``."""
     if source.given is not None or "given" in config_of(model):
         source.refuse_other(model)
         return

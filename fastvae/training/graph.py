@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: the host hands over which images, and the GPU does the rest by itself."""
+"""A training step as a CUDA graph: the host passes the indices of the images, and the GPU replays the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WARM_UP = 3
 
 
 def capture_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """What runs ``function`` again, and where its result then is."""
+    """A function that replays ``function``, and the tensor that holds the result after each replay."""
     graph = torch.cuda.CUDAGraph()
     # Another thread may be copying a checkpoint from the GPU meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -23,16 +23,16 @@ def capture_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], obj
 
 
 class CapturedStep:
-    """A step that is run as it is a few times, and from then on replayed.
+    """A step that runs eagerly a few times and is then captured and replayed.
 
-    What changes from step to step must lie in tensors that are written before the call, or in the state of a generator
-    that the graph reads at each replay.
+    Everything that changes from step to step must lie in tensors that are written before the call, or in the state of a
+    generator that the graph reads at each replay.
 
     Args:
-        step: from the indices of a batch to a tensor, without reading anything back.
-        size: of the batches that are captured; others run as they are.
+        step: a function from the indices of a batch to a tensor, which reads nothing back from the GPU.
+        size: size of the batches whose step is captured; batches of other sizes run eagerly.
         device: a GPU.
-        capture: for tests on a CPU.
+        capture: replaces :func:`capture_cuda_graph` in tests on a CPU.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the model of a run takes of a data set, and the images that it makes of it."""
+"""Inputs of a run's model from a data set, and the images that the model makes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _DIGESTED = 64  # rows
 
 
 def settled(config: TrainConfig, data_given: bool, model: nn.Module | None) -> TrainConfig:
-    """The configuration with its likelihood: that of a model that is given, or the one of the data where none is named.
+    """The configuration with a likelihood: that of a given model, or the one that None stands for.
 
     Raises:
-        ValueError: the likelihood needs a total, or does not fit other fields.
+        ValueError: the likelihood needs a total, or contradicts other fields.
     """
     if isinstance(model, Model):
         output = model.output
@@ -46,12 +46,12 @@ def load_data(config: TrainConfig, progress: Callable[[int, int], None] | None =
     """The data set of a run.
 
     Args:
-        config: of the run.
-        progress: told how many files of how many are read, where that takes long.
+        config: the run's configuration.
+        progress: called with the amount done and the total, while images are decoded and tables are read.
 
     Raises:
-        ValueError: files that are not what they should be.
-        OSError: there are none, or they cannot be read.
+        ValueError: a file is damaged or has the wrong content.
+        OSError: there are no files, or they cannot be read.
     """
     if config.data is None:
         images = load(config.dataset, config.data_dir)
@@ -72,23 +72,23 @@ def check_data(
     model: nn.Module | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Look at all rows once, and see whether a run can take them.
+    """Checks in one pass over all rows that a run can take them.
 
-    Rows of ``torch.utils.data`` are not looked at before they are asked for.
+    Rows of ``torch.utils.data`` are not checked before they are asked for.
 
     Args:
-        config: of the run.
-        dataset: of the run.
-        model: of the run, if it is given.
-        progress: told how many bytes of how many are looked at.
+        config: the run's configuration.
+        dataset: the run's data set.
+        model: the run's model, if a program gives it.
+        progress: called with the number of rows checked and the total, or of stored values for sparse data.
 
     Raises:
-        ValueError: one line that names the data, the row and the value.
+        ValueError: a value cannot be taken; the message names the data, the row and the value in one line.
     """
     shape, dtype = dataset.data_shape, dataset.train.dtype
     if config.completes and (len(shape) != 2 or dtype not in (torch.uint8, torch.bool)):
         raise ValueError(
-            f"{dataset.name} has rows {list(shape)} of {str(dtype).removeprefix('torch.')}, but condition column is of "
+            f"{dataset.name} has rows {list(shape)} of {str(dtype).removeprefix('torch.')}, but condition column needs "
             "images [H, W], uint8 or bool"
         )
     if config.binarize == "dynamic" and not (dtype == torch.uint8 or dtype.is_floating_point):
@@ -107,16 +107,16 @@ def check_data(
 
 
 def expected_rows(likelihood: Likelihood | type[Likelihood], total: int | None, config: TrainConfig) -> Expected:
-    """What a likelihood, and the run, ask of the data."""
+    """The values that the data must hold for a likelihood and a run."""
     if likelihood.values == "finite":
         return Expected("unit", "for binarize dynamic") if config.binarize == "dynamic" else Expected()
     return Expected(likelihood.values, f"for a {likelihood.title} likelihood", total)
 
 
 def digest_rows(config: TrainConfig, dataset: Dataset) -> str | None:
-    """Tells the rows of a run from others of the same shape: a hash of some of each part, spread over all.
+    """A hash that tells a run's rows from others of the same shape, over some rows of each part, evenly spread.
 
-    Their labels are a part of it where the model is given those. None for rows of ``torch.utils.data``, which are drawn
+    It includes the labels if the model is given labels. It is None for rows of ``torch.utils.data``, which are drawn
     when they are asked for.
     """
     if isinstance(dataset.train, TorchData):
@@ -132,13 +132,13 @@ def digest_rows(config: TrainConfig, dataset: Dataset) -> str | None:
 
 
 def shape_to_model(config: TrainConfig, dataset: Dataset) -> tuple[int, ...]:
-    """``data_shape`` of the run's model: that of a row, without the column that it is given."""
+    """``data_shape`` of the run's model: that of a row, without the column if it is the condition."""
     *rest, width = dataset.data_shape
     return (*rest, width - config.completes)
 
 
 def refuse_other_rows(config: TrainConfig, model: nn.Module, dataset: Dataset) -> None:
-    """Raises ValueError where a model that is given is not of the kind, or for the rows, that the run has."""
+    """Raises ValueError if a given model is not of the run's kind or does not fit its rows."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a module, not {type(model).__name__}: a function has no weights to train")
     if not isinstance(model, Model):
@@ -151,33 +151,31 @@ def refuse_other_rows(config: TrainConfig, model: nn.Module, dataset: Dataset) -
         return
     kind = type(model).__name__.lower()
     if not isinstance(model, MODELS[config.model]):
-        raise ValueError(f"the model that is given is a {type(model).__name__}: config.model must be {kind}")
+        raise ValueError(f"the given model is a {type(model).__name__}: config.model must be {kind}")
     shape = shape_to_model(config, dataset)
     if model.data_shape != shape:
-        raise ValueError(
-            f"the model has data_shape {list(model.data_shape)}, but {dataset.name} asks for {list(shape)}"
-        )
+        raise ValueError(f"the model has data_shape {list(model.data_shape)}, but {dataset.name} needs {list(shape)}")
 
 
 def dims_of(model: nn.Module, dataset: Dataset) -> int | None:
-    """Numbers of a row that its bits are shared among; None where they are not reported."""
+    """Number of values per row by which bits are divided; None if bits are not reported."""
     return dims_of_bits(model) if isinstance(model, Model) else math.prod(dataset.data_shape)
 
 
 def model_inputs(
     config: TrainConfig, images: Data, labels: Tensor | None, generator: torch.Generator | None = None
 ) -> tuple[Any, ...]:
-    """The images themselves; or what is to be made, and the condition: the images' labels, or a column of them.
+    """The model's inputs: the images alone, or x and the condition, which is labels or a column of the images.
 
     Args:
-        config: of the run.
-        images: ``[B, *E]``; ``[B, H, W]`` uint8 or bool where a column is the condition. Of :class:`fastvae.data.Rows`
-            no copy is made.
-        labels: ``[B]`` integers, where the condition is labels.
+        config: the run's configuration.
+        images: ``[B, *E]``, or ``[B, H, W]`` uint8 or bool if the condition is a column. No copy is made of
+            :class:`fastvae.data.Rows`.
+        labels: ``[B]`` integers, if the condition is labels.
         generator: the source of the column's noise (:func:`fastvae.data.split_column`).
 
     Raises:
-        ValueError: the condition is labels, and there are none.
+        ValueError: the condition is labels and there are none.
     """
     if config.completes:
         if isinstance(images, Rows):
@@ -186,7 +184,7 @@ def model_inputs(
     if config.condition != "labels":
         return (images,)
     if labels is None:
-        raise ValueError(f"the rows have no labels, which this {config.model} is given")
+        raise ValueError(f"the rows have no labels, which this {config.model} needs as its condition")
     return images, labels
 
 
@@ -200,22 +198,22 @@ def sample(
     library: float | None = None,
     mean: bool = True,
 ) -> Tensor:
-    """Images that a model draws, or that a regressor predicts.
+    """Images that a model draws or that a regressor predicts.
 
     Args:
-        model: of the run.
-        config: of the run.
-        num: how many.
-        condition: ``[C, …]``: the conditions of a conditional model, taken in turn; by default all its labels.
+        model: the run's model.
+        config: the run's configuration.
+        num: number of images.
+        condition: ``[C, …]``, the conditions of a conditional model, taken in turn; by default all its labels.
         generator: the source of z and of draws, by default torch's own.
-        library: the sum of a row, for likelihoods by library.
-        mean: whether to return means, or draws of x.
+        library: the sum of a row, for likelihoods whose means are shares of it.
+        mean: whether to return means rather than draws of x.
 
     Returns:
-        ``[num, H, W]``, with the column that is known put back.
+        ``[num, *E]``, including the column if it is the condition.
 
     Raises:
-        ValueError: as :meth:`fastvae.models.VAE.sample`.
+        ValueError: as for :meth:`fastvae.models.VAE.sample`.
     """
     if isinstance(model, VAE):
         return model.sample(num, generator, library=library, mean=mean)
@@ -234,12 +232,12 @@ def sample(
 
 
 def reconstruct(model: Model, config: TrainConfig, *inputs: Tensor) -> Tensor:
-    """``[B, H, W]``: what the mode of a code stands for, or a regressor's prediction; as ``sample``.
+    """Reconstructions from the mode of the code, or a regressor's predictions, ``[B, *E]`` as from ``sample``.
 
     Args:
-        model: of the run.
-        config: of the run.
-        inputs: as ``model_inputs`` gives them.
+        model: the run's model.
+        config: the run's configuration.
+        inputs: the inputs from ``model_inputs``.
     """
     if isinstance(model, VAE):
         return model.reconstruct(*inputs)

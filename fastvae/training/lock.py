@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that lets one run at a time use a folder."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder for a run of this process, so that a second one cannot start or go on there.
+    """Locks a folder for a run of this process, so that a second run cannot start or resume there.
 
-    The kernel keeps the lock (``flock``): it is gone when the process is, however that ends. On a file system without
-    locks, as some of a network are, a warning is logged and the block runs all the same.
+    The kernel keeps the lock (``flock``) and releases it when the process ends, however it ends. On a file system
+    without locks, such as some network file systems, a warning is logged and the block runs without a lock.
 
     Args:
-        folder: made where it is missing, and removed again if nothing has come into it at the end.
+        folder: the folder of the run, made if it is missing and removed at the end if it is still empty.
 
     Raises:
-        TrainingError: another run holds it; the message says which process of which machine.
+        TrainingError: another run holds the folder; the message names its process and machine.
         OSError: the folder cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -1,4 +1,4 @@
-"""A training run: a folder with checkpoints, metrics, TensorBoard logs and pictures."""
+"""A training run, which writes a folder with checkpoints, metrics, TensorBoard logs and pictures."""
 
 from __future__ import annotations
 
@@ -67,32 +67,37 @@ logger = logging.getLogger("fastvae")
 
 
 class Progress(NamedTuple):
-    """How far a run is, several times a second and at the end of each epoch."""
+    """The progress of a run, reported several times a second and at the end of each epoch."""
 
     epoch: int
-    """From 1."""
+    """The current epoch, from 1."""
     epochs: int
+    """Number of epochs of the run."""
     images: int
-    """Done in this epoch, by all processes."""
+    """Number of images done in this epoch, by all processes."""
     images_per_epoch: int
+    """Number of images in an epoch."""
     loss: float
-    """What is minimised; this and the ELBO's parts in nats per image, the mean over the epoch so far (of this process'
-    own images, until the epoch is over)."""
+    """The training loss in nats per image. ``loss``, ``reconstruction`` and ``kl`` are means over the epoch so far;
+    until the epoch is over, they are means over this process' own images."""
     reconstruction: float
+    """The reconstruction term of the ELBO, in nats per image."""
     kl: float
+    """The KL term of the ELBO, in nats per image."""
     samples_per_second: float
+    """Training images per second in this epoch, by all processes."""
     test: ELBOReport | None
-    """At the end of an epoch: the test set."""
+    """The report of the test set at the end of an epoch; None before."""
 
 
 class TrainResult(NamedTuple):
-    """A finished run."""
+    """The result of a finished run."""
 
     model: Any
-    """The one that ``config`` describes, or the one that was given."""
+    """The trained model: the one that ``config`` describes, or the one that was given."""
     history: list[dict[str, Any]]
-    """One entry for each epoch, as in ``metrics.json``. ``train`` is the mean over the epoch's steps, while the
-    weights moved; ``test`` is measured after them."""
+    """One entry for each epoch, as in ``metrics.json``. ``train`` is the mean over the epoch's steps, during which the
+    weights changed; ``test`` is measured after the last step."""
 
 
 def train(
@@ -112,66 +117,67 @@ def train(
     keep: int = 2,
     save_steps: int | None = None,
 ) -> TrainResult:
-    """Train a model, or go on with a run that stopped, in one process or in those that torchrun starts.
+    """Trains a model, or resumes a stopped run, in one process or in the processes that torchrun starts.
 
-    The folder gets ``checkpoints/`` (one before the first step and after each epoch, written in the background, whole
-    or not at all), ``config.toml``, with which ``fastvae train --config`` repeats the run
-    (:func:`fastvae.training.config_file.keep_config`), ``metrics.json``, ``tensorboard/``, and at the end
-    ``samples.png``, ``reconstructions.png`` and ``curves.png``; a picture that cannot be drawn is a warning. A run that
-    was stopped in any way and resumed ends with the weights and metrics (but for times) of one that never stopped:
-    bitwise in one process on the same machine with as many threads, else up to rounding.
-    Seeds torch's own random generator, and takes numbers below 2^-126 for 0 meanwhile, in ``progress`` too
+    The run writes to its folder: ``checkpoints/`` (one before the first step and one after each epoch, each written in
+    the background and visible only once it is complete), ``config.toml``, with which ``fastvae train --config`` repeats
+    the run (:func:`fastvae.training.config_file.keep_config`), ``metrics.json``, ``tensorboard/``, and at the end
+    ``samples.png``, ``reconstructions.png`` and ``curves.png``. A picture that cannot be drawn is only a warning.
+
+    A run that was stopped in any way and resumed ends with the same weights and metrics (except times) as one that
+    never stopped: bitwise in one process on the same machine with the same number of threads, otherwise up to rounding.
+    The run seeds torch's own random generator. While it lasts, also in ``progress``, numbers below 2^-126 count as 0
     (:func:`fastvae.training.solver.flush_denormal`).
 
-    Processes share out the ``config.accumulate`` parts of each batch, or as many parts as there are processes where
-    that is more. Noise belongs to the part, so that the weights are, but for rounding, the same for any number of
-    processes up to ``config.accumulate``. They need a folder that all of them see.
+    Each batch is split into ``config.accumulate`` parts, or into as many parts as there are processes if that is more,
+    and the processes share the parts. Noise belongs to the part, so that the weights are the same up to rounding for
+    any number of processes up to ``config.accumulate``. All processes must see the run's folder.
 
     Args:
-        config: kept with its likelihood, where it names none (:meth:`TrainConfig.resolved`), or with that of ``model``.
-            On resuming it must be the run's own, but that ``data_dir`` may move and ``epochs`` grow, the latter
-            unless the learning rate decays over them.
-        out_dir: made where it is missing. One run at a time has it, which a lock sees to.
-        dataset: data of one's own, which take the place of those that ``config`` names; a run that goes on must be
-            given the same ones.
-        model: a model of one's own, which takes the place of the one that ``config`` describes: a ``VAE``, ``CVAE`` or
-            ``Regressor`` with any networks, of the kind that ``config.model`` names; or any other module that is called
-            with the rows ``[B, *E]`` (and the labels ``[B]``, for condition ``"labels"``) and returns an
-            :class:`fastvae.ELBO` of batch means, of which ``loss`` is minimised. It is trained where it is, from the
-            weights that it has; one in evaluation mode is put into training mode. A run that goes on must be given such
-            a model again, and so must :func:`fastvae.load`.
-        resume: goes on from the newest whole checkpoint where ``out_dir`` holds a run, and starts one where it holds
-            none: which of the two is logged. Without it ``out_dir`` must hold no run.
+        config: the configuration. It is saved with the likelihood that None stands for (:meth:`TrainConfig.resolved`),
+            or with that of ``model``. A resumed run needs its own configuration, in which only the paths of data may
+            change and ``epochs`` may grow, unless the learning rate decays over them.
+        out_dir: folder of the run, made if it is missing. A lock keeps a second run out of it.
+        dataset: your own data, instead of those that ``config`` names. A resumed run must be given the same data.
+        model: your own model, instead of the one that ``config`` describes. It is a ``VAE``, ``CVAE`` or ``Regressor``
+            with any networks, of the kind that ``config.model`` names. Or it is any other module that is called with
+            the rows ``[B, *E]`` (and the labels ``[B]``, for condition ``"labels"``) and returns an
+            :class:`fastvae.ELBO` of batch means, whose ``loss`` is minimised. It is trained in place from its present
+            weights, and is put into training mode. A resumed run must be given such a model again, and so must
+            :func:`fastvae.load`.
+        resume: whether to resume from the newest complete checkpoint in ``out_dir``. If it holds no run, a new one
+            starts; a log line says which of the two happens. Without ``resume``, ``out_dir`` must hold no run.
         init_from: a run, or one of its checkpoints, from whose weights a new run starts. ``config`` may differ from
             that run's in anything but the model: ``replace(saved_config(run), learning_rate=1e-4)``. The optimiser
-            starts anew and epochs count from 0; ``metrics.json`` and the checkpoints say where the weights came from.
-            A run that goes on does not read it.
+            starts anew and epochs count from 0. ``metrics.json`` and the checkpoints record where the weights came
+            from. A resumed run ignores this argument.
         progress: called with a ``Progress`` several times a second, in the first process.
-        reading: called with "reading" or "checking", how much is done and the total, while data are read and looked at
-            before the first step, where that takes long; in the first process.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the GPU, each process of a machine its own, where
-            there is one and this build has kernels for it.
-        fsdp: whether processes share out the weights and the optimiser's state as well (FSDP2), layer by layer, for
-            models that do not fit one device. The model that is returned is sharded; the checkpoint has it whole.
-        cuda_graph: whether a GPU repeats the step by itself (a CUDA graph), for networks and batches so small that the
-            host cannot keep up with it.
-        data_on: where the training set is: ``"device"``, all of it in the memory of the device; ``"host"``, where it
-            comes from, of which the rows of one batch are read ahead, by a thread and, on a GPU, with asynchronous
-            copies; ``"auto"``: on the device if it takes at most half of the memory that is free there.
-        keep: checkpoints that are kept, the newest.
-        save_steps: steps between further checkpoints within an epoch.
+        reading: called with "reading" or "checking", the amount done and the total, while data are read and checked
+            before the first step, if that takes long; in the first process.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. By default a GPU if there is one and this build has kernels for
+            it; each process of a machine takes a GPU of its own.
+        fsdp: whether to shard the weights and the optimiser's state over the processes too (FSDP2), layer by layer, for
+            models that do not fit on one device. The returned model is sharded; the checkpoint holds the whole model.
+        cuda_graph: whether to replay the step as a CUDA graph, for networks and batches so small that the host cannot
+            keep the GPU busy.
+        data_on: where the training set is. ``"device"``: all of it in the memory of the device. ``"host"``: where it
+            comes from; a thread reads the rows one batch ahead and, on a GPU, copies them asynchronously. ``"auto"``:
+            on the device if it takes at most half of the free memory there.
+        keep: number of newest checkpoints that are kept.
+        save_steps: steps between further checkpoints within an epoch; None for no further ones.
 
     Raises:
         ValueError: ``config`` contradicts the run's own, or has another model than ``init_from``; a file of the data
-            set or all checkpoints are bad; the data hold a value that the likelihood has not; a device that is not
-            there; ``fsdp`` with ``config.compile`` or ``config.learn_sigma``, or without several processes;
-            ``cuda_graph`` without a GPU, with several processes, with parts of batches or with sparse data.
-        FileExistsError: ``out_dir`` holds a run already, or with ``resume`` only remains of one.
-        FileNotFoundError: there is no data set, or nothing in ``init_from``.
+            set or every checkpoint is damaged; the data hold a value that is none of the likelihood's; the device does
+            not exist; ``fsdp`` is given with ``config.compile`` or ``config.learn_sigma``, or without several
+            processes; ``cuda_graph`` is given without a GPU, with several processes, with parts of batches or with
+            sparse data.
+        FileExistsError: ``out_dir`` already holds a run or, with ``resume``, only the remains of one.
+        FileNotFoundError: there is no data set, or ``init_from`` holds nothing.
         OSError: a file cannot be read or written.
         TrainingError: the loss is no longer finite, torch.compile failed, another process was lost, or another run is
-            in ``out_dir``.
-        StoppedError: SIGTERM came; the run is saved where it was.
+            using ``out_dir``.
+        StoppedError: the process received SIGTERM; the run was saved first.
     """
     # Loaded here because a `TrainConfig` needs neither, and both before hours of training and not after.
     from torch.utils.tensorboard import SummaryWriter
@@ -184,7 +190,7 @@ def train(
     out_dir = Path(out_dir)
     with world(device) as processes, until_terminated() as terminated, flush_denormal(), ExitStack() as held:
         if fsdp and (config.compile or config.learn_sigma or processes.size == 1):
-            raise ValueError("fsdp shares a model out: it needs several processes, no compile and no learn_sigma")
+            raise ValueError("fsdp shards a model over processes: it needs several, no compile and no learn_sigma")
         if cuda_graph and (processes.device.type != "cuda" or processes.size > 1 or config.accumulate > 1):
             raise ValueError("cuda_graph captures the step of one process on a GPU, with batches in one part")
         config = settled(config, dataset is not None, model)
@@ -325,7 +331,7 @@ class _Run:
         if not (0 <= done < self.stepper.batches and done * config.batch_size == position.images):
             raise ValueError(
                 f"{out_dir} is after step {self.step}, in epoch {self.epoch + 1}, but {dataset.name} has "
-                f"{self.stepper.rows} rows, {self.stepper.batches} steps an epoch: the run was trained on other data"
+                f"{self.stepper.rows} rows and {self.stepper.batches} steps an epoch: the run was trained on other data"
             )
         self.rows_digest = digest_rows(config, dataset)
         if None not in (position.rows, self.rows_digest) and position.rows != self.rows_digest:
@@ -359,7 +365,7 @@ class _Run:
         if optimized is None:
             optimized = names if checkpoint.position.step > 0 else []
         if not set(optimized) <= {names[index] for index in state}:
-            raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser's state is not the model's)")
+            raise ValueError(f"{checkpoint.folder}: damaged checkpoint (its optimiser state does not fit the model)")
         checkpoint.read(tensors)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 

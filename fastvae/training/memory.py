@@ -1,4 +1,4 @@
-"""What memory there is, and what of it is taken."""
+"""Free and used memory of the machine and of its GPUs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def kibibytes(file: str, name: str) -> int:
-    """A line of what Linux tells of its memory."""
+    """The number in the line ``name`` of a file in which Linux reports memory, such as ``/proc/meminfo``."""
     lines = Path(file).read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def available_bytes(device: torch.device) -> int:
-    """What a process may still take: of a GPU's memory, or of the machine's, its control group's and its own limits."""
+    """Bytes that this process may still take: of a GPU, or within the limits of machine, control group and process."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = [1024 * kibibytes("/proc/meminfo", "MemAvailable"), *_left_of_groups()]
@@ -59,7 +59,7 @@ def _cache(folder: Path) -> int:
 
 
 def is_mapped(tensor: Tensor) -> bool:
-    """Whether the memory of a tensor on the CPU is a file's."""
+    """Whether a tensor on the CPU is a map of a file."""
     address = tensor.data_ptr()
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         span, _, _, device, _, *_ = line.split(maxsplit=5)
@@ -70,11 +70,11 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Lets the C library keep what the process frees for what it asks for next; whether it can.
+    """Lets the C library keep freed memory for the next allocations; returns whether it can.
 
-    glibc gives back to the system what is free at the end of its heap, and large blocks one by one, so that the tensors
-    of each training step come as fresh pages, thousands of them, each with a fault. A process that does nothing but
-    train needs them all again in the next step. ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` in the
+    By default glibc returns free memory at the end of its heap, and every large block, to the system. The tensors of
+    each training step then come in thousands of fresh pages, each with a page fault, although a process that only
+    trains needs the same memory in every step. ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` in the
     environment do the same for any program.
     """
     try:

@@ -1,4 +1,4 @@
-"""What a run shows of itself: pictures in its folder, and curves and pictures in TensorBoard."""
+"""Output of a run to look at: pictures in its folder, and curves and pictures in TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,26 +33,27 @@ class Pictures(NamedTuple):
     """Images ``[N, H, W]`` or ``[N, 3, H, W]``, on the CPU."""
 
     samples: Tensor
+    """Samples of the model."""
     originals: Tensor
-    """Of the test set."""
+    """Images of the test set."""
     reconstructions: Tensor
-    """Of those."""
+    """Reconstructions of the originals."""
 
 
 def drawn(
     model: nn.Module, config: TrainConfig, test: Data, test_labels: Tensor | None, generator: torch.Generator
 ) -> Pictures | None:
-    """Samples, and test images with their reconstructions: of the same codes for every generator of one seed.
+    """Samples, and test images with their reconstructions. Generators with the same seed give the same codes.
 
     Args:
-        model: of the run.
-        config: of the run.
-        test: ``[M, *E]``, of which the first are reconstructed.
-        test_labels: ``[M]``, where there are any.
-        generator: on the device of the model.
+        model: the run's model.
+        config: the run's configuration.
+        test: ``[M, *E]``; the first rows are reconstructed.
+        test_labels: ``[M]``, or None if there are no labels.
+        generator: the source of the noise, on the device of the model.
 
     Returns:
-        None where rows are no images, or where the model is none of ours, which draws nothing.
+        The pictures; None if rows are no images, or if the model is not one of fastvae's models.
     """
     if not isinstance(model, Model) or not are_images(test):
         return None
@@ -74,15 +75,15 @@ def drawn(
 
 
 def are_images(data: Data) -> bool:
-    """Whether rows are ``[H, W]`` or ``[C, H, W]`` with 1 or 3 channels, of no less than 4 pixels either way."""
+    """Whether rows are ``[H, W]`` or ``[C, H, W]`` with 1 or 3 channels and at least 4 pixels on each side."""
     *channels, height, width = (0, *data.shape[1:])
     return channels in ([0], [0, 1], [0, 3]) and min(height, width) >= 4
 
 
 def unit_range(images: Tensor, originals: Tensor, output: Likelihood | None = None) -> Tensor:
-    """What is shown between black and white: by the range of the originals, unless they are uint8 or bool.
+    """Images scaled to [0, 1] by the range of the originals, unless these are uint8 or bool.
 
-    For an ``output`` of counts white is their total, or the largest of the originals where they have none.
+    For an ``output`` of counts, 1 is their total or, if they have none, the largest value of the originals.
     """
     if output is not None and output.counts:
         return images.float() / max(output.total or float(originals.max()), torch.finfo(torch.float32).tiny)
@@ -98,8 +99,8 @@ def save_pictures(folder: Path, pictures: Pictures | None, history: list[dict[st
     """Write those of a run that is over; one that cannot be drawn is a warning.
 
     Args:
-        folder: of the run.
-        pictures: of its model, if it draws any.
+        folder: folder of the run.
+        pictures: pictures of the model; None if it draws none.
         history: the list ``epochs`` of ``metrics.json``.
     """
     from fastvae import plots
@@ -118,7 +119,7 @@ def save_pictures(folder: Path, pictures: Pictures | None, history: list[dict[st
                 draw(temporary)
         except Exception as error:  # whatever it is, hours of training are worth more than a picture of them
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            logger.warning("%s could not be drawn (%s); the run is whole", folder / name, reason)
+            logger.warning("%s could not be drawn (%s); the run is complete", folder / name, reason)
 
 
 def log_epoch(
@@ -127,12 +128,12 @@ def log_epoch(
     """Write an epoch to TensorBoard.
 
     Args:
-        writer: of the run.
-        epoch: from 1.
-        train: the mean over the epoch's steps.
-        test: measured after them.
+        writer: TensorBoard's writer for the run.
+        epoch: number of the epoch, from 1.
+        train: report of the training set, the mean over the epoch's steps.
+        test: report of the test set, measured after these steps.
         rate: samples per second.
-        pictures: of the model after the epoch, if it draws any.
+        pictures: pictures of the model after the epoch; None if it draws none.
     """
     from fastvae import plots
 

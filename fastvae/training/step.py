@@ -1,4 +1,4 @@
-"""A step of training: which images, their noise, the gradient, and what Adam makes of it."""
+"""A training step: the choice of images, their noise, the gradient, and the update by Adam."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastvae.training.solver import learning_rate_schedule, make_optimizer, scal
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> Model:
-    """The model of a run, with weights by the seed of the configuration."""
+    """The model of a run, with initial weights drawn from the seed of the configuration."""
     config = config.resolved(data_given=True)
     options: dict[str, Any] = {name: getattr(config, name) for name in ("likelihood", "sigma", "learn_sigma", "total")}
     if config.network == "mlp":
@@ -43,7 +43,7 @@ def build_model(config: TrainConfig, dataset: Dataset) -> Model:
 
 
 class Objective(nn.Module):
-    """What is minimised, as a module of its own: DDP and FSDP see to gradients where a module is called."""
+    """The loss as a module, because DDP and FSDP handle gradients where a module is called."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Objective(nn.Module):
                 given = [list(term.shape) for term in terms] if isinstance(terms, ELBO) else type(terms).__name__
                 raise ValueError(
                     f"{type(model).__name__} gives {given}, expected a fastvae.ELBO(loss, reconstruction, kl) of means "
-                    "over the batch, 0-d tensors"
+                    "over the batch, as 0-d tensors"
                 )
             return terms
         samples, gradient = config.importance_samples, config.gradient
@@ -75,19 +75,19 @@ class Objective(nn.Module):
 
 
 class Stepper:
-    """The steps of one process, by number: of those before it a step sees the weights and Adam's state alone.
+    """The steps of one process by number. A step depends on earlier ones only by the weights and Adam's state.
 
     Args:
-        config: of the run.
-        dataset: whose training rows the steps take.
-        model: on the device of ``processes``.
-        processes: those that take the steps together.
+        config: the run's configuration.
+        dataset: the data set whose training rows the steps take.
+        model: the model, on the device of ``processes``.
+        processes: the processes that take the steps together.
         fsdp: as for ``train``.
         cuda_graph: as for ``train``.
         data_on: as for ``train``.
 
     Raises:
-        ValueError: data that cannot be taken so.
+        ValueError: the steps cannot take the data in this way.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Stepper:
             self._captured = CapturedStep(self._on_device, config.batch_size, self.device)
 
     def __call__(self, number: int, batch: Tensor) -> Tensor:
-        """Take step ``number`` with the images of the indices ``batch``, those of all processes.
+        """Takes step ``number`` with the images ``batch``, which are the indices for all processes.
 
         Returns:
             ``[loss, reconstruction, kl]``, float64: sums over the images of this process, in nats.
@@ -163,7 +163,7 @@ class Stepper:
         return (self._captured or self._on_device)(batch)
 
     def announce(self, batches: Sequence[Tensor], done: int, seed: int) -> None:
-        """The batches that are left of an epoch, after ``done`` others of it; ``seed`` is that of its order."""
+        """Announces the remaining batches of an epoch, after ``done`` others; ``seed`` is the seed of its order."""
         mine = (part for batch in batches for _, part, _ in self._mine(batch))
         self.feed.announce(list(mine) if self.feed.reads_ahead else [], done, seed)
 
@@ -177,7 +177,7 @@ class Stepper:
         return mine + [(0, batch[:1], 0)] * (passes - len(mine))
 
     def share(self, images: int) -> int:
-        """How many images of a batch are this process' own."""
+        """Number of images of a batch that this process takes."""
         mine = range(self.world.rank, self.parts, self.world.size)
         return sum(images // self.parts + (part < images % self.parts) for part in mine)
 
@@ -226,5 +226,5 @@ class Stepper:
 
 
 def stream(name: str, seed: int) -> int:
-    """The first of a run's seeds for ``name``, of which there is a run in a row: those of two runs hardly ever meet."""
+    """The first of a run's consecutive seeds for ``name``; those of two runs hardly ever overlap."""
     return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "big")
