@@ -34,7 +34,7 @@ template <class T>
 void refuse_tangent(const T&) {}
 inline void refuse_tangent(const Tensor& t) {
   TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t._fw_grad(0).defined(),
-                              "fastvae: there are forward-mode derivatives under torch.func alone");
+                              "fastvae: forward-mode derivatives need torch.func");
 }
 
 // The same below autograd, and below autocast, which a backward pass may be run under: the operands

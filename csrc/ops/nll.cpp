@@ -291,7 +291,7 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
   const bool is_sparse = crow_indices.has_value();
   check_dense(row.op, target);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), row.op,
-                    ": a sparse target has no gradient, and this one requires one");
+                    ": a sparse target must not require a gradient");
   // The forward pass writes the gradients of all parameters that want one, or none.
   std::array<bool, 4> written = {};
   const std::array<const Tensor*, 3> parameters = {&a, b ? &*b : nullptr, c ? &*c : nullptr};
