@@ -1,6 +1,6 @@
 // The last linear layers of a decoder and its loss, a block of rows at a time: the logits of all
-// rows, [K, B, D], are never in memory. The products are torch's, between them a block stays in the
-// cache.
+// rows, [K, B, D], are never in memory at once. The matrix products are torch's, and a block stays
+// in the cache between them.
 #include "linear.h"
 
 #include <ATen/ops/addmm.h>

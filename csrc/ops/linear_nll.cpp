@@ -1,4 +1,4 @@
-// The derivatives of layers with their loss; linear.cpp has the passes.
+// The derivatives of last layers together with their loss; linear.cpp has the passes.
 #include <ATen/ops/linear.h>
 
 #include <algorithm>

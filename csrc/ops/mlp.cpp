@@ -1,5 +1,5 @@
-// A network of linear layers as one operator: the products are torch's, and between them there is
-// one pass each way.
+// A network of linear layers as one operator: the matrix products are torch's, and between two of
+// them there is one pass forward and one backward.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
