@@ -1,7 +1,7 @@
-"""What documents say of the results, from ``results/*.json``: ``python -m benchmarks.report`` writes it.
+"""Writes what the documents say of the results in ``results/*.json``: ``python -m benchmarks.report``.
 
-The README gets its picture, ``results/overview.png``, and three figures in words; ``benchmarks/README.md`` the tables
-of the sizes that matter; ``results/README.md`` all rows, with the plot ``results/ops.png``.
+The README gets its picture, ``results/overview.png``, and three figures in words. ``benchmarks/README.md`` gets the
+tables of the sizes that matter, and ``results/README.md`` all rows, with the plot ``results/ops.png``.
 """
 
 from __future__ import annotations
