@@ -1,4 +1,4 @@
-"""How fast the operators and a training step are: ``python -m benchmarks`` says it in about a minute."""
+"""Benchmarks of the operators and of a training step: ``python -m benchmarks`` runs a few in about a minute."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Is it worth it here? A few rows of both benchmarks, and what to expect, in about a minute."""
+"""Whether fastvae is worth it on this machine: a few rows of both benchmarks, and what to expect, in a minute."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The losses of counts as single-cell models and recommenders have them, against eager PyTorch and torch.compile.
+"""The losses of counts of single-cell models and recommenders, against eager PyTorch and torch.compile.
 
     python -m benchmarks.bench_counts [--only NAME ...] [--rounds N] [--json FILE]
 
-Forward with backward of a mean loss in float32. Of each loss fastvae has dense targets in float32 and in uint8, and
-compressed rows; the others have dense ones in float32, which is what their formulas take.
+It times forward with backward of a mean loss in float32. fastvae is timed with dense targets in float32 and in uint8,
+and with compressed rows; the others with dense targets in float32, which is what their formulas take.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_evaluate CHECKPOINT [--images N] [--samples K] [--rounds N] [--json FILE]
 
-Both encode an image once, and draw and decode its samples in chunks; the plain one takes the size of a chunk that is
-fastest for it. The estimates must agree within four of their standard errors, or nothing is reported.
+Both encode an image once, and draw and decode its samples in chunks; the plain one uses the chunk size that is fastest
+for it. The estimates must agree within four of their standard errors, or nothing is reported.
 """
 
 from __future__ import annotations

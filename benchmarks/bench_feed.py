@@ -1,12 +1,12 @@
-"""Training on a file that exceeds the memory of the process, beside the same file in memory.
+"""Training on a file that exceeds the memory of the process, compared with the same file in memory.
 
     python -m benchmarks.bench_feed FOLDER [--rows N] [--memory MIB] [--batch N] [--epochs N] [--json FILE]
 
 Writes FOLDER/rows.npy once, uint8 ``[N, 3, 64, 64]`` of noise, and trains a network of 16 hidden units on it by
-``fastvae train``: the step is short, so that reading has nothing to hide behind. With ``--data-on host`` the process
-lives in a memory cgroup of its own, which counts the pages of the file that it has read as well, and so makes it read
-from the disk in every epoch (root is needed to make one). Where there is none, RLIMIT_DATA bounds what it may allocate,
-and the file may stay in the page cache. With ``--data-on device`` there is no bound.
+``fastvae train``: the step is short, so that it cannot hide the time of reading. With ``--data-on host`` the process
+runs in a memory cgroup of its own (which needs root). The cgroup also counts the pages of the file that the process has
+read, and so makes it read from the disk in every epoch. Without a cgroup, RLIMIT_DATA bounds what the process may
+allocate, and the file may stay in the page cache. With ``--data-on device`` there is no bound.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The kernels alone on one thread, in the caches, in nanoseconds an element; and how fast the memory is only read.
+"""The kernels alone on one thread, in the caches, in nanoseconds per element; and the speed of reading memory.
 
     python -m benchmarks.bench_kernels [--rounds N] [--json FILE]
 
-What a call costs by itself drops out: each figure is the difference between two sizes, both within an L2 cache of
-2 MiB a core.
-For another instruction set: ATEN_CPU_CAPABILITY=avx2 (or default).
+Each figure is the difference between two sizes, both within an L2 cache of 2 MiB a core, so that the fixed cost of a
+call cancels. ATEN_CPU_CAPABILITY=avx2 (or default) chooses another instruction set.
 """
 
 from __future__ import annotations

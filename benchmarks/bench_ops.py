@@ -3,8 +3,8 @@
     python -m benchmarks.bench_ops [--only NAME ...] [--dtype NAME] [--threads N] [--rounds N] [--json FILE]
     python -m benchmarks.bench_ops --device cuda --elements 134217728
 
-Prints a table and, with --json, writes the figures. Each contender is held against the float64 reference, gradients
-too, before it is timed.
+It prints a table and, with --json, writes the figures. The results and gradients of each contender are compared with
+the float64 reference before it is timed.
 """
 
 from __future__ import annotations

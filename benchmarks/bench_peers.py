@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_peers [--data-dir DIR] [--epochs N] [--seeds N] [--json FILE] [--plot FILE]
 
-Images a second, the most memory that the process held, and the test ELBO against the seconds of training. Each training
-runs in a process of its own, and they take turns. Needs pythae (the extra ``integrations``); takes ten minutes.
+It measures images a second, the most memory that the process held, and the test ELBO against the seconds of training.
+Each training runs in a process of its own, and they take turns. It needs pythae (the extra ``integrations``), and takes
+ten minutes.
 """
 
 from __future__ import annotations

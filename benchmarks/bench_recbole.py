@@ -1,9 +1,9 @@
-"""RecBole's MultiVAE with its own last layer and loss, and with those of ``examples/ratings_recbole.py``.
+"""RecBole's MultiVAE with its own last layer and loss, against those of ``examples/ratings_recbole.py``.
 
     python -m benchmarks.bench_recbole [--threads N] [--rounds N] [--seeds N] [--items N ...] [--json FILE]
 
-Whole training steps and their memory, the error of the gradients, and Recall@10 and NDCG@10 on MovieLens-100k. Needs
-RecBole beside fastvae (docs/drop-ins.md); takes ten minutes.
+It measures whole training steps and their memory, the error of the gradients, and Recall@10 and NDCG@10 on
+MovieLens-100k. It needs RecBole (docs/drop-ins.md), and takes ten minutes.
 """
 
 from __future__ import annotations

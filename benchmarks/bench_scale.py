@@ -1,9 +1,9 @@
-"""Images per second of training in one process and in several, at one global batch.
+"""Images per second of training in one process and in several, at the same global batch.
 
     python -m benchmarks.bench_scale [--data-dir DIR] [--batch N ...] [--processes N] [--rounds N] [--json FILE]
 
-The tutorial's network on MNIST by ``fastvae train``, one epoch after one that is not counted. One thread for each
-process, and one process with all of them; in turn, as often as there are rounds.
+``fastvae train`` trains the tutorial's network on MNIST for one epoch that is not timed and one that is. Several
+processes have one thread each, and are compared with one process that has all threads. They take turns in each round.
 """
 
 from __future__ import annotations

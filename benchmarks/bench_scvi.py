@@ -1,9 +1,9 @@
-"""scvi-tools' SCVI with its own reconstruction loss, and with that of ``examples/cells_scvi.py``.
+"""scvi-tools' SCVI with its own reconstruction loss, against that of ``examples/cells_scvi.py``.
 
     python -m benchmarks.bench_scvi [--threads N] [--rounds N] [--seeds N] [--json FILE]
 
-Whole training steps and their memory, the error of the gradients, and the ELBO of cells that were not trained on. Needs
-scvi-tools beside fastvae (docs/drop-ins.md); takes ten minutes.
+It measures whole training steps and their memory, the error of the gradients, and the ELBO of held-out cells. It needs
+scvi-tools (docs/drop-ins.md), and takes ten minutes.
 """
 
 from __future__ import annotations

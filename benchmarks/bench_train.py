@@ -1,10 +1,10 @@
-"""A whole training step of the tutorial's VAE, and the share of it that the loss has.
+"""A whole training step of the tutorial's VAE, and the loss's share of it.
 
     python -m benchmarks.bench_train [--batch N ...] [--dtype NAME ...] [--rounds N] [--json FILE]
 
 A step is forward, backward and a fused Adam. The weights and the batch are the same for all; networks, loss and Adam
 are plain PyTorch or fastvae's, in eager and under torch.compile.
-On a GPU "graph" is the step as ``fastvae train --cuda-graph`` repeats it, of images as bytes.
+On a GPU, "graph" is the step as ``fastvae train --cuda-graph`` replays it, with uint8 images.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""The table of cases: each operator as a user writes it in PyTorch, our call, the exact result, the sizes.
+"""The table of cases: each operator as a user writes it in PyTorch, fastvae's call, the exact result, the sizes.
 
-The baselines are the fastest of what was tried for each that holds the tolerances:
+Each baseline is the fastest formulation that was tried and that is within the tolerances:
 
-- ``binary_cross_entropy_with_logits`` in eager, where ``softplus(l) - l * x`` takes 1.3 to 1.6 times as long; but the
-  latter under torch.compile, which with backward makes one pass of it, and several of the former.
+- The cross-entropy is ``binary_cross_entropy_with_logits`` in eager, where ``softplus(l) - l * x`` takes 1.3 to 1.6
+  times as long. Under torch.compile it is ``softplus(l) - l * x``, which with backward becomes one pass over memory;
+  the other becomes several.
 - bfloat16 logits stay in bfloat16 in eager, where float32 takes twice as long; torch.compile converts at no cost.
-- ``mse_loss``, scaled after the sum, for a Gaussian of one sigma: 3 times as fast in eager as scaling each pixel.
+- A Gaussian with one sigma is ``mse_loss``, scaled after the sum: 3 times as fast in eager as scaling each pixel.
 - ``randint_like(x, 1, 256) <= x`` binarises uint8 images 4 times as fast as ``torch.bernoulli``.
-- ``torch.distributions.ContinuousBernoulli`` is off by more than that near the logit 0.
-- So is, of a level that the logistic distribution hardly ever gives, a difference of two sigmoids, and the density
-  that takes its place in PixelCNN++ (Salimans et al. 2017).
-- ``randn_like`` under torch.compile: see ``bench_ops.COMPILE_OPTIONS``.
+- ``torch.distributions.ContinuousBernoulli`` exceeds the tolerances near the logit 0.
+- For levels that are very improbable under the logistic distribution, a difference of two sigmoids exceeds them too,
+  and so does the density that PixelCNN++ uses instead (Salimans et al. 2017).
+- For ``randn_like`` under torch.compile see ``bench_ops.COMPILE_OPTIONS``.
 """
 
 from __future__ import annotations

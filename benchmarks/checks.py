@@ -1,4 +1,4 @@
-"""What a contender must pass before it is timed: the float64 reference, and for what is random mean and spread."""
+"""Checks before a contender is timed: against the float64 reference, and for random results of mean and spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our kernels on each instruction set that this processor has: a process for each, as torch chooses when it starts."""
+"""fastvae's kernels on each instruction set of this processor, in a process each: torch chooses the set at start."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.iwae FOLDER [--data-dir DIR] [--images N] [--json FILE]
 
-784-200-200-50 with tanh, one stochastic layer, images binarised anew at every pass (arXiv:1509.00519, sec. 5.1), with
-Adam and a cosine instead of their schedule of 3,280 epochs. Each is worth what 5,000 samples of each of the 10,000 test
-images, or of the first N, say. Takes two hours; a second call goes on where the first one stopped.
+The networks are 784-200-200-50 with tanh and one stochastic layer, on images that are binarised anew at every pass
+(arXiv:1509.00519, sec. 5.1). Adam with cosine decay takes the place of the paper's schedule of 3,280 epochs. The
+log-likelihood of each network is estimated from 5,000 samples of each of the 10,000 test images, or of the first N. It
+takes two hours; a second call continues where the first one stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What documents say of the results, from ``results/*.json``: ``python -m benchmarks.report`` writes it.
+"""Writes what the documents say of the results in ``results/*.json``: ``python -m benchmarks.report``.
 
-The README gets its picture, ``results/overview.png``, and three figures in words; ``benchmarks/README.md`` the tables
-of the sizes that matter; ``results/README.md`` all rows, with the plot ``results/ops.png``.
+The README gets its picture, ``results/overview.png``, and three figures in words. ``benchmarks/README.md`` gets the
+tables of the sizes that matter, and ``results/README.md`` all rows, with the plot ``results/ops.png``.
 """
 
 from __future__ import annotations
@@ -236,7 +236,8 @@ def full_report(ops: table.Row, train: table.Row) -> str:
     columns = table.isa_columns(ops["isa"])
     return f"""# Results
 
-Written by `python -m benchmarks.report` from `ops.json` and `train.json`; [how they are measured](../README.md).
+`python -m benchmarks.report` writes this page from `ops.json` and `train.json`. [How the results are
+measured](../README.md).
 
 ## Operators
 
@@ -258,7 +259,8 @@ Written by `python -m benchmarks.report` from `ops.json` and `train.json`; [how 
 
 ## Other machines and measurements
 
-They are in the other files of this folder, whose rows the documentation's site shows here (`make docs`).
+Results of other machines and further measurements are in the other files of this folder. The documentation's site
+(`make docs`) shows their rows here.
 
 <!-- rows: others -->
 """

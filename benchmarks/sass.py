@@ -2,9 +2,9 @@
 
     python -m benchmarks.sass OBJECT ... [--kernel REGEX] [--dump]
 
-The objects are those of the build folder (``.../kernels_CUDA.dir/...o``), the disassembler is ``cuobjdump`` of the CUDA
-toolkit, or Triton's. A loop is from the target of a backward branch to that branch; the longest that loads from memory
-is what a thread repeats for each of its vectors.
+The objects are those of the build folder (``.../kernels_CUDA.dir/...o``). The disassembler is ``cuobjdump`` of the CUDA
+toolkit, or Triton's. A loop extends from the target of a backward branch to that branch. The longest loop that loads
+from memory is what a thread repeats for each of its vectors.
 """
 
 from __future__ import annotations

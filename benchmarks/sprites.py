@@ -1,9 +1,9 @@
-"""Colour pictures of known factors, to train large networks on and to ask what a code has learnt.
+"""Colour pictures drawn from known factors, to train large networks on and to find out what a code has learnt.
 
     python -m benchmarks.sprites OUT.npy [--count 100000] [--size 64] [--seed 0] [--grid PICTURE.png]
 
-One shape stands on a grey background. OUT.npy gets the images, uint8 ``[N, 3, H, W]``; OUT.factors.npy beside it what
-they were drawn from, float32 ``[N, 8]``, whose columns are independent of each other and uniform:
+Each picture has one shape on a grey background. OUT.npy gets the images, uint8 ``[N, 3, H, W]``, and OUT.factors.npy
+the factors that they were drawn from, float32 ``[N, 8]``, whose columns are independent and uniform:
 
 | column | factor | values |
 |---|---|---|
@@ -16,8 +16,8 @@ they were drawn from, float32 ``[N, 8]``, whose columns are independent of each 
 | 6 | rotation | [0, 1): the share of the smallest turn that maps the shape onto itself |
 | 7 | background | its brightness |
 
-The first images are the same whatever the count. After dSprites (Matthey et al. 2017), which has one colour and a grid
-of values.
+The first images are the same whatever the count. The pictures follow dSprites (Matthey et al. 2017), which has one
+colour and a grid of values.
 """
 
 from __future__ import annotations

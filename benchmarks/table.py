@@ -1,4 +1,4 @@
-"""Rows of results as cells of a table, in print and in Markdown alike."""
+"""Rows of results as cells of a table, both for printing and for Markdown."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
     python -m benchmarks.time_to_quality FOLDER [--data-dir DIR] [--epochs N] [--json FILE] [--plot FILE]
 
 The tutorial's training is its own network (784-1000-500-250-30), initial weights and solver on MNIST in batches of 100
-for 100 epochs, as a user writes it in plain PyTorch. The other has the same layers, and the settings of RECIPE. Tests
-are no part of the seconds. The recipe is run before and after: a machine that changes its speed shows. Half an hour.
+for 100 epochs, as a user writes it in plain PyTorch. This package trains the same layers with the settings of RECIPE.
+The seconds do not include tests. The recipe is run before and after, so that a change of the machine's speed shows. It
+takes half an hour.
 """
 
 from __future__ import annotations

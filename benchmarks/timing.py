@@ -1,4 +1,4 @@
-"""Timing that a sceptic can rerun: contenders interleaved, medians with their spread, peak memory, the machine."""
+"""Timing that a sceptic can rerun: interleaved contenders, medians with their spread, peak memory, the machine."""
 
 from __future__ import annotations
 

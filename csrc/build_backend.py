@@ -1,8 +1,9 @@
-"""Build backend: scikit-build-core, and before it a check that PyTorch is there.
+"""Build backend: checks that PyTorch is installed, then calls scikit-build-core.
 
-PyTorch is no build requirement, because a build environment would fetch another one than the
-installed, and gigabytes of it. Without this check pip would do the same for the run-time
-dependency, and only then fail to build. A source tree that cannot be written is built elsewhere.
+PyTorch is not listed as a build requirement, because a build environment would then download
+another PyTorch than the installed one, which is gigabytes. Without this check pip would download
+one for the run-time dependency, and only then fail to build. A source tree that cannot be written
+is built in a temporary folder.
 """
 
 from __future__ import annotations

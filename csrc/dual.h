@@ -1,5 +1,6 @@
-// Numbers with a derivative along one direction: of a formula that is written over any number type,
-// they give the derivative of what it gives. Second derivatives come from the first ones by them.
+// Dual numbers: numbers with a derivative along one direction. A formula that is written over any
+// number type, evaluated with them, gives its derivative too. Applied to the formulas of first
+// derivatives, they give the second ones.
 #pragma once
 
 #include "simd_math.h"

@@ -1,8 +1,8 @@
-// Every elementwise formula and its derivatives, once, for CPU and CUDA: plain functions of scalars
+// Every elementwise formula and its derivatives, for both CPU and CUDA: plain functions of scalars
 // (float or double), no tensors, no memory, no threads. Results are in nats.
 //
-// Limits: where an argument is infinite and the limit exists, the result is the limit; NaN in gives
-// NaN out. The branches below are selects, which a compiler turns into masks.
+// Limits: where an argument is infinite and the limit exists, the result is the limit; a NaN
+// argument gives NaN. The branches below are selects, which a compiler turns into masks.
 #pragma once
 
 #include "dual.h"

@@ -1,10 +1,10 @@
-// What the likelihoods of counts need of the gamma function, and those likelihoods, in the manner
-// of simd_math.h: the float versions have no branch, no table and no call. Those of double may
+// What the likelihoods of counts need of the gamma function, and those likelihoods. As in
+// simd_math.h, the float versions have no branch, no table and no call. The double versions may
 // branch, loop and call libm.
 //
-// All rest on Binet's function S(y) = log Gamma(y) - (y - 1/2) log y + y - log(2 pi) / 2, which
-// is small and smooth for y >= 1. An argument below 1 is shifted up by 1, once. What cancels where
-// theta is large is cancelled in the formula, not in rounded numbers.
+// All are based on Binet's function S(y) = log Gamma(y) - (y - 1/2) log y + y - log(2 pi) / 2,
+// which is small and smooth for y >= 1. An argument below 1 is shifted up by 1, once. Terms that
+// cancel where theta is large are cancelled in the formula, not in rounded numbers.
 //
 // Coefficients are Lawson's as in simd_math.h. u is 2^-24.
 #pragma once

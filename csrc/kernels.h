@@ -1,5 +1,6 @@
-// What the operators ask of a device: the table of kernels and the arguments that they take. No
-// torch header: the CPU kernels are compiled once per instruction set, the CUDA ones by nvcc.
+// The table of kernels that the operators call on a device, and the arguments of these kernels.
+// No torch header is included: the CPU kernels are compiled once per instruction set, the CUDA
+// kernels by nvcc.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// The operators' schemas and where each is implemented. Public operators are composites: their
-// autograd Functions (ops/NAME.cpp) call the parts, NAME_forward and NAME_backward, of which
-// tracing sees each one.
+// The operators' schemas and their implementations. Public operators are composites: their autograd
+// Functions (ops/NAME.cpp) call the parts NAME_forward and NAME_backward, and tracing sees each of
+// these parts.
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>

@@ -1,5 +1,5 @@
-// The likelihoods, each a row of one table: its formulas, and what its kernels
-// (kernels/likelihood.cpp), its operator (ops/likelihood.cpp) and its tests need to know of it.
+// The table of likelihoods. Each row has the formulas of a likelihood and everything that its
+// kernels (kernels/likelihood.cpp), its operator (ops/likelihood.cpp) and its tests need to know.
 #pragma once
 
 #include "gamma.h"

@@ -1,7 +1,8 @@
-// The operators, as torch sees them. library.cpp: their schemas. ops/NAME.cpp: checks, allocation,
-// dispatch to a device's kernels, and the autograd Function. One stem per operator: NAME is public,
-// NAME_forward and NAME_backward are its parts below autograd. Their checks and allocation run on
-// meta tensors too: under torch.compile the same bad input gets the same error.
+// The operators, as torch sees them. library.cpp has their schemas, and ops/NAME.cpp the checks,
+// the allocation, the dispatch to a device's kernels, and the autograd Function of each. NAME is
+// the public operator, NAME_forward and NAME_backward are its parts below autograd. Their checks
+// and allocation run on meta tensors too: under torch.compile the same bad input gets the same
+// error.
 #pragma once
 
 #include <ATen/core/Generator.h>

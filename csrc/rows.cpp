@@ -192,7 +192,7 @@ void check_sparse(const char* op, const char* name, const Tensor& logits,
     int64_t last = -1;
     for (int64_t i = begin[b]; i < begin[b + 1]; last = column[i++])
       TORCH_CHECK_VALUE(last < column[i] && column[i] < D, op, ": the columns of each row of a ",
-                        "sparse target must be sorted, each there once, and lie between 0 and ",
+                        "sparse target must be sorted, without duplicates, and lie between 0 and ",
                         D - 1, ", got ", column[i], last < 0 ? " first" : " after ",
                         last < 0 ? std::string() : std::to_string(last), " in row ", b);
   }
@@ -248,7 +248,7 @@ void check_range(const char* op, const char* name, const Tensor& values, double 
 void check_probabilities(const char* op, const Tensor& target) {
   if (target.is_floating_point())
     check_range(op, "target", target, 0, 1, "must lie in [0, 1]",
-                "; images of bytes are read as x / 255 if they are left as uint8");
+                "; leave images of bytes in uint8, which is read as x / 255");
 }
 
 void check_not_negative(const char* op, const char* name, const Tensor& counts) {
@@ -289,7 +289,7 @@ KernelsFor::KernelsFor(const Tensor& t) {
   TORCH_CHECK(
       false, "fastvae: this build has kernels for ", FASTVAE_DEVICES, " tensors only, got one on ",
       t.device(),
-      "; the CUDA kernels are compiled where a CUDA build of PyTorch and nvcc are installed: "
+      "; the CUDA kernels are compiled where a CUDA build of PyTorch and nvcc are installed, by "
       "FASTVAE_CUDA=1 pip install --force-reinstall --no-deps --no-cache-dir PATH, with the PATH "
       "of "
       "fastvae's source");

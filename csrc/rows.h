@@ -1,5 +1,5 @@
-// From tensors to what kernels take: the checks that name what was wrong, and rows of elements read
-// where they lie.
+// From tensors to the arguments of kernels: checks whose errors name what was wrong, and rows of
+// elements that are read in place.
 #pragma once
 
 #include <ATen/core/Generator.h>

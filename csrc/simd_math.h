@@ -1,6 +1,6 @@
 // Elementary functions that a compiler can vectorise: no branch, no table, no call, no errno.
-// The float versions are ours on the CPU; double goes to libm and CUDA to the device's own, so
-// that a formula is written once over these names.
+// On the CPU the float versions are our own; double calls libm, and CUDA calls the device's
+// functions, so that a formula is written once with these names.
 //
 // Coefficients: weighted least squares on Chebyshev nodes, reweighted until the largest error is
 // level (Lawson), then rounded to float. Errors are the worst over every float of the range,

@@ -1,6 +1,6 @@
-// Which thread of a GPU takes which elements: plain arithmetic on sizes, so that it can be checked
-// without a GPU. It depends on nothing else, so a sum runs in the same order at every call and on
-// every card.
+// Which thread of a GPU takes which elements. This is plain arithmetic on sizes, which can be
+// tested without a GPU. It depends on nothing else, so a sum runs in the same order at every call
+// and on every GPU.
 #pragma once
 
 #include "kernels.h"

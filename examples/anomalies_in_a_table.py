@@ -1,4 +1,4 @@
-"""A table of numbers: a VAE that has seen benign tumours only tells malignant ones by their low ELBO.
+"""A table of numbers: a VAE that is trained on benign tumours alone recognises malignant ones by their low ELBO.
 
 The table is scikit-learn's breast cancer data set, 569 tumours with 30 measurements each.
 """

@@ -1,6 +1,6 @@
-"""scvi-tools: SCVI with the reconstruction loss of its counts fused, trained on its synthetic cells.
+"""scvi-tools: SCVI with a fused reconstruction loss of its counts, trained on scvi-tools' synthetic cells.
 
-Everything else is scvi-tools' own: the data, the networks, the training, and what is drawn and computed from the model.
+The data, the networks, the training and everything that is sampled or computed from the model are scvi-tools' own.
 """
 
 from __future__ import annotations

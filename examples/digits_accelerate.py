@@ -1,4 +1,4 @@
-"""Accelerate: a training loop of one's own, in bfloat16 and with accumulated gradients, on scikit-learn's digits."""
+"""Accelerate: your own training loop, in bfloat16 and with accumulated gradients, on scikit-learn's digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diffusers: `AutoencoderKL` whose posterior is fastvae's, trained on scikit-learn's digits."""
+"""Diffusers: `AutoencoderKL` with fastvae's `DiagonalGaussian` as its posterior, on scikit-learn's digits."""
 
 from __future__ import annotations
 

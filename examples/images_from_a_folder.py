@@ -2,7 +2,7 @@
 
     python examples/images_from_a_folder.py [FOLDER [OUT]]
 
-Without a folder, some hundred images of scikit-learn's digits are written to a temporary one first.
+Without FOLDER, some hundred images of scikit-learn's digits are first written to a temporary folder.
 """
 
 from __future__ import annotations

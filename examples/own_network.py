@@ -1,4 +1,4 @@
-"""An own encoder and decoder learn digits; on the command line: `fastvae train --network own_network:networks`."""
+"""Your own encoder and decoder, trained on digits. From a shell: `fastvae train --network own_network:networks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RecBole: MultiVAE with its last layer and the multinomial loss fused, on the MovieLens-100k of RecBole's wheel."""
+"""RecBole: MultiVAE with a fused last layer and multinomial loss, on the MovieLens-100k in RecBole's wheel."""
 
 from __future__ import annotations
 

@@ -119,8 +119,8 @@ def test_no_dense_copy_is_made(loss: Loss, device: str) -> None:
 @pytest.mark.parametrize(
     ("crow", "col", "message"),
     [
-        ([0, 2, 3], [1, 0, 2], r"sorted, each there once, and lie between 0 and 3, got 0 after 1 in row 0"),
-        ([0, 1, 3], [1, 2, 2], r"sorted, each there once, and lie between 0 and 3, got 2 after 2 in row 1"),
+        ([0, 2, 3], [1, 0, 2], r"sorted, without duplicates, and lie between 0 and 3, got 0 after 1 in row 0"),
+        ([0, 1, 3], [1, 2, 2], r"sorted, without duplicates, and lie between 0 and 3, got 2 after 2 in row 1"),
         ([0, 1, 3], [1, 2, 4], r"lie between 0 and 3, got 4 after 2 in row 1"),
         ([0, 1, 3], [-1, 2, 3], r"lie between 0 and 3, got -1 first in row 0"),
         ([0, 3, 2], [1, 2, 3], r"must rise from 0 to the number of its values, 3"),
@@ -143,7 +143,7 @@ def test_what_is_no_compressed_target_is_an_error() -> None:
         fastvae.poisson_nll(logits, dense.to_sparse())
     with pytest.raises(ValueError, match=r"with D as in dimension -1 of \[2, 4\], got \[2, 5\]"):
         fastvae.poisson_nll(logits, torch.ones(2, 5).to_sparse_csr())
-    with pytest.raises(ValueError, match="a sparse target has no gradient, and this one requires one"):
+    with pytest.raises(ValueError, match="a sparse target must not require a gradient"):
         fastvae.poisson_nll(logits, dense.to_sparse_csr().requires_grad_())
     with pytest.raises(ValueError, match="target must be counts"):
         fastvae.poisson_nll(logits, dense.bool().to_sparse_csr())

@@ -79,7 +79,7 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
         "hidden shape",
         lambda: LINEAR(X(3, 5), X(4, 6), None, X(3, 4)),
-        "linear_sigmoid_cross_entropy: hidden must be [B, H], or [K, B, H] with samples, beside weight [D, H] and "
+        "linear_sigmoid_cross_entropy: hidden must be [B, H], or [K, B, H] with samples, for weight [D, H] and "
         "target [B, *E], got hidden [3, 5], weight [4, 6] and target [3, 4]",
     ),
     (
@@ -140,27 +140,27 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
         "mlp weights",
         lambda: fastvae.mlp(X(3, 5), [], []),
-        "mlp: weights must hold at least one, got none",
+        "mlp: weights must hold at least one tensor, got none",
     ),
     (
         "mlp biases",
         lambda: fastvae.mlp(X(3, 5), [X(4, 5), X(2, 4)], [X(4)]),
-        "mlp: biases must hold one, or None, for each weight, got 1 for 2",
+        "mlp: biases must hold a tensor or None for each weight, got 1 for 2",
     ),
     (
         "mlp first shape",
         lambda: fastvae.mlp(X(3, 5), [X(4, 6)], [None]),
-        "mlp: weights[0] must be [H', 5], beside x [3, 5], got [4, 6]",
+        "mlp: weights[0] must be [H', 5] to fit x [3, 5], got [4, 6]",
     ),
     (
         "mlp shape",
         lambda: fastvae.mlp(X(3, 5), [X(4, 5), X(2, 5)], [None, None]),
-        "mlp: weights[1] must be [H', 4], beside the weight before it [4, 5], got [2, 5]",
+        "mlp: weights[1] must be [H', 4] to fit the weight before it [4, 5], got [2, 5]",
     ),
     (
         "mlp bias shape",
         lambda: fastvae.mlp(X(3, 5), [X(4, 5)], [X(5)]),
-        "mlp: biases[0] must be [4] beside weights[0] [4, 5], got [5]",
+        "mlp: biases[0] must be [4] to fit weights[0] [4, 5], got [5]",
     ),
     (
         "mlp x 0-d",
@@ -437,14 +437,14 @@ ERRORS: list[tuple[str, Callable[[], object], str]] = [
     (
         "target beyond 1",
         lambda: fastvae.sigmoid_cross_entropy(X(3, 4), PIXELS, check_target=True),
-        "sigmoid_cross_entropy: target must lie in [0, 1], got 255 at [1, 2]; images of bytes are read as x / 255",
+        "sigmoid_cross_entropy: target must lie in [0, 1], got 255 at [1, 2]; leave images of bytes in uint8",
     ),
     (
         "target below 0, mean",
         lambda: fastvae.sigmoid_cross_entropy(
             X(3, 4, requires_grad=True), -PIXELS, reduction="mean", check_target=True
         ),
-        "target must lie in [0, 1], got -1 at [0, 1]; images of bytes",
+        "target must lie in [0, 1], got -1 at [0, 1]; leave images of bytes in uint8, which is read as x / 255",
     ),
     (
         "target nan",

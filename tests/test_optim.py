@@ -201,8 +201,8 @@ def arguments() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("grads", lambda: [], r"grads must hold one for each parameter, got 0 for 1"),
-        ("steps", lambda: [torch.ones(())] * 2, r"steps must hold one for each parameter, got 2 for 1"),
+        ("grads", lambda: [], r"grads must hold one tensor for each parameter, got 0 for 1"),
+        ("steps", lambda: [torch.ones(())] * 2, r"steps must hold one tensor for each parameter, got 2 for 1"),
         ("params", lambda: [torch.zeros(3, 4).double()], r"params\[0\] must be float32, got Double"),
         ("grads", lambda: [torch.zeros(3, 4).half()], r"grads\[0\] must be float32, got Half"),
         ("exp_avgs", lambda: [torch.zeros(4, 3)], r"params\[0\] and exp_avgs\[0\] must have the same shape, got"),

@@ -197,7 +197,7 @@ def test_a_tangent_of_an_upstream_gradient_is_not_lost(name: str) -> None:
     ones = torch.ones_like(out)
     with (
         forward_ad.dual_level(),
-        pytest.raises(NotImplementedError, match="forward-mode derivatives under"),
+        pytest.raises(NotImplementedError, match="forward-mode derivatives need"),
     ):
         torch.autograd.grad(out, x, forward_ad.make_dual(ones, ones))
 

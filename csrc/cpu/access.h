@@ -1,5 +1,5 @@
-// A tile's operands between memory and the loops: read where they lie, or converted, collected or
-// made in a buffer, and written likewise.
+// How the loops read and write the operands of a tile. Reads are in place, or through a buffer
+// that is converted, gathered or generated; writes are in place or through a buffer too.
 #pragma once
 
 #include "../kernels.h"

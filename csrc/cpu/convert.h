@@ -1,5 +1,6 @@
-// Runs of elements between memory and the type that a loop computes in. Bit arithmetic rather than
-// intrinsics, so that one text vectorises on every instruction set.
+// Conversion of runs of elements between their type in memory and the type that a loop computes
+// in. It uses bit arithmetic instead of intrinsics, so that one source vectorises on every
+// instruction set.
 #pragma once
 
 #include "../formulas.h"

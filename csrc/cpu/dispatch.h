@@ -1,4 +1,4 @@
-// Chooses the CPU kernels for the machine that runs.
+// Chooses the CPU kernels for the processor at run time.
 #pragma once
 
 #include <c10/core/ScalarType.h>

@@ -1,9 +1,9 @@
 // The loops that every CPU kernel is made of: tiles of at most kTile elements whose operands lie in
-// L1 as float or double, the formula over them, and the way back to memory.
+// L1 as float or double, the formula over them, and the results' way back to memory.
 //
-// Compiled once per instruction set, so everything here has internal linkage and no header but the
-// torch-free ones is included. How rows are cut depends on the sizes alone, never on the number of
-// threads: the results are the same for any.
+// This file is compiled once per instruction set, so everything here has internal linkage and only
+// torch-free headers are included. How rows are divided depends on the sizes alone, never on the
+// number of threads: the results are the same for any number.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// Runs of a noise stream. The words of as many blocks as fill a vector register are made at once,
-// and then turned into numbers by a loop over the blocks.
+// Runs of a noise stream. The words of as many blocks as fill a vector register are computed at
+// once, and a loop over the blocks then turns them into numbers.
 #pragma once
 
 #ifdef __SSE2__

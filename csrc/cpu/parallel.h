@@ -1,4 +1,4 @@
-// Threads, without a torch header: the files that include this are compiled per instruction set.
+// Parallel loops without a torch header, for files that are compiled per instruction set.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the tests ask of one instruction set: its elementary functions and its raw random words.
+// What the tests call of one instruction set: its elementary functions and its raw random words.
 #pragma once
 
 #include <type_traits>

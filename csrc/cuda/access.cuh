@@ -1,5 +1,5 @@
-// Elements between a GPU's memory and its registers: in vectors where type and alignment are known
-// when compiled, else one by one by their run-time type.
+// Loads and stores of elements on a GPU: in vectors where type and alignment are known at compile
+// time, else one by one by their run-time type.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
-// Sums over the rows, of each column: the parts of a block's threads in one launch, and their sum
-// in a second one, in an order that the sizes alone decide.
+// Sums of each column over the rows. One launch computes the partial sums of each block, and a
+// second one adds them up, in an order that depends on the sizes alone.
 #pragma once
 
 #include <type_traits>

@@ -1,10 +1,10 @@
-// The loops that every CUDA kernel is made of, by the names of cpu/loops.h: one launch each, and a
-// second where several blocks have a part of one sum. tiling.h says which thread takes which
-// elements.
+// The loops that every CUDA kernel is made of, with the names of cpu/loops.h. Each takes one
+// launch, and a second one where several blocks have a part of one sum. tiling.h says which thread
+// takes which elements.
 //
-// Where all elements of a call have one type (targets: float or bytes too) and lie so that 16 bytes
-// can be read at once, the types are known when compiled. Every other call takes the general path:
-// the same threads, element by element, in float or double.
+// Where all elements of a call have one type (targets may also be float or bytes) and are aligned
+// so that 16 bytes can be read at once, the types are known at compile time. Every other call takes
+// the general path: the same threads, element by element, in float or double.
 #pragma once
 
 #include <tuple>

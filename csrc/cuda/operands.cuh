@@ -1,5 +1,5 @@
-// One operand of a loop as its elements come: read from memory, shared, or made; and which types
-// they have.
+// One operand of a loop, whose elements are read from memory, shared or generated, and the types
+// of these elements.
 #pragma once
 
 #include <type_traits>

@@ -1,5 +1,6 @@
-// What the kernels' host code asks of torch: its stream, its memory, its errors. Implemented in
-// runtime.cpp, so that no torch header reaches nvcc, and by benchmarks without torch.
+// What the kernels' host code needs of torch: its stream, its memory, its errors. runtime.cpp
+// implements it, so that no torch header reaches nvcc; benchmarks without torch have their own
+// implementation.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Sums over the elements of a row, over the segments of rows that were cut, and over columns of row
-// sums: in an order that the sizes alone decide, without atomics.
+// Sums over the elements of a row, over the segments of a row that several blocks share, and over
+// columns of row sums. Their order depends on the sizes alone, and no atomics are used.
 #pragma once
 
 #include <utility>

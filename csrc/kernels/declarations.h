@@ -1,6 +1,6 @@
-// The kernels of one device: an instruction set of the CPU, or CUDA. Each other file of this folder
-// says which loop and which formula. It is compiled for every device, over that device's loops, in
-// the namespace FASTVAE_DEVICE.
+// The kernels of one device: an instruction set of the CPU, or CUDA. The other files of this folder
+// say which loop runs which formula. Each is compiled for every device, with the loops of that
+// device, in the namespace FASTVAE_DEVICE.
 #pragma once
 
 #include <type_traits>

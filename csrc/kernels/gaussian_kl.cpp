@@ -1,4 +1,4 @@
-// gaussian_kl and its derivatives, from the standard normal or from a prior.
+// gaussian_kl from the standard normal or from a prior, and its derivatives.
 #include "declarations.h"
 #include "loops.h"
 

@@ -1,4 +1,4 @@
-// What a network does between its products.
+// What a network computes between its matrix products: biases, activations, their derivatives.
 #include "declarations.h"
 #include "loops.h"
 

@@ -1,5 +1,5 @@
-// The passes of one likelihood, FASTVAE_LIKELIHOOD: CMakeLists.txt has this file compiled once for
-// each of the table in likelihoods.h.
+// The passes of one likelihood, FASTVAE_LIKELIHOOD: CMakeLists.txt compiles this file once for each
+// likelihood of the table in likelihoods.h.
 #include <utility>
 
 #include "likelihoods.h"

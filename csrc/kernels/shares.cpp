@@ -1,5 +1,5 @@
-// The shares of a row that logits stand for, softmax(x), and their logarithms. What a row has in
-// common is found first: its largest element, and the sum of what the others are beside that one.
+// The shares of a row, softmax(x) of its logits, and their logarithms. A first pass finds what all
+// elements of a row need: its largest element, and the sum of e^(x - largest).
 #include "../simd_math.h"
 #include "declarations.h"
 #include "loops.h"

@@ -1,5 +1,5 @@
-// What is done with what an operator has made: sums, in an order that the sizes alone decide, and a
-// factor.
+// What is done with the results of an operator: sums, in an order that depends on the sizes alone,
+// and the multiplication by a factor.
 #include "declarations.h"
 #include "loops.h"
 

@@ -1,4 +1,4 @@
-// What the functions that a loop runs return.
+// The return type of the functions that a loop runs.
 #pragma once
 
 #include "../formulas.h"

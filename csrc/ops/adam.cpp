@@ -48,7 +48,7 @@ void adam_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
        {std::pair("grads", grads), std::pair("exp_avgs", exp_avgs),
         std::pair("exp_avg_sqs", exp_avg_sqs), std::pair("steps", steps)})
     TORCH_CHECK_VALUE(list.size() == params.size(), kOp, ": ", name,
-                      " must hold one for each parameter, got ", list.size(), " for ",
+                      " must hold one tensor for each parameter, got ", list.size(), " for ",
                       params.size());
   if (params.empty()) return;
   for (size_t i = 0; i < params.size(); ++i) {

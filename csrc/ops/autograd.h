@@ -1,10 +1,10 @@
 // What the autograd Functions share. A first derivative is one call of a NAME_backward kernel;
-// where a graph of the derivative itself is asked for (create_graph=True), the same derivative is
-// taken in ATen operations, which autograd then differentiates to any order. Likelihoods have a
+// where a graph of the derivative itself is needed (create_graph=True), the same derivative is
+// computed by ATen operations, which autograd then differentiates to any order. Likelihoods have a
 // kernel for the second derivative too, and no third one.
 //
-// Forward-mode derivatives and functorch's transforms are refused by torch::autograd::Function; the
-// Python functions send the latter to the reference.
+// torch::autograd::Function refuses forward-mode derivatives and functorch's transforms; under the
+// latter the Python functions call the reference instead.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -34,7 +34,7 @@ template <class T>
 void refuse_tangent(const T&) {}
 inline void refuse_tangent(const Tensor& t) {
   TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t._fw_grad(0).defined(),
-                              "fastvae: there are forward-mode derivatives under torch.func alone");
+                              "fastvae: forward-mode derivatives need torch.func");
 }
 inline void refuse_tangent(const MaybeTensor& t) {
   if (t.has_value()) refuse_tangent(*t);

@@ -82,7 +82,7 @@ Tensor binarize(const Tensor& images, MaybeGenerator generator, const MaybeTenso
   TORCH_CHECK_VALUE(
       !at::isFloatingType(dtype) || !((at::GradMode::is_enabled() && images.requires_grad()) ||
                                       images._fw_grad(/*level=*/0).defined()),
-      "fastvae.binarize: a draw has no derivative: images must not require one");
+      "fastvae.binarize: images must not require a gradient: a draw has no derivative");
   return call<binarize_forward>("fastvae::binarize_forward", images, index, dtype, generator,
                                 unique_if_traced(images));
 }

@@ -1,4 +1,4 @@
-// A linear layer with its activation: what operators over networks have in common.
+// A linear layer with its activation, which the operators over networks share.
 #pragma once
 
 #include "../ops.h"

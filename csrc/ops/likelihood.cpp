@@ -90,7 +90,7 @@ void Given::check(const char* op, bool check_target_values) const {
   const likelihoods::Row& row = this->row();
   const char* name = row.parameters[0];
   TORCH_CHECK_VALUE(!is_sparse() || row.data == Data::counts, op,
-                    ": takes no sparse target, whose elements are counts");
+                    ": target must be dense, because it holds no counts");
   if (row.data == Data::counts) {
     check_counts(op, "target", target);
   } else if (row.data == Data::levels) {
@@ -105,7 +105,7 @@ void Given::check(const char* op, bool check_target_values) const {
     check_samples(op, name, first(), target);
   if (log_library.has_value()) {
     TORCH_CHECK_VALUE(row.shares == likelihoods::Shares::of_library, op,
-                      ": has no log_library, which is that of a mean");
+                      ": takes no log_library, because its means are not shares of one");
     check_floating(op, "log_library", *log_library);
     check_same_device(op, name, first(), "log_library", *log_library);
     TORCH_CHECK_VALUE(log_library->sym_sizes() == rows() ||

@@ -1,4 +1,4 @@
-// Likelihoods by their rows of the table, for the operators that have one as a part.
+// Likelihoods by their rows of the table, for the operators that include one.
 #pragma once
 
 #include <algorithm>

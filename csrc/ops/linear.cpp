@@ -1,6 +1,6 @@
 // The last linear layers of a decoder and its loss, a block of rows at a time: the logits of all
-// rows, [K, B, D], are never in memory. The products are torch's, between them a block stays in the
-// cache.
+// rows, [K, B, D], are never in memory at once. The matrix products are torch's, and a block stays
+// in the cache between them.
 #include "linear.h"
 
 #include <ATen/ops/addmm.h>
@@ -42,8 +42,8 @@ LinearGiven::LinearGiven(Likelihood likelihood, const Tensor& hidden, const Tens
   if (second_weight.has_value()) heads.push_back({*second_weight, second_bias});
   TORCH_CHECK_VALUE(heads.size() + last.has_value() == size_t(row_of(likelihood).count),
                     linear_op(likelihood), ": takes ", row_of(likelihood).count,
-                    " parameters, got ", heads.size(), " layers and ",
-                    last.has_value() ? "one" : "none", " that is shared");
+                    " parameters, got ", heads.size(), " from layers and ",
+                    last.has_value() ? "one" : "none", " that all rows share");
 }
 
 Given LinearGiven::of(at::ArrayRef<Tensor> results, const Tensor& target_of_them) const {
@@ -81,7 +81,7 @@ void LinearGiven::check(bool check_target) const {
     for (const auto& size : target.sym_sizes().slice(1)) sizes.push_back(size);
   TORCH_CHECK_VALUE((hidden.dim() == 2 || hidden.dim() == 3) && hidden.sym_size(-1) == width &&
                         hidden.sym_size(-2) == batch,
-                    op, ": hidden must be [B, H], or [K, B, H] with samples, beside weight [D, H] ",
+                    op, ": hidden must be [B, H], or [K, B, H] with samples, for weight [D, H] ",
                     "and target [B, *E], got hidden ", hidden.sym_sizes(), ", weight ",
                     weight.sym_sizes(), " and target ", c10::SymIntArrayRef(sizes));
   c10::SymInt event = 1;

@@ -1,4 +1,4 @@
-// The derivatives of layers with their loss; linear.cpp has the passes.
+// The derivatives of last layers together with their loss; linear.cpp has the passes.
 #include <ATen/ops/linear.h>
 
 #include <algorithm>
@@ -151,7 +151,7 @@ Tensor linear_nll(c10::string_view name, const Tensor& hidden, const Tensor& wei
   const Reduction parsed = parse_reduction(op.c_str(), reduction);
   const Activation f = parse_activation(op.c_str(), activation);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), op,
-                    ": a sparse target has no gradient, and this one requires one");
+                    ": a sparse target must not require a gradient");
   const auto is_wanted = [](const MaybeTensor& t) { return t.has_value() && t->requires_grad(); };
   const Wanted wanted = {hidden.requires_grad(), weight.requires_grad(),   is_wanted(bias),
                          target.requires_grad(), is_wanted(second_weight), is_wanted(second_bias),

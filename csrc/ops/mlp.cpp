@@ -1,5 +1,5 @@
-// A network of linear layers as one operator: the products are torch's, and between them there is
-// one pass each way.
+// A network of linear layers as one operator: the matrix products are torch's, and between two of
+// them there is one pass forward and one backward.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
@@ -19,9 +19,9 @@ constexpr const char* kOp = "fastvae.mlp";
 
 void check_mlp(const Tensor& x, at::TensorList weights, at::TensorList biases,
                at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(!weights.empty(), kOp, ": weights must hold at least one, got none");
+  TORCH_CHECK_VALUE(!weights.empty(), kOp, ": weights must hold at least one tensor, got none");
   TORCH_CHECK_VALUE(weights.size() == biases.size(), kOp,
-                    ": biases must hold one, or None, for each weight, got ", biases.size(),
+                    ": biases must hold a tensor or None for each weight, got ", biases.size(),
                     " for ", weights.size());
   TORCH_CHECK_VALUE(
       is_supported_floating(x) || x.scalar_type() == at::kByte || x.scalar_type() == at::kBool, kOp,
@@ -36,23 +36,23 @@ void check_mlp(const Tensor& x, at::TensorList weights, at::TensorList biases,
     TORCH_CHECK_VALUE(weight.scalar_type() == weights[0].scalar_type(), kOp,
                       ": weights must have one dtype, got ", weights[0].scalar_type(), " and, in ",
                       name, ", ", weight.scalar_type());
-    TORCH_CHECK_VALUE(
-        weight.dim() == 2 && weight.sym_size(1) == width, kOp, ": ", name, " must be [H', ", width,
-        "], beside ", i == 0 ? "x " : "the weight before it ",
-        i == 0 ? x.sym_sizes() : weights[i - 1].sym_sizes(), ", got ", weight.sym_sizes());
+    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.sym_size(1) == width, kOp, ": ", name,
+                      " must be [H', ", width, "] to fit ", i == 0 ? "x " : "the weight before it ",
+                      i == 0 ? x.sym_sizes() : weights[i - 1].sym_sizes(), ", got ",
+                      weight.sym_sizes());
     width = weight.sym_size(0);
     if (!bias.defined()) continue;
     const std::string bias_name = "biases[" + std::to_string(i) + "]";
     check_same_device(kOp, "x", x, bias_name.c_str(), bias);
     TORCH_CHECK_VALUE(bias.dim() == 1 && bias.sym_size(0) == width, kOp, ": ", bias_name,
-                      " must be [", width, "] beside ", name, " ", weight.sym_sizes(), ", got ",
+                      " must be [", width, "] to fit ", name, " ", weight.sym_sizes(), ", got ",
                       bias.sym_sizes());
     TORCH_CHECK_VALUE(bias.scalar_type() == weight.scalar_type(), kOp, ": ", bias_name,
                       " must have the dtype of ", name, ", ", weight.scalar_type(), ", got ",
                       bias.scalar_type());
   }
   TORCH_CHECK_VALUE(is_supported_floating(dtype), kOp,
-                    ": products are in float32, float64, bfloat16 or float16, got ", dtype);
+                    ": products must be in float32, float64, bfloat16 or float16, got ", dtype);
 }
 
 c10::SymInt rows_of(const Tensor& x) {

@@ -311,7 +311,7 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
   const bool is_sparse = crow_indices.has_value();
   check_dense(row.op, target);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), row.op,
-                    ": a sparse target has no gradient, and this one requires one");
+                    ": a sparse target must not require a gradient");
   Call own = {likelihood, scale_value, reduction, crow_indices, col_indices, {}, check_target};
   const auto follows = [](const MaybeTensor& t) { return t.has_value() && t->requires_grad(); };
   if (!graph_wanted() || !(follows(a) || follows(target) || follows(b) || follows(c) ||

@@ -1,4 +1,4 @@
-// What operators give back: their memory, and what is made of row sums.
+// The results of operators: their memory, and the reductions of row sums.
 #pragma once
 
 #include "../ops.h"

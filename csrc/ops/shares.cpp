@@ -1,6 +1,7 @@
-// Likelihoods whose means are shares of a row's library: mean = library * softmax(logits). What the
-// kernels take, the logarithms of the means, and what they give, the derivatives by these, are made
-// for a part of the rows at a time, which stays in the cache: no tensor of the logits' size is.
+// Likelihoods whose means are shares of a row's library: mean = library * softmax(logits). The
+// kernels take the logarithms of the means and give the derivatives with respect to these. Both are
+// computed for a part of the rows at a time, which stays in the cache; neither ever exists as a
+// tensor of the logits' size.
 #include <ATen/ops/amax.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
