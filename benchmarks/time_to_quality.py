@@ -91,12 +91,17 @@ def show(name: str, epoch: int, epochs: int, curve: Curve) -> None:
 @contextmanager
 def elbo_against_seconds(file: Path) -> Iterator[Any]:
     """Axes to draw curves into; then the picture is written."""
+    from matplotlib import ticker
+
     from fastvae.plots import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     yield axes
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("test ELBO, nats")
     axes.grid(alpha=0.3)

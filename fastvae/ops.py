@@ -823,7 +823,8 @@ def linear_negative_binomial_nll(
     """:func:`negative_binomial_nll` of ``log_mean = f(hidden) @ weight.T + bias``, computed by blocks of rows.
 
     No tensor of all means or of all logits of zeros is made, forward or backward. For the size of a block, the
-    gradients and what is kept, see :func:`linear_sigmoid_cross_entropy`.
+    gradients and what is kept, see :func:`linear_sigmoid_cross_entropy`. With ``zero_weight`` no logits are kept. If
+    ``log_theta`` requires a gradient and is not one value per column, the backward pass computes all gradients.
 
     Args:
         hidden: ``[B, H]`` or ``[K, B, H]``, floating point: the input of ``activation`` and the layers.
