@@ -69,6 +69,8 @@ class Operator:
     arguments back to noise of mean 0 and variance 1; its ``exact`` takes that noise as one more argument, and its first
     output is a sample, that a decoder would go on with. All else are losses. ``fused`` is how to write it for
     torch.compile, where that is another way than in eager; ``samples``: how many it draws for each element.
+    ``usual_error``: what the usual formula is off by in float32 where that is more than ``checks.TOLERANCE``, as a part
+    of the largest expected value.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Operator:
     noise: Function | None = None
     fused: Function | None = None
     samples: int = 1
+    usual_error: float = 0.0
 
     @property
     def differentiable(self) -> bool:
@@ -437,6 +440,7 @@ OPERATORS = [
         lambda *t: reference.negative_binomial_nll(*t, reduction="mean"),
         (Case((512, 4000)), Case((512, 4000), target=torch.int32)),
         variant="theta [D]",
+        usual_error=1e-2,  # differences of lgamma and of digamma, torch's and torch.compile's: 1e-3 was seen
     ),
     Operator(
         "negative_binomial_nll",
@@ -446,6 +450,7 @@ OPERATORS = [
         lambda a, z, b, x: reference.negative_binomial_nll(a, b, x, zero_logits=z, reduction="mean"),
         (Case((512, 4000)), Case((512, 4000), target=torch.int32)),
         variant="zero-inflated, theta [D]",
+        usual_error=1e-2,
     ),
     Operator(
         "continuous_bernoulli_nll",

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 # What the tabs of an operator's page are called, and the results that they show.
 MACHINES = {
     "CPU, AVX-512": ("ops.json",),
-    "CPU, AVX2": ("ops-avx2.json", "linear-avx2.json"),
+    "CPU, AVX2": ("ops-avx2.json",),
     "GPU, H200": ("gpu-ops.json",),
     "GPU, H100": ("gpu-ops-h100.json",),
 }
@@ -126,7 +126,6 @@ def other_results() -> str:
 def _others() -> Iterator[tuple[str, str]]:
     for title, name in (
         ("Operators, AMD EPYC with AVX2", "ops-avx2.json"),
-        ("Last layer with its loss, AMD EPYC with AVX2", "linear-avx2.json"),
         ("Operators, AMD EPYC with AVX-512, an earlier suite", "ops-amd.json"),
         ("Operators, NVIDIA H200", "gpu-ops.json"),
         ("Operators, NVIDIA H100", "gpu-ops-h100.json"),
