@@ -61,8 +61,7 @@ dist-check: install
 cuda-check: install
 	PYTHON=$(abspath $(bin))/python .ci/cuda_check.sh
 
-# pip and uv install what dist-check and cuda-check built, from an index on this machine; wheels for another version of
-# PyTorch are refused.
+# pip and uv install what dist-check built from an index on this machine; other versions of PyTorch are refused.
 index-check: install
 	$(bin)/python .ci/index_check.py build/index $(bin)/python $(wildcard .venv-cuda/bin/python)
 

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Everything about CUDA that needs no GPU. Builds the library in an environment of its own against a CUDA build of
 # PyTorch, the oldest supported, with warnings as errors: spilled registers and local memory among them. Then runs the
-# operators' tests on the CUDA kernels, compiled for the CPU. build/index gets the release wheel. Needs nvcc.
-# CUDA_ARCHITECTURES names fewer to compile for.
+# operators' tests on the CUDA kernels, compiled for the CPU. Needs nvcc. CUDA_ARCHITECTURES names fewer to compile for.
 set -euo pipefail
 source=$PWD
 venv=$source/.venv-cuda
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive  # of two processes on a few cores
-export FASTVAE_HOOKS=1  # for the tests
+export FASTVAE_HOOKS=1           # for the tests
 strict=-Ccmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
 tests=(-q -n 2 --durations 8 -p no:cacheprovider -o pythonpath= -m "not slow")
 
@@ -38,10 +37,8 @@ refused "FASTVAE_CUDA=1 needs a CUDA build of PyTorch" FASTVAE_CUDA=1 FASTVAE_TO
 
 architectures=${CUDA_ARCHITECTURES:-80-real;90-real;100-real}
 echo "$architectures:"
-build=("$strict" -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="$architectures" "$source")
-FASTVAE_CUDA=1 "$python" -m pip install --quiet --no-deps --force-reinstall "${build[@]}"
-FASTVAE_CUDA=1 FASTVAE_HOOKS=0 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/wheel" "${build[@]}"
-"$PYTHON" .ci/release.py "$source/build/index" "$work"/wheel/*.whl
+FASTVAE_CUDA=1 "$python" -m pip install --quiet --no-deps --force-reinstall "$strict" \
+  -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="$architectures" "$source"
 cd "$source/tests"
 "$python" cuda/build.py
 "$python" -m pytest "${tests[@]}" -k "not gradcheck and not threads_do_not" test_errors.py test_transforms.py \
