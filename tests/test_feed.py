@@ -500,7 +500,7 @@ def test_another_kind_or_shape_of_model_is_named(tmp_path):
     dataset = Dataset.from_arrays(images())
     with pytest.raises(ValueError, match=r"a VAE: config\.model must be vae"):
         train(small(model="cvae"), tmp_path / "run", dataset=dataset, model=VAE((6, 5)))
-    with pytest.raises(ValueError, match=r"the model has data_shape \[5, 6\], but the data asks for \[6, 5\]"):
+    with pytest.raises(ValueError, match=r"the model has data_shape \[5, 6\], but the data needs \[6, 5\]"):
         train(small(), tmp_path / "run", dataset=dataset, model=VAE((5, 6)))
 
 
