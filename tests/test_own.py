@@ -93,7 +93,7 @@ def test_a_run_refuses_to_go_on_with_fewer_rows(tmp_path: Path) -> None:
     rows = torch.rand(60, 8)
     train(CONFIG, tmp_path, dataset=Dataset.from_arrays(rows))
     longer = TrainConfig(hidden=(16,), latent_dim=2, epochs=2, batch_size=20)
-    for fewer, message in ((40, "36 rows, 2 steps"), (20, "18 rows, 1 steps")):
+    for fewer, message in ((40, "36 rows and 2 steps"), (20, "18 rows and 1 steps")):
         with pytest.raises(ValueError, match=f"is after step 3, in epoch 2, but the data has {message} an epoch"):
             train(longer, tmp_path, dataset=Dataset.from_arrays(rows[:fewer]), resume=True)
     assert len(train(longer, tmp_path, dataset=Dataset.from_arrays(rows), resume=True).history) == 2
