@@ -55,6 +55,8 @@ inline Tensor if_wanted(bool wanted, const Tensor& t) { return wanted ? t : Tens
 
 inline bool graph_wanted() { return at::GradMode::is_enabled(); }
 
+inline bool requires_grad(const MaybeTensor& t) { return t.has_value() && t->requires_grad(); }
+
 inline MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; }
 
 // Sum over the K samples of a gradient that belongs to [B, *E].

@@ -152,10 +152,10 @@ Tensor linear_nll(c10::string_view name, const Tensor& hidden, const Tensor& wei
   const Activation f = parse_activation(op.c_str(), activation);
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), op,
                     ": a sparse target must not require a gradient");
-  const auto is_wanted = [](const MaybeTensor& t) { return t.has_value() && t->requires_grad(); };
-  const Wanted wanted = {hidden.requires_grad(), weight.requires_grad(),   is_wanted(bias),
-                         target.requires_grad(), is_wanted(second_weight), is_wanted(second_bias),
-                         is_wanted(shared),      is_wanted(log_library)};
+  const Wanted wanted = {requires_grad(hidden),        requires_grad(weight),
+                         requires_grad(bias),          requires_grad(target),
+                         requires_grad(second_weight), requires_grad(second_bias),
+                         requires_grad(shared),        requires_grad(log_library)};
   const bool any = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
   // Where the forward pass can write the gradients of all, it does.
   const bool with_grads = writes_grad(any && !wanted[kTarget], hidden, parsed) &&

@@ -219,8 +219,8 @@ struct Call {
   bool check_target;
 };
 
-Tensor without_gradients(const Tensor& a, const Tensor& target, const MaybeTensor& b,
-                         const MaybeTensor& c, const MaybeTensor& scale,
+Tensor without_gradients(const Tensor& a, const MaybeTensor& b, const MaybeTensor& c,
+                         const Tensor& target, const MaybeTensor& scale,
                          const MaybeTensor& log_library, const Call& own) {
   return call<nll_forward>("fastvae::nll_forward", row_of(own.likelihood).name, a, b, c, target,
                            scale, own.scale_value, is_of_shares(own.likelihood, log_library),
@@ -230,8 +230,8 @@ Tensor without_gradients(const Tensor& a, const Tensor& target, const MaybeTenso
 struct NLL : Function<NLL> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& target,
-                               const MaybeTensor& b, const MaybeTensor& c, const MaybeTensor& scale,
+  static variable_list forward(AutogradContext* ctx, const Tensor& a, const MaybeTensor& b,
+                               const MaybeTensor& c, const Tensor& target, const MaybeTensor& scale,
                                const MaybeTensor& log_library, const Call& own) {
     Tensor rows;
     if (own.written != std::array<bool, 4>{}) {
@@ -244,37 +244,31 @@ struct NLL : Function<NLL> {
       for (size_t i = 0; i < 4; ++i) kept.push_back(if_wanted(own.written[i], grads[i]));
       keep_written(ctx, std::move(kept));
     } else {
-      rows = without_gradients(a, target, b, c, scale, log_library, own);
+      rows = without_gradients(a, b, c, target, scale, log_library, own);
     }
-    variable_list saved = {a, target};  // what most calls have comes first
-    for (const MaybeTensor* t : {&b, &c, &scale, &log_library, &own.crow_indices, &own.col_indices})
-      saved.push_back(t->value_or(Tensor()));
-    while (!saved.back().defined()) saved.pop_back();
-    ctx->save_for_backward(std::move(saved));
+    const auto saved = [](const MaybeTensor& t) { return t.value_or(Tensor()); };
+    ctx->save_for_backward({a, saved(b), saved(c), target, saved(scale), saved(log_library),
+                            saved(own.crow_indices), saved(own.col_indices)});
     ctx->saved_data["likelihood"] = static_cast<int64_t>(own.likelihood);
     ctx->saved_data["reduction"] = static_cast<int64_t>(own.reduction);
-    if (own.scale_value != 1) ctx->saved_data["scale_value"] = own.scale_value;
+    ctx->saved_data["scale_value"] = own.scale_value;
     return {reduce(rows, own.reduction)};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    variable_list saved = ctx->get_saved_variables();
-    saved.resize(8);
+    const auto saved = ctx->get_saved_variables();
     const auto likelihood = static_cast<Likelihood>(ctx->saved_data["likelihood"].toInt());
     const auto reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt());
-    const auto scale = ctx->saved_data.find("scale_value");
     const MaybeTensor log_library = maybe(saved[5]);
-    const Given given(
-        likelihood, saved[0], maybe(saved[2]), maybe(saved[3]), saved[1], maybe(saved[4]),
-        scale == ctx->saved_data.end() ? 1 : scale->second.toDouble(),
-        is_of_shares(likelihood, log_library), log_library, maybe(saved[6]), maybe(saved[7]));
+    const Given given(likelihood, saved[0], maybe(saved[1]), maybe(saved[2]), saved[3],
+                      maybe(saved[4]), ctx->saved_data["scale_value"].toDouble(),
+                      is_of_shares(likelihood, log_library), log_library, maybe(saved[6]),
+                      maybe(saved[7]));
     const auto per_row = [&] { return unreduce(grads[0], reduction, given.rows()); };
-    // In the order of the masks, of which this is the place of each input; absent tensors have no
-    // index.
-    constexpr size_t order[] = {0, 3, 1, 2, 4, 5};
+    // Absent tensors have no index.
     std::array<bool, 6> wanted;
     for (size_t i = 0, next = 0; i < wanted.size(); ++i)
-      wanted[order[i]] = saved[i].defined() && ctx->needs_input_grad(next++);
+      wanted[i] = saved[i].defined() && ctx->needs_input_grad(next++);
     std::array<Tensor, 6> g;
     if (graph_wanted()) {
       g = differentiable_gradients(given, per_row(), wanted);
@@ -286,14 +280,14 @@ struct NLL : Function<NLL> {
         if (written[i].defined()) mask[place[i]] = false;
       if (mask != std::array<bool, 6>{})
         std::tie(g[0], g[1], g[2], g[3], g[4], g[5]) = call<nll_backward>(
-            "fastvae::nll_backward", per_row(), given.row().name, saved[0], maybe(saved[2]),
-            maybe(saved[3]), saved[1], given.scale, given.scale_value, given.of_shares,
+            "fastvae::nll_backward", per_row(), given.row().name, saved[0], maybe(saved[1]),
+            maybe(saved[2]), saved[3], given.scale, given.scale_value, given.of_shares,
             given.log_library, given.crow_indices, given.col_indices, mask);
       for (size_t i = 0; i < written.size(); ++i)
         if (written[i].defined()) g[place[i]] = written[i];
     }
     variable_list result(7);
-    for (size_t i = 0; i < g.size(); ++i) result[i] = if_wanted(wanted[order[i]], g[order[i]]);
+    for (size_t i = 0; i < g.size(); ++i) result[i] = if_wanted(wanted[i], g[i]);
     return result;
   }
 };
@@ -313,10 +307,10 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
   TORCH_CHECK_VALUE(!is_sparse || !target.requires_grad(), row.op,
                     ": a sparse target must not require a gradient");
   Call own = {likelihood, scale_value, reduction, crow_indices, col_indices, {}, check_target};
-  const auto follows = [](const MaybeTensor& t) { return t.has_value() && t->requires_grad(); };
-  if (!graph_wanted() || !(follows(a) || follows(target) || follows(b) || follows(c) ||
-                           follows(scale) || follows(log_library)))
-    return reduce(without_gradients(a, target, b, c, scale, log_library, own), reduction);
+  if (!graph_wanted() ||
+      !(requires_grad(a) || requires_grad(b) || requires_grad(c) || requires_grad(target) ||
+        requires_grad(scale) || requires_grad(log_library)))
+    return reduce(without_gradients(a, b, c, target, scale, log_library, own), reduction);
   // The forward pass writes the gradients of all parameters that want one, or none.
   const std::array<const Tensor*, 3> parameters = {&a, b ? &*b : nullptr, c ? &*c : nullptr};
   bool all = writes_grad(true, a, reduction);
@@ -325,9 +319,9 @@ Tensor nll(c10::string_view name, const Tensor& a, const Tensor& target,
     all = all && (!own.written[i] || parameters[i]->sym_sizes() == a.sym_sizes() ||
                   is_of_columns(*parameters[i], a, is_sparse ? 1 : target.dim() - 1));
   }
-  own.written[3] = follows(log_library);
+  own.written[3] = requires_grad(log_library);
   if (!all) own.written = {};
-  return NLL::apply(a, target, b, c, scale, log_library, own)[0];
+  return NLL::apply(a, b, c, target, scale, log_library, own)[0];
 }
 
 }  // namespace fastvae::ops
